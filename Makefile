@@ -1,0 +1,33 @@
+# Every target sets up what it needs; `make` alone lists them.
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check acceptance
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready ## a virtual environment with everything, in exact versions
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[retrieval,dev]'
+	@touch $@
+
+run: setup ## edit the embedded world with KDPO and FT-M and show the table (first time: trains the world's model)
+	@$(BIN)/kedit sweeps=quickstart
+
+test: setup ## the tests (KEDIT_TEST_DATA=DIR: also on the full benchmark files)
+	$(BIN)/pytest
+
+check: setup ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+acceptance: setup ## the slower checks: the world's recipe, editing scores over three seeds, kills and restarts
+	$(BIN)/pytest -m acceptance
