@@ -1,0 +1,81 @@
+"""Loading a model with transformers and accelerate, from the hub or from a local directory."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from kedit.artefacts import digest, remembered_sha256
+from kedit.errors import InputError
+from kedit.lm.model import LM
+from kedit.lm.text import Side
+
+
+def load(
+    path: str,
+    *,
+    revision: str = "main",
+    dtype: str = "float32",
+    device_map: str | dict[str, Any] = "auto",
+    offload_folder: str | None = None,
+    trust_remote_code: bool = False,
+    token_budget: int = 4096,
+    padding_side: Side = "right",
+    keep_edge_spaces: bool = False,
+) -> LM:
+    """An LM from a local directory or a hub id; weights are read from safetensors only.
+
+    `device_map` is accelerate's: "auto" puts the model on the GPUs where there are some, else on the CPU. What it
+    offloads (to `offload_folder`, where that is the disk) can be scored but not edited. Raises InputError where path,
+    revision, tokenizer or dtype are wrong.
+    """
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise InputError(f"model.dtype={dtype}: not a dtype of torch; use float32, bfloat16 or float16")
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    source = _source(path)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    placement = {"dtype": getattr(torch, dtype), "device_map": device_map, "offload_folder": offload_folder}
+    tokenizer = _pretrained(AutoTokenizer, source, "tokenizer", options)
+    if not len(tokenizer):
+        raise InputError(f"{path}: there is no tokenizer; put tokenizer.json beside the model's weights")
+    model = _pretrained(AutoModelForCausalLM, source, "model", {**options, **placement, "use_safetensors": True})
+    return LM(
+        model,
+        tokenizer,
+        identity=_identity(source, model),
+        token_budget=token_budget,
+        padding_side=padding_side,
+        keep_edge_spaces=keep_edge_spaces,
+    )
+
+
+def _source(path: str) -> str:
+    """The directory, or the hub id where there is no such directory."""
+    folder = Path(path).expanduser()
+    if folder.is_dir() or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        if not (folder / "config.json").is_file():
+            raise InputError(f"model.path={path}: no model there; give a folder with config.json and safetensors")
+        return str(folder)
+    return path
+
+
+def _pretrained(auto: Any, source: str, what: str, options: dict[str, Any]) -> Any:
+    try:
+        return auto.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().split("\n")[0].rstrip(".")
+        remedy = "mend the folder" if Path(source).is_dir() else "give a folder, or a hub id that you can reach"
+        raise InputError(f"{source}: its {what} cannot be loaded ({first}); {remedy}") from error
+
+
+def _identity(source: str, model: PreTrainedModel) -> str:
+    """Hub commit, or the hash of the files in a local directory."""
+    commit = getattr(model.config, "_commit_hash", None)
+    if commit:
+        return f"{source}@{commit}"
+    files = sorted(p for p in Path(source).iterdir() if p.suffix in (".json", ".safetensors"))
+    return "sha256:" + digest({p.name: remembered_sha256(p) for p in files})

@@ -1,0 +1,250 @@
+"""LM: the model that is edited, scored and continued; the only place that meets devices, padding and memory."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kedit.errors import InputError
+from kedit.lm.anatomy import inspect_anatomy
+from kedit.lm.generate import SeededTopK, continue_batch, greedy
+from kedit.lm.text import Batch, Pair, Side, Text, collate
+from kedit.lm.undo import UndoLog
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a prompt goes: the text the model really reads, and what the routing wants kept in the rows."""
+
+    prompt: str
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a model says at the answer positions of one prompt, teacher-forced; one entry for each answer token."""
+
+    gold: list[int]  # the answer's ids
+    pred: list[int]  # argmax ids
+    logprob: list[float]  # log-probability of gold
+    gold_text: str
+    pred_text: str
+    info: Mapping[str, Any] = field(default_factory=dict)  # of the prompt's route
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What a model wrote: the continuation, and the whole text it belongs to."""
+
+    text: str
+    full: str  # prompt + continuation, special tokens removed
+    info: Mapping[str, Any] = field(default_factory=dict)  # of the prompt's route
+
+
+def unrouted(prompts: Sequence[str]) -> list[Route]:
+    return [Route(prompt) for prompt in prompts]
+
+
+class LM(UndoLog):
+    """A causal language model with its tokenizer.
+
+    `identity` says which model it is (file hashes, or a hub commit); what it answers is cached under it, and not at
+    all where it is None. `token_budget` (tokens of a scoring batch; halved when memory runs out) and `padding_side`
+    change no score. In-context and memory editors set `route`; it is called once for each batch of prompts before
+    they are scored or continued, and `restore` unsets it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        identity: str | None = None,
+        token_budget: int = 4096,
+        padding_side: Side = "right",
+        keep_edge_spaces: bool = False,
+    ):
+        super().__init__(model.eval().requires_grad_(False))
+        self.text = Text(tokenizer, keep_edge_spaces)
+        self.anatomy = inspect_anatomy(model)
+        self.identity, self.token_budget, self.padding_side = identity, token_budget, padding_side
+        self.route: Callable[[Sequence[str]], Sequence[Route]] = unrouted
+        self._body = model.get_submodule(self.anatomy.body)
+        self._head_module = model.get_submodule(self.anatomy.head)
+        self._eos = self.text.eos | _ids(getattr(model.generation_config, "eos_token_id", None))
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return _device(self.model.get_input_embeddings())  # type: ignore[operator]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def restore(self) -> None:
+        super().restore()
+        self.route = unrouted
+
+    # --- teacher-forced answers --------------------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[str], answers: Sequence[str]) -> Batch:
+        """Tokenise once; the batch serves any number of forward passes."""
+        return self._collate(self.text.pairs(prompts, answers))
+
+    def _collate(self, pairs: Sequence[Pair]) -> Batch:
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        longest = max(len(pair.ids) for pair in pairs)
+        if limit and longest > limit:
+            raise InputError(
+                f"a prompt with its answer has {longest} tokens, the model reads {limit}; drop it or take another model"
+            )
+        return collate(pairs, self.text.pad, self.padding_side, self.device, _device(self._head_module))
+
+    def answer_logits(self, batch: Batch) -> Float[Tensor, "k v"]:
+        """Logits at the k positions that predict `batch.gold`, and nowhere else."""
+        return self._head(self._answer_states(batch))
+
+    def _answer_states(self, batch: Batch) -> Float[Tensor, "k d"]:
+        """Last hidden states there. Padded on the right, no mask is needed: attention is causal, pads come later."""
+        kwargs = {}
+        if self.padding_side == "left":
+            kwargs = {"attention_mask": batch.mask, "position_ids": (batch.mask.cumsum(-1) - 1).clamp(min=0)}
+        hidden = self._body(input_ids=batch.ids, use_cache=False, **kwargs)[0]
+        return hidden[batch.row, batch.col]
+
+    def _head(self, states: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
+        logits = self._head_module(states)
+        cap = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma 2
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    @torch.no_grad()
+    def answer(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Scored]:
+        """Argmax ids and gold log-probabilities of every answer, from one pass.
+
+        Pooled: equal pairs are scored once, batches are formed by length within `token_budget`; no score depends on it.
+        """
+        routes = self.route(prompts)
+        wanted = [(route.prompt, answer) for route, answer in zip(routes, answers, strict=True)]
+        distinct = list(dict.fromkeys(wanted))
+        pairs = self.text.pairs([p for p, _ in distinct], [a for _, a in distinct])
+        scored = dict(zip(distinct, self._score(pairs), strict=True))
+        return [replace(scored[pair], info=route.info) for pair, route in zip(wanted, routes, strict=True)]
+
+    def _score(self, pairs: Sequence[Pair]) -> list[Scored]:
+        return self._batched([len(pair.ids) for pair in pairs], lambda now: self._score_batch([pairs[i] for i in now]))
+
+    def _score_batch(self, pairs: Sequence[Pair]) -> list[Scored]:
+        batch = self._collate(pairs)
+        pred: list[int] = []
+        logprob: list[float] = []
+        for states, gold in zip(self._answer_states(batch).split(512), batch.gold.split(512), strict=True):
+            logits = self._head(states).float()  # of 512 positions at a time: vocabularies are large
+            pred += logits.argmax(-1).tolist()
+            logprob += logits.log_softmax(-1).gather(-1, gold[:, None])[:, 0].tolist()
+        results, at = [], 0
+        for pair in pairs:
+            end = at + len(pair.answer)
+            texts = self.text.decode(pair.answer), self.text.decode(pred[at:end])
+            results.append(Scored(pair.answer, pred[at:end], logprob[at:end], *texts))
+            at = end
+        return results
+
+    @torch.no_grad()
+    def perplexity(self, text: str, window: int = 256) -> float:
+        """exp of the mean NLL of `text`'s tokens, read in consecutive windows; each window's first token is given."""
+        ids = self.text.prompts([text])[0]
+        windows = [Pair(ids[i : i + window], 1) for i in range(0, len(ids) - 1, window)]
+        logprobs = [value for scored in self._score(windows) for value in scored.logprob]
+        return float(torch.tensor(logprobs, dtype=torch.float64).mean().neg().exp())
+
+    # --- free continuation -------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int | Sequence[int] = 20,
+        *,
+        max_tokens: int | None = None,
+        top_k: int = 1,
+        seeds: Sequence[int] = (),
+        stop: bool = True,
+    ) -> list[Generated]:
+        """Continue each prompt: greedily, or (top_k > 1) sampling with one seed for each prompt.
+
+        A prompt's limit is `max_new_tokens` (one for all, or one each), or what `max_tokens`, prompt included, leaves.
+        `stop`: end at the model's end-of-text token; otherwise only length ends.
+        """
+        routes = self.route(prompts)
+        encoded = self.text.prompts([route.prompt for route in routes])
+        if max_tokens is not None:
+            max_new_tokens = [max(0, max_tokens - len(ids)) for ids in encoded]
+        limits = [max_new_tokens] * len(encoded) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        eos = self._eos if stop else frozenset()
+
+        def run(now: list[int]) -> list[list[int]]:
+            steps = max(limits[i] for i in now)
+            choose = SeededTopK(top_k, [seeds[i] for i in now], steps) if top_k > 1 else greedy
+            asked = [encoded[i] for i in now], [limits[i] for i in now]
+            return continue_batch(self._body, self._head, *asked, choose, eos, self.device)
+
+        new = self._batched([len(ids) + limit for ids, limit in zip(encoded, limits, strict=True)], run)
+        texts = [(self.text.decode(n), self.text.decode(p + n)) for p, n in zip(encoded, new, strict=True)]
+        return [Generated(*text, route.info) for text, route in zip(texts, routes, strict=True)]
+
+    def _batched(self, lengths: Sequence[int], run: Callable[[list[int]], list[Result]]) -> list[Result]:
+        """`run` on batches of indices, shortest first, each within the token budget; results in the given order.
+
+        When memory runs out the budget is halved for good and the batch is formed again.
+        """
+        results: dict[int, Result] = {}
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+        while order:
+            now = order[: fill([lengths[i] for i in order], self.token_budget)]
+            try:
+                results |= zip(now, run(now), strict=True)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error) or len(now) == 1:
+                    raise
+                self.token_budget = max(1, len(now) * lengths[now[-1]] // 2)
+                log.warning("out of memory: batches now hold %d tokens", self.token_budget)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            order = order[len(now) :]
+        return [results[i] for i in range(len(lengths))]
+
+    # --- leaving -----------------------------------------------------------------------------------------------------
+
+    def save(self, directory: str | Path) -> None:
+        """The model as it is now, as a transformers directory that loads with plain transformers."""
+        self.model.save_pretrained(directory)  # type: ignore[operator]
+        self.text.tokenizer.save_pretrained(directory)
+
+
+def fill(lengths: Sequence[int], budget: int) -> int:
+    """How many of the first `lengths` (ascending) fit one padded batch of `budget` tokens; at least one."""
+    count = 1
+    while count < len(lengths) and lengths[count] * (count + 1) <= budget:
+        count += 1
+    return count
+
+
+def _device(module: nn.Module) -> torch.device:
+    """Where a module computes: an offloaded one says so in accelerate's hook only."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return torch.device(device) if device is not None else next(module.parameters()).device
+
+
+def _ids(tokens: int | list[int] | None) -> frozenset[int]:
+    return frozenset() if tokens is None else frozenset([tokens] if isinstance(tokens, int) else tokens)

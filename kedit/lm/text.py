@@ -1,0 +1,129 @@
+"""Every tokenisation rule: the one blank before an answer, where the answer's tokens are, padding, chat templates.
+
+The rule (METRICS: prompt + " " + answer, tokenised together; the answer begins after as many tokens as the prompt alone
+has) is the field's; it holds for byte-level and SentencePiece tokenizers, with and without a BOS token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from kedit.errors import InputError
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt and its answer as one token sequence; the answer is `ids[start:]`."""
+
+    ids: list[int]
+    start: int
+
+    @property
+    def answer(self) -> list[int]:
+        return self.ids[self.start :]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Padded pairs. The k answer tokens of all n rows are listed in reading order: token `gold[j]` is predicted at
+    position (`row[j]`, `col[j]`), so logits are needed at these k places only."""
+
+    ids: Int[Tensor, "n t"]
+    mask: Bool[Tensor, "n t"]  # real tokens
+    row: Int[Tensor, " k"]
+    col: Int[Tensor, " k"]
+    gold: Int[Tensor, " k"]
+
+    def mean(self, values: Float[Tensor, " k"]) -> Float[Tensor, " n"]:
+        """Mean over each row's answer tokens."""
+        return self.sum(values) / self.sum(torch.ones_like(values))
+
+    def sum(self, values: Float[Tensor, " k"]) -> Float[Tensor, " n"]:
+        """Sum over each row's answer tokens."""
+        return values.new_zeros(len(self.ids)).index_add(0, self.row, values)
+
+
+def collate(
+    pairs: Sequence[Pair], pad: int, side: Side, device: torch.device, out: torch.device | None = None
+) -> Batch:
+    """Pad pairs to one length on `side`; ids go to `device`, what is compared with logits to `out` (null: the same)."""
+    longest = max(len(pair.ids) for pair in pairs)
+    ids = torch.full((len(pairs), longest), pad)
+    mask = torch.zeros(len(pairs), longest, dtype=torch.bool)
+    row: list[int] = []
+    col: list[int] = []
+    for i, pair in enumerate(pairs):
+        shift = longest - len(pair.ids) if side == "left" else 0
+        ids[i, shift : shift + len(pair.ids)] = torch.tensor(pair.ids)
+        mask[i, shift : shift + len(pair.ids)] = True
+        row += [i] * len(pair.answer)
+        col += range(shift + pair.start - 1, shift + len(pair.ids) - 1)
+    rows, cols = torch.tensor(row, dtype=torch.long), torch.tensor(col, dtype=torch.long)
+    compared = (part.to(out or device) for part in (rows, cols, ids[rows, cols + 1]))
+    return Batch(ids.to(device), mask.to(device), *compared)
+
+
+class Text:
+    """A tokenizer with kedit's rules.
+
+    `keep_edge_spaces` imitates the reference framework, which tokenises prompt and answer as the file has them: a
+    blank at either edge then doubles the one between them. Default: edge blanks are removed and there is exactly one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, keep_edge_spaces: bool = False):
+        self.tokenizer, self.keep_edge_spaces = tokenizer, keep_edge_spaces
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.pad: int = pad if pad is not None else 0
+        self.eos = frozenset() if tokenizer.eos_token_id is None else frozenset([tokenizer.eos_token_id])
+
+    def pairs(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Pair]:
+        """Token sequences of prompt + " " + answer. Raises InputError where the answer has no token."""
+        if not prompts:
+            return []
+        bare = self.prompts(prompts)
+        texts = [self._prompt(p) + " " + self._answer(a) for p, a in zip(prompts, answers, strict=True)]
+        pairs = [Pair(ids, len(start)) for ids, start in zip(self.tokenizer(texts).input_ids, bare, strict=True)]
+        for prompt, answer, pair in zip(prompts, answers, pairs, strict=True):
+            if not answer.strip() or not pair.answer:
+                raise InputError(
+                    f"answer {answer!r} of prompt {prompt!r} has no token; give a non-empty answer or drop the probe"
+                )
+            if pair.start == 0:
+                raise InputError(
+                    f"prompt {prompt!r} has no token, so there is nothing to predict {answer!r} from; give a prompt"
+                )
+        return pairs
+
+    def prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        return self.tokenizer([self._prompt(p) for p in prompts]).input_ids if prompts else []
+
+    def _prompt(self, prompt: str) -> str:
+        return prompt if self.keep_edge_spaces else prompt.rstrip(" ")
+
+    def _answer(self, answer: str) -> str:
+        return answer if self.keep_edge_spaces else answer.strip()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def chat(self, prompt: str, double_bos: bool = False) -> str:
+        """`prompt` as one user turn of the tokenizer's chat template, ready for the answer.
+
+        The text is tokenised again with special tokens; its own BOS is removed, unless `double_bos` asks for the
+        reference's two.
+        """
+        if self.tokenizer.chat_template is None:
+            raise InputError(
+                "eval.chat_template is on, but the model's tokenizer has no chat template; set eval.chat_template=off"
+            )
+        turns = [{"role": "user", "content": prompt}]
+        text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        bos = self.tokenizer.bos_token
+        return text if double_bos or not bos else text.removeprefix(bos)
