@@ -1,0 +1,143 @@
+"""Edits of the embedded world and the questions about them, in KnowEdit's shape."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+
+from kedit.cases import Case, Edit, Probe
+from kedit.data import Dataset
+from kedit.errors import InputError
+from kedit.world.corpus import Corpus
+from kedit.world.facts import GEO_TEMPLATES, TEMPLATES, Person, World
+
+TRAIN_PEOPLE = 160
+
+
+def load(
+    *,
+    edits: int | str | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    train_people: int | None = None,
+    people: int = 520,
+    relations: int = 4,
+    world_seed: int = 0,
+    train: bool = False,
+) -> Dataset:
+    """Counterfactual edits about distinct people, drawn by `seed`; null or "all" `edits`: everybody not kept for
+    training.
+
+    `edits` is how many of the cases the run will edit: probes about other people ask only people whom none of these
+    edits touches. The last `train_people` of the world's list (null: 160 where an editor's fit asks for `train`, else
+    0) are never edited.
+    """
+    world = World(people, relations, world_seed)
+    reserved = (TRAIN_PEOPLE if train else 0) if train_people is None else train_people
+    if not 0 <= reserved < people:
+        raise InputError(
+            f"dataset.train_people={reserved}: the world has {people} people, at least one must be left to edit"
+        )
+    if train and not reserved:
+        raise InputError(
+            "dataset.train_people=0, but the editor's fit learns from training cases; give it some, e.g. 160"
+        )
+    editable = people - reserved
+    offered = min(editable if limit is None else limit, editable)
+    drawn = _draw(world, world.people[:editable], f"edits-{seed}")[:offered]
+    touched = drawn if edits in (None, "all") else drawn[: int(edits)]
+    asker = Asker(world, touched, random.Random(f"probes-{seed}"))
+    cases = tuple(asker.case(edit) for edit in drawn)
+    learnable = _draw(world, world.people[editable:], "train")
+    trainer = Asker(world, learnable, random.Random("train-probes"))
+    return Dataset(
+        cases=cases,
+        train=tuple(trainer.case(edit) for edit in learnable),
+        source=f"world(people={people}, relations={relations}, world_seed={world_seed}), edits drawn with seed {seed}",
+        sha256=sha256(repr(cases).encode()).hexdigest(),
+        notes=asker.notes(),
+        held_out=held_out(world),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Counterfactual:
+    """This person's relation gets this answer."""
+
+    person: Person
+    relation: str
+    answer: str
+
+
+def _draw(world: World, people: list[Person], seed: str) -> list[Counterfactual]:
+    """One counterfactual a person, in random order; a new birthplace lies in another country."""
+    rng = random.Random(f"{seed}-{world.seed}")
+    drawn = []
+    for person in rng.sample(people, len(people)):
+        relation = rng.choice(world.relations)
+        old = person.facts[relation]
+        country = old.rpartition(", ")[2] if relation == "birthplace" else old
+        answers = [a for a in world.pool(relation) if not a.endswith(country) and a != person.name]
+        drawn.append(Counterfactual(person, relation, rng.choice(answers)))
+    return drawn
+
+
+class Asker:
+    """Writes the probes of a run's edits; knows whom these edits touch."""
+
+    def __init__(self, world: World, touched: list[Counterfactual], rng: random.Random):
+        self.world, self.rng = world, rng
+        by_name = {person.name: person for person in world.people}
+        subjects = {drawn.person.index for drawn in touched}
+        subjects |= {by_name[drawn.answer].index for drawn in touched if drawn.relation == "spouse"}
+        touched_people = subjects | {world.people[i].spouse for i in subjects}
+        self.untouched = [person for person in world.people if person.index not in touched_people]
+
+    def notes(self) -> tuple[str, ...]:
+        if len(self.untouched) >= 10:
+            return ()
+        few = len(self.untouched)
+        return (f"only {few} people are untouched by the edits: locality asks about geography instead of them",)
+
+    def case(self, drawn: Counterfactual) -> Case:
+        person, relation = drawn.person, drawn.relation
+        prompt = TEMPLATES[relation][0].format(s=person.name)
+        rephrase = TEMPLATES[relation][person.held_out[relation]].format(s=person.name)
+        probes = [
+            Probe("reliability", prompt, (drawn.answer,)),
+            Probe("generality", rephrase, (drawn.answer,), "held_out_wording"),
+            *self._portability(drawn),
+            *self._locality(person, relation),
+            Probe("fluency", prompt, ()),
+        ]
+        return Case(
+            f"world-{self.world.seed}-{person.index}", (Edit(prompt, drawn.answer, person.name),), tuple(probes)
+        )
+
+    def _portability(self, drawn: Counterfactual) -> Iterator[Probe]:
+        person, relation = drawn.person, drawn.relation
+        yield Probe("portability", TEMPLATES[relation][0].format(s=person.alias), (drawn.answer,), "alias")
+        for prompt, answer in self.world.one_hop(relation, drawn.answer):
+            yield Probe("portability", prompt.format(s=person.name), (answer,), "one_hop")
+        if relation == "spouse":
+            yield Probe("portability", TEMPLATES[relation][0].format(s=drawn.answer), (person.name,), "reversed")
+
+    def _locality(self, person: Person, relation: str) -> Iterator[Probe]:
+        """Two of each kind: the subject's other relations, the same relation of other people, geography."""
+        others = [r for r in self.world.relations if r != relation]
+        for other in self.rng.sample(others, min(2, len(others))):
+            yield Probe("locality", TEMPLATES[other][0].format(s=person.name), (person.facts[other],), "same_subject")
+        enough = len(self.untouched) >= 10
+        for stranger in self.rng.sample(self.untouched, 2) if enough else []:
+            yield Probe(
+                "locality", TEMPLATES[relation][0].format(s=stranger.name), (stranger.facts[relation],), "other_people"
+            )
+        geo = [(fact, subject, answer) for fact, table in self.world.geo.items() for subject, answer in table.items()]
+        for fact, subject, answer in self.rng.sample(geo, 2 if enough else 4):
+            yield Probe("locality", GEO_TEMPLATES[fact][0].format(s=subject), (answer,), "geo")
+
+
+def held_out(world: World, documents: int = 60) -> str:
+    """A fixed text of the world that training never drew."""
+    stream = Corpus(world, f"held-out-{world.seed}").documents(world.people)
+    return " ".join("".join(text for text, _ in next(stream)).strip() for _ in range(documents))
