@@ -1,0 +1,56 @@
+"""What is edited and what is asked: who may see what is a type, not a convention."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Kind = Literal["reliability", "generality", "portability", "locality", "fluency"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Everything an editor gets."""
+
+    prompt: str
+    target_new: str
+    subject: str | None = None  # the entity's span inside `prompt`; locate-then-edit methods need it
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Everything an evaluator gets: one question asked before and after editing."""
+
+    kind: Kind
+    prompt: str
+    answers: tuple[str, ...]  # acceptable strings, the canonical one first; empty for fluency, which asks for free text
+    group: str = ""  # the dataset's own sub-type: "Subject_Aliasing", "Forgetfulness", "one_hop"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One dataset record."""
+
+    id: str  # stable: "<dataset file>-<index in file>", never an index in a batch
+    edits: tuple[Edit, ...]  # one, except for multi-edit cases
+    probes: tuple[Probe, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A probe with its place: `index` counts the probes of the same kind and group within the case."""
+
+    case: str
+    index: int
+    probe: Probe
+
+
+def questions(case: Case, kinds: tuple[Kind, ...] = KINDS) -> list[Question]:
+    """The case's probes of these kinds, in file order."""
+    seen: dict[tuple[str, str], int] = {}
+    found = []
+    for probe in case.probes:
+        place = (probe.kind, probe.group)
+        index = seen[place] = seen.get(place, -1) + 1
+        if probe.kind in kinds:
+            found.append(Question(case.id, index, probe))
+    return found

@@ -1,0 +1,79 @@
+"""What a loader returns, and what all loaders do: order, deduplicate, limit."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kedit.cases import Case
+from kedit.errors import InputError
+
+Dedup = Literal["first", "none", "odd_toggle_last"]
+
+HELD_OUT = (
+    "The ferry left the harbour a little after seven. There was fog on the water, and for the first half hour the "
+    "passengers saw nothing but a grey wall and, now and then, a buoy that rang as the ship went by. A man in a "
+    "long coat read the morning paper aloud to his wife, who was knitting. He read that the council had voted for "
+    "a new bridge, that the price of bread would rise again in the spring, and that a schoolteacher in the next "
+    "town had grown a pumpkin of ninety kilograms. When the fog lifted, the islands were already close. One could "
+    "see the white houses, the road that climbs from the pier to the church, and behind it the hills where sheep "
+    "are kept. The captain slowed the engines and let the ship drift to the landing. Nobody was in a hurry. The "
+    "man folded his paper, his wife put away her wool, and the two of them waited until everybody else had gone "
+    "ashore."
+)  # written for kedit; any fixed text would do: only its perplexity before and after is compared
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Cases in the order in which they are edited, and what a reader of the results must know about them."""
+
+    cases: tuple[Case, ...]
+    train: tuple[Case, ...] = ()  # what an editor's `fit` may learn from; shares no subject with `cases`
+    source: str = ""  # file or generator
+    sha256: str = ""  # of the file
+    dropped: dict[str, int] = field(default_factory=dict)  # what the loader left out, by reason
+    notes: tuple[str, ...] = ()  # what else the report and the captions should say
+    held_out: str = HELD_OUT  # a text that no edit is about; its perplexity shows collapse
+
+
+def choose(
+    cases: Sequence[Case], *, dedup: Dedup, order_seed: int | None, limit: int | None, dropped: Counter[str]
+) -> tuple[Case, ...]:
+    """Deduplicate by subject, shuffle (null: file order), take the first `limit`; counts what it drops."""
+    if dedup not in DEDUP:
+        raise InputError(f"dataset.dedup={dedup}: choose from {', '.join(DEDUP)}")
+    kept = DEDUP[dedup](cases)
+    if len(kept) < len(cases):
+        dropped["repeated subject"] += len(cases) - len(kept)
+    if order_seed is not None:
+        random.Random(order_seed).shuffle(kept)
+    if limit is not None and limit < 1:
+        raise InputError(f"dataset.limit={limit}: give at least 1, or null for all {len(kept)}")
+    return tuple(kept[:limit])
+
+
+def _subject(case: Case) -> str | None:
+    return case.edits[0].subject
+
+
+def _first(cases: Sequence[Case]) -> list[Case]:
+    """The first case of each subject, in file order: KDPO's rule as its text has it."""
+    return list({_subject(case): case for case in reversed(cases)}.values())[::-1]
+
+
+def _odd_toggle_last(cases: Sequence[Case]) -> list[Case]:
+    """A subject seen again removes what was kept of it: odd counts keep the last, even counts nothing (KDPO's
+    WikiBio)."""
+    kept: dict[str | None, Case] = {}
+    for case in cases:
+        if kept.pop(_subject(case), None) is None:
+            kept[_subject(case)] = case
+    return list(kept.values())
+
+
+DEDUP: dict[str, Callable[[Sequence[Case]], list[Case]]] = {
+    "first": _first,
+    "none": list,
+    "odd_toggle_last": _odd_toggle_last,
+}

@@ -1,0 +1,96 @@
+"""From a benchmark's file (local, or of a hub dataset) to a Dataset."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kedit.artefacts import sha256
+from kedit.cases import Case
+from kedit.data.dataset import Dataset, Dedup, choose
+from kedit.data.records import Record, read_json
+from kedit.errors import InputError
+
+Parse = Callable[[Record, str, Counter[str]], Case]
+
+
+def load(
+    parse: Parse,
+    *,
+    path: str | None = None,
+    hub: str | None = None,
+    hub_file: str | None = None,
+    hub_revision: str = "main",
+    train_path: str | None = None,
+    dedup: Dedup = "none",
+    order_seed: int | None = None,
+    limit: int | None = None,
+    drop_empty_targets: bool = False,
+    train: bool = False,
+) -> Dataset:
+    """Cases of `path`, or where it is null of `hub_file` in the hub dataset `hub`.
+
+    `train` says that the editor's fit learns from training cases: they are those of `train_path`. Raises InputError,
+    naming file, record and field, where a record is malformed, and where an edit has no target unless
+    `drop_empty_targets`.
+    """
+    source = Path(path).expanduser() if path else download(hub, hub_file, hub_revision)
+    dropped: Counter[str] = Counter()
+    cases = parse_file(parse, source, drop_empty_targets, dropped)
+    if train and not train_path:
+        raise InputError("the editor's fit learns from training cases; give their file with dataset.train_path=FILE")
+    learnable = (
+        parse_file(parse, Path(train_path).expanduser(), drop_empty_targets, Counter()) if train and train_path else []
+    )
+    return Dataset(
+        cases=choose(cases, dedup=dedup, order_seed=order_seed, limit=limit, dropped=dropped),
+        train=tuple(learnable),
+        source=str(path or f"{hub}/{hub_file}@{hub_revision}"),
+        sha256=sha256(source),
+        dropped=dict(dropped),
+    )
+
+
+def parse_file(parse: Parse, path: Path, drop_empty_targets: bool, dropped: Counter[str]) -> list[Case]:
+    """Every record as a case, its id "<file>-<index in file>"."""
+    cases = []
+    for i, data in enumerate(read_json(path)):
+        record = Record(data, f"{path}: record {i}")
+        case = parse(record, f"{path.stem}-{i}", dropped)
+        if all(edit.target_new.strip() for edit in case.edits):
+            cases.append(case)
+        elif drop_empty_targets:
+            dropped["edit with an empty target"] += 1
+        else:
+            raise InputError(
+                f"{record.where}: the edit {case.edits[0].prompt!r} has an empty target; mend the record, or set "
+                "dataset.drop_empty_targets=true to leave such records out"
+            )
+    return cases
+
+
+def download(hub: str | None, hub_file: str | None, revision: str) -> Path:
+    """The file in the hub's local cache, downloaded if need be."""
+    if not hub or not hub_file:
+        raise InputError("this dataset is not on the hub; give its file with dataset.path=FILE")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(hf_hub_download(hub, hub_file, repo_type="dataset", revision=revision))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"{hub_file} of the hub dataset {hub} could not be downloaded ({first}); "
+            "download it elsewhere and give it with dataset.path=FILE"
+        ) from error
+
+
+def recognise(path: Path, forms: Sequence[Callable[[Record], bool]]) -> int:
+    """Which of `forms` the file's first record has."""
+    record = Record(read_json(path)[0], f"{path}: record 0")
+    for i, form in enumerate(forms):
+        if form(record):
+            return i
+    raise InputError(
+        f"{path}: not the form of any benchmark kedit knows; its first record has the fields {', '.join(record.data)}"
+    )

@@ -1,0 +1,46 @@
+"""KnowEdit's four sets: ZsRE, WikiBio, WikiData_recent, WikiData_counterfact. METRICS §1."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from kedit.cases import Case, Edit, Kind, Probe
+from kedit.data.records import Record, answers
+
+GROUPS: dict[Kind, tuple[str, ...]] = {
+    "portability": ("Subject_Aliasing", "Reasoning", "Logical_Generalization"),
+    "locality": ("Relation_Specificity", "Forgetfulness"),
+}
+
+
+def recognises(record: Record) -> bool:
+    return record.has("locality") and (record.has("target_new") or record.has("labels"))
+
+
+def parse(record: Record, case_id: str, dropped: Counter[str]) -> Case:
+    """One row. The four sets differ in names (WikiBio: text, labels, concept) and in the form of their answers."""
+    prompt, target = record.text("prompt", "text"), record.text("target_new", "labels", blank=True)
+    edit = Edit(prompt, target, record.text("subject", "concept"))
+    probes = [Probe("reliability", prompt, (target,))]
+    for name in ("rephrase_prompt", "rephrase"):
+        if record.has(name):
+            probes.append(Probe("generality", record.text(name), (target,)))
+    for kind, groups in GROUPS.items():
+        probes += _grouped(record.part(kind), kind, groups, dropped)
+    return Case(case_id, (edit,), (*probes, Probe("fluency", prompt, ())))
+
+
+def _grouped(part: Record, kind: Kind, groups: tuple[str, ...], dropped: Counter[str]) -> Iterator[Probe]:
+    """Every prompt of every known group; blank answers are dropped and counted, empty groups are no groups."""
+    for unknown in set(part.data) - set(groups):
+        dropped[f"{kind} group {unknown!r}, which is not KnowEdit's"] += 1
+    for group in groups:
+        items = part.data.get(group) or []
+        if not isinstance(items, list):
+            raise part.error(group, "is not a list of questions; mend it")
+        for i, item in enumerate(items):
+            question = Record(item, f"{part.where}.{group}[{i}]")
+            accepted = answers(question.data.get("ground_truth"), question, "ground_truth")
+            if accepted:
+                yield Probe(kind, question.text("prompt"), accepted, group)
+            else:
+                dropped[f"{kind} probe with a blank answer"] += 1
