@@ -1,0 +1,38 @@
+"""Editor: the interface of every knowledge-editing method."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from kedit.cases import Case, Edit
+from kedit.lm import LM
+
+
+class Editor:
+    """Turns edits into changes of an LM. Editors never evaluate, restore, or read configs, and never see a probe."""
+
+    wants_train: ClassVar[bool] = False  # does `fit` learn from training cases?
+
+    def fit(self, lm: LM, train: Sequence[Case]) -> None:
+        """Once, before the first edit, on the pristine model: statistics, alignment, hypernetworks."""
+
+    def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float]:
+        """Change `lm` in place, on top of earlier edits; several edits are made together. `edit(lm, [])` changes
+        nothing.
+
+        Returns numbers worth keeping about it ("steps", "loss"). Raises FloatingPointError when it went wrong
+        numerically: the caller undoes this edit. Randomness comes from the global generators, which the caller seeds
+        for each step.
+        """
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget edits, keep what `fit` learnt; the caller restores the LM."""
+
+    def state(self) -> dict[str, Tensor | str]:
+        """What edits taught the editor besides the parameters that LM tracks (which LM saves itself)."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor | str]) -> None:
+        """Continue from a saved `state`."""
