@@ -1,0 +1,162 @@
+"""The loop: edit, test, restore, write. It has no branch on a method, dataset, model or metric."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+from zlib import crc32
+
+from transformers import set_seed
+
+from kedit.cases import Case, Question, questions
+from kedit.editors import Editor
+from kedit.evals import Answer, Evaluator, Row
+from kedit.journal import Memory
+from kedit.lm import LM
+from kedit.pristine import pristine_answers
+from kedit.progress import progress
+from kedit.settings import Step
+from kedit.tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+
+def experiment(
+    lm: LM,
+    steps: Iterable[Step],
+    editor: Editor,
+    evaluator: Evaluator,
+    *,
+    seed: int = 0,
+    train: Sequence[Case] = (),
+    held_out: str = "",
+    journal: Memory | None = None,
+    tracker: Tracker | None = None,
+) -> list[Row]:
+    """Run `steps` on a pristine `lm` and return all rows; with a Journal they are on disk, and a killed run continues.
+
+    Step 0 is the unedited model: its rows are the floor. Randomness is seeded for each step from (seed, step). An
+    edit that fails numerically is undone, marked `failed`, and the run goes on. The model is left as the last step
+    left it.
+    """
+    steps, journal, tracker = list(steps), journal or Memory(), tracker or Tracker()
+    runner = _Runner(lm, editor, evaluator, held_out, pristine_answers(lm, evaluator, _all_questions(steps, evaluator)))
+    seed_step(seed, 0)
+    started = time.perf_counter()
+    editor.fit(lm, train)
+    fit_s = time.perf_counter() - started
+    done = journal.resume(lm, editor)
+    if done < 0:
+        journal.write(*runner.floor(steps, fit_s))
+        journal.commit(lm, editor, now=True)
+    for number, step in progress(list(enumerate(steps, 1)), desc="edits", unit="step"):
+        runner.edits += len(step.edit)
+        if number > done:
+            seed_step(seed, number)
+            record, rows = runner.step(number, step)
+            journal.write(record, rows)
+            metrics = _metrics(record, rows)
+            tracker.log(number, metrics)
+            if step.test and not step.restore:
+                log.info(
+                    "after %d edits: %s",
+                    runner.edits,
+                    ", ".join(f"{k[5:]} {v:.3f}" for k, v in metrics.items() if k.startswith("test/")),
+                )
+        if step.restore:
+            lm.restore()
+            editor.reset()
+            runner.edits = 0
+        if number > done:
+            journal.commit(lm, editor, now=bool(step.test))
+    return journal.rows
+
+
+class _Runner:
+    """Makes the record and the rows of one step."""
+
+    def __init__(self, lm: LM, editor: Editor, evaluator: Evaluator, held_out: str, before: dict[Question, Answer]):
+        self.lm, self.editor, self.evaluator, self.held_out, self.before = lm, editor, evaluator, held_out, before
+        self.edits = 0  # in the model, since the last restore
+
+    def floor(self, steps: Sequence[Step], fit_s: float) -> tuple[Row, list[Row]]:
+        """The unedited model on everything that will be tested."""
+        started = time.perf_counter()
+        tested = list({case.id: case for step in steps for case in step.test}.values())
+        asked = [q for case in tested for q in questions(case, self.evaluator.kinds)]
+        rows = [
+            self._place(0, "before") | row
+            for q in asked
+            for row in self.evaluator.grade(q, self.before[q], self.before[q])
+        ]
+        record = {"step": 0, "edits_so_far": 0, "cases": [], "tested": len(tested), "fit_s": round(fit_s, 3)}
+        return record | self._alarm() | {"eval_s": round(time.perf_counter() - started, 3)}, rows
+
+    def step(self, number: int, step: Step) -> tuple[Row, list[Row]]:
+        record: Row = {
+            "step": number,
+            "edits_so_far": self.edits,
+            "cases": [case.id for case in step.edit],
+            "tested": len(step.test),
+        }
+        record |= self._edit(step)
+        started = time.perf_counter()
+        each = [("edit", q) for case in step.edit for q in questions(case, self.evaluator.each_edit)]
+        tests = [("test", q) for case in step.test for q in questions(case, self.evaluator.kinds)]
+        asked = each + tests
+        answers = self.evaluator.answer(self.lm, [q for _, q in asked])
+        rows = [
+            self._place(number, when) | ({"T": step.T} if when == "test" else {}) | row
+            for (when, q), answer in zip(asked, answers, strict=True)
+            for row in self.evaluator.grade(q, answer, self.before[q])
+        ]
+        alarm = self._alarm() if step.test and not step.restore else {}
+        return record | alarm | {"eval_s": round(time.perf_counter() - started, 3)}, rows
+
+    def _edit(self, step: Step) -> Row:
+        """Apply the step's edits; on a numerical failure undo them."""
+        edits = [edit for case in step.edit for edit in case.edits]
+        learnt = self.editor.state()
+        started = time.perf_counter()
+        try:
+            with self.lm.transaction() as change:
+                cost = dict(self.editor.edit(self.lm, edits))
+            failed = 0
+        except FloatingPointError as error:
+            log.warning("an edit of %s failed (%s) and was undone", ", ".join(case.id for case in step.edit), error)
+            self.editor.load_state(learnt)
+            cost, failed = {}, 1
+        return {"edit_s": round(time.perf_counter() - started, 4), **cost, **change, "failed": failed}
+
+    def _alarm(self) -> Row:
+        """Perplexity of the held-out text: cheap, and it jumps when a model collapses."""
+        return {"perplexity": round(self.lm.perplexity(self.held_out), 4)} if self.held_out else {}
+
+    def _place(self, step: int, when: str) -> Row:
+        return {"step": step, "edits_so_far": self.edits, "when": when}
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed Python, NumPy and torch for one step of a run."""
+    set_seed(crc32(f"{seed}/{step}".encode()))
+
+
+def _all_questions(steps: Sequence[Step], evaluator: Evaluator) -> list[Question]:
+    each = (q for step in steps for case in step.edit for q in questions(case, evaluator.each_edit))
+    tests = (q for step in steps for case in step.test for q in questions(case, evaluator.kinds))
+    return list(dict.fromkeys([*each, *tests]))
+
+
+def _metrics(record: Row, rows: Sequence[Row]) -> dict[str, Any]:
+    """What one step shows on a dashboard: the edit's cost, the means of its rows by moment and kind."""
+    numbers = {key: value for key, value in record.items() if isinstance(value, int | float) and key != "step"}
+    return numbers | dict(_means(rows))
+
+
+def _means(rows: Sequence[Row]) -> Iterator[tuple[str, float]]:
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        for score in ("token", "entropy", "nll"):
+            if score in row:
+                groups.setdefault(f"{row['when']}/{row['kind']}/{score}", []).append(row[score])
+    return ((name, sum(values) / len(values)) for name, values in groups.items())
