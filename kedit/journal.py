@@ -1,0 +1,229 @@
+"""Rows, steps and state of one cell on disk: a run killed anywhere continues to the same result.
+
+<cell>/config.yaml   resolved config            rows.jsonl    one probe scored once a line
+       meta.json     provenance, timings        steps.jsonl   one step a line: seconds, loss, weight change
+       status        running | finished         state/        model and editor after the last commit
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from kedit.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kedit.editors import Editor
+    from kedit.lm import LM
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+FIXED = ("data", "model_is", "versions")  # parts of meta.json that a continued run must share with its beginning
+ROWS, STEPS, CONFIG, META, STATUS, STATE = "rows.jsonl", "steps.jsonl", "config.yaml", "meta.json", "status", "state"
+
+
+class Memory:
+    """A journal that keeps everything in memory: for use from Python."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.steps: list[dict[str, Any]] = []
+
+    def resume(self, lm: "LM", editor: "Editor") -> int:
+        """Bring model and editor to the last committed step and return it; -1 where nothing was committed."""
+        return -1
+
+    def write(self, step: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append one step and its rows."""
+        self.steps.append(dict(step))
+        self.rows.extend(map(dict, rows))
+
+    def commit(self, lm: "LM", editor: "Editor", *, now: bool) -> None:
+        """Make what was written so far the point where a killed run continues: `now`, or when it is time."""
+
+
+class Journal(Memory):
+    """A cell's directory. At most one run at a time; a finished cell is left as it is, one with another config is
+    refused.
+
+    SIGTERM and SIGUSR1 (a scheduler's preemption) finish the step, commit, and exit with 128 + the signal's number.
+    """
+
+    def __init__(self, directory: str | Path, config: str, *, every_s: float = 60.0, keep_state: bool = False):
+        super().__init__()
+        self.directory, self.config = Path(directory), config
+        self.every_s, self.keep_state = every_s, keep_state
+        self._files: dict[str, IO[str]] = {}
+        self._last_commit = time.monotonic()
+        self._handlers: dict[int, Any] = {}
+        self._stop: int | None = None  # the signal that asked the run to stop
+
+    @property
+    def finished(self) -> bool:
+        return _read(self.directory / STATUS) == "finished"
+
+    def check(self) -> None:
+        """Raises InputError where the directory holds a run with another config."""
+        held = _read(self.directory / CONFIG)
+        if held is not None and held != self.config:
+            raise InputError(
+                f"{self.directory} holds a run with another config ({_difference(held, self.config)}); "
+                "remove the directory, or name the difference on the command line"
+            )
+
+    def __enter__(self) -> "Journal":
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.directory / ".lock", blocking=False)
+            self._lock.acquire()
+        except Timeout as error:
+            raise InputError(f"{self.directory}: another run is at work here; wait for it, or stop it") from error
+        except OSError as error:
+            raise InputError(
+                f"{self.directory} cannot be made ({error.strerror}); set KEDIT_RUNS to a writable folder"
+            ) from error
+        try:
+            self.check()
+            if not (self.directory / CONFIG).exists():
+                write_text(self.directory / CONFIG, self.config)
+            if not self.finished:
+                write_text(self.directory / STATUS, "running")
+        except BaseException:
+            self._lock.release()
+            raise
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {
+                number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGTERM, signal.SIGUSR1)
+            }
+        return self
+
+    def _ask_to_stop(self, number: int, frame: object) -> None:
+        self._stop = number
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        for file in self._files.values():
+            file.close()
+        self._lock.release()
+
+    # --- while running -----------------------------------------------------------------------------------------------
+
+    def resume(self, lm: "LM", editor: "Editor") -> int:
+        from safetensors.torch import load_file
+
+        text = _read(self.directory / STATE / "commit.json")
+        done = json.loads(text) if text else {"step": -1, ROWS: 0, STEPS: 0}
+        for name, kept in ((ROWS, self.rows), (STEPS, self.steps)):
+            with open(self.directory / name, "ab") as file:
+                file.truncate(done[name])  # what was written after the last commit is done again
+            kept += map(json.loads, (self.directory / name).read_text().splitlines())
+            self._files[name] = open(self.directory / name, "a")  # noqa: SIM115 (closed by __exit__)
+        if done["step"] > 0:
+            home = self.directory / STATE / str(done["step"])
+            lm.load_state(load_file(home / "model.safetensors", device=str(lm.device)))
+            texts = json.loads((home / "editor.json").read_text())
+            editor.load_state(load_file(home / "editor.safetensors") | texts)
+            log.info("continuing after step %d", done["step"])
+        return done["step"]
+
+    def write(self, step: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
+        before = len(self.rows)
+        super().write(step, rows)
+        for name, records in ((ROWS, self.rows[before:]), (STEPS, self.steps[-1:])):
+            self._files[name].writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            self._files[name].flush()
+
+    def commit(self, lm: "LM", editor: "Editor", *, now: bool) -> None:
+        if not now and self._stop is None and time.monotonic() - self._last_commit < self.every_s:
+            return
+        from safetensors.torch import save_file
+
+        sizes = {name: _sync(file) for name, file in self._files.items()}
+        step = self.steps[-1]["step"]
+        new = self.directory / STATE / str(step)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        tensors, texts = _parts(editor.state())
+        save_file(contiguous(lm.state()), new / "model.safetensors")
+        save_file(contiguous(tensors), new / "editor.safetensors")
+        write_text(new / "editor.json", json.dumps(texts))
+        write_text(self.directory / STATE / "commit.json", json.dumps({"step": step, **sizes}))
+        for old in (self.directory / STATE).iterdir():
+            if old.is_dir() and old != new:
+                shutil.rmtree(old)
+        self._last_commit = time.monotonic()
+        if self._stop is not None:
+            log.warning("stopped by signal %d after step %d; the same command continues", self._stop, step)
+            raise SystemExit(128 + self._stop)
+
+    def describe(self, meta: Mapping[str, Any]) -> None:
+        """Write (again) what the cell is: meta.json. Raises InputError where it was begun with other data, model or
+        libraries."""
+        held = json.loads(_read(self.directory / META) or "{}")
+        for part in FIXED:
+            if part in held and held[part] != json.loads(json.dumps(meta[part])):
+                raise InputError(
+                    f"{self.directory} was begun with another {part} ({held[part]}, now {meta[part]}); "
+                    "remove the directory to begin again, or bring the first one back"
+                )
+        write_text(
+            self.directory / META, json.dumps({"schema": SCHEMA, **meta}, indent=1, ensure_ascii=False, default=str)
+        )
+
+    def finish(self) -> None:
+        """The last commit was the last step: nothing will be added."""
+        write_text(self.directory / STATUS, "finished")
+        if not self.keep_state:
+            shutil.rmtree(self.directory / STATE, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    with open(new, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
+def contiguous(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """As safetensors wants them."""
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _parts(state: Mapping[str, "Tensor | str"]) -> tuple[dict[str, "Tensor"], dict[str, str]]:
+    tensors = {name: value for name, value in state.items() if not isinstance(value, str)}
+    return tensors, {name: value for name, value in state.items() if isinstance(value, str)}
+
+
+def _sync(file: IO[str]) -> int:
+    """Everything written is on disk; returns the file's size."""
+    file.flush()
+    os.fsync(file.fileno())
+    return os.fstat(file.fileno()).st_size
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _difference(held: str, new: str) -> str:
+    """The first line that differs."""
+    lines = [(a, b) for a, b in zip(held.splitlines(), new.splitlines(), strict=False) if a != b]
+    return f"there {lines[0][0].strip()}, now {lines[0][1].strip()}" if lines else "their lengths differ"

@@ -1,0 +1,93 @@
+"""What made a number: code, libraries, data, model, machine; and what it cost."""
+
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kedit.data import Dataset
+from kedit.lm import LM
+from kedit.settings import Step
+
+LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers")  # those that can change a score
+
+
+def describe(lm: LM, dataset: Dataset, steps: Sequence[Step]) -> dict[str, Any]:
+    """The part of meta.json that is known before the first edit."""
+    parameters = sum(p.numel() for p in lm.model.parameters())
+    return {
+        "effective_T": max(step.T for step in steps),
+        "cases": len({case.id for step in steps for case in step.test}),
+        "data": {
+            "source": dataset.source,
+            "sha256": dataset.sha256,
+            "dropped": dataset.dropped,
+            "notes": list(dataset.notes),
+        },
+        "model_is": {
+            "identity": lm.identity,
+            "class": type(lm.model).__name__,
+            "parameters": parameters,
+            "dtype": str(lm.dtype).removeprefix("torch."),
+            "device": str(lm.device),
+        },
+        "versions": {name: version(name) for name in LIBRARIES},
+        "kedit": version("kedit"),
+        "git": git_commit(Path(__file__).parent.parent),
+        "machine": {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def costs(lm: LM, steps: Sequence[dict[str, Any]], load_s: float, total_s: float) -> dict[str, Any]:
+    """The part that is known after the last step: seconds by what they went into, rates, peak memory.
+
+    Load and total are of the session that finished the cell; the rest is summed over all its steps.
+    """
+    edit_s, eval_s = (sum(step.get(name, 0.0) for step in steps) for name in ("edit_s", "eval_s"))
+    edits = sum(len(step["cases"]) for step in steps)
+    return {
+        "seconds": {
+            "load": load_s,
+            "fit": sum(step.get("fit_s", 0.0) for step in steps),
+            "edit": edit_s,
+            "evaluate": eval_s,
+            "session": total_s,
+        },
+        "edits_per_s": edits / edit_s if edit_s else None,
+        "optimiser_steps": sum(step.get("steps", 0) for step in steps),
+        "peak_memory_mb": peak_memory_mb(lm),
+    }
+
+
+def peak_memory_mb(lm: LM) -> float:
+    """Of the GPU where the model is on one, else of the process (resident set)."""
+    if lm.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(lm.device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def git_commit(root: Path) -> str | None:
+    """The checkout's commit, "+changes" where files differ from it; None outside a checkout."""
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(
+            ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "-C", root, "status", "--porcelain"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changed else "")
