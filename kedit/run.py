@@ -1,0 +1,222 @@
+"""kedit: the only entry that computes. Instantiates what the config names, runs the loop, describes the result.
+
+This is the only reader of configs; nothing below it sees OmegaConf or Hydra. Heavy imports wait until a cell really
+runs: a finished one is recognised at once.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, InstantiationException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from kedit.errors import InputError
+from kedit.journal import Journal
+
+log = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).parent
+ROOT = (
+    PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
+)  # the wheel carries conf/ and sweeps/ inside the package
+GROUPS = ("model", "dataset", "editor", "setting")  # the choices that name a cell, with T and seed
+BOOKKEEPING = (
+    "runs",
+    "threads",
+    "save",
+    "keep_state",
+    "commit_every_s",
+    "tracker",
+)  # change no row: no part of what a cell is
+
+OmegaConf.register_new_resolver("kedit.root", lambda: str(ROOT), replace=True)
+
+
+@hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
+def main(cfg: DictConfig) -> None:
+    """One cell."""
+    job = HydraConfig.get()
+    names = {group: str(job.runtime.choices[group]) for group in GROUPS}
+    names |= {"sweep": str(job.runtime.choices.get("sweeps") or "adhoc"), "overrides": overrides(job.overrides.task)}
+    with one_sentence():
+        directory = run(cfg, names)
+    if job.mode == RunMode.RUN:
+        from kedit.table import find, show, tables
+
+        show(list(tables(find(directory))))
+
+
+def run(cfg: DictConfig, names: Mapping[str, str]) -> Path:
+    """Run a cell, continue it, or leave it alone when it is finished; returns its directory."""
+    directory = cell_directory(Path(cfg.runs), names, cfg.T, cfg.seed)
+    journal = Journal(directory, identity(cfg), every_s=cfg.commit_every_s, keep_state=cfg.keep_state)
+    journal.check()
+    if journal.finished:
+        log.info("finished before: %s", directory)
+        return directory
+    editor, evaluator, tracker = (instantiate(cfg[part], _convert_="all") for part in ("editor", "eval", "tracker"))
+    dataset = instantiate(cfg.dataset, _convert_="all")(train=editor.wants_train)
+    steps = list(instantiate(cfg.setting, _convert_="all")(dataset.cases, cfg.T))
+    with journal, log_file(directory / "run.log"):  # what can be checked without the model has been checked
+        log.info("%s: %d steps", directory, len(steps))
+        compute(cfg, names, journal, editor, evaluator, tracker, dataset, steps)
+    return directory
+
+
+def compute(
+    cfg: DictConfig,
+    names: Mapping[str, str],
+    journal: Journal,
+    editor: Any,
+    evaluator: Any,
+    tracker: Any,
+    dataset: Any,
+    steps: Sequence[Any],
+) -> None:
+    """The part that needs the model."""
+    import torch
+
+    from kedit.experiment import experiment
+    from kedit.plot import retention
+    from kedit.provenance import costs, describe
+    from kedit.table import Cell, write
+
+    torch.set_num_threads(cfg.threads or int(os.environ.get("OMP_NUM_THREADS", 1)))
+    started = time.perf_counter()
+    lm = instantiate(cfg.model, _convert_="all")
+    load_s = time.perf_counter() - started
+    meta = {
+        **names,
+        "T": cfg.T,
+        "seed": cfg.seed,
+        "order_seed": cfg.dataset.get("order_seed"),
+        **describe(lm, dataset, steps),
+    }
+    journal.describe(meta)
+    name = str(journal.directory.relative_to(Path(cfg.runs) / names["sweep"]))
+    tracker.start(
+        directory=journal.directory, name=name, group=names["sweep"], config=OmegaConf.to_container(cfg, resolve=True)
+    )
+    experiment(
+        lm,
+        steps,
+        editor,
+        evaluator,
+        seed=cfg.seed,
+        train=dataset.train,
+        held_out=dataset.held_out,
+        journal=journal,
+        tracker=tracker,
+    )
+    journal.describe(meta | costs(lm, journal.steps, load_s, time.perf_counter() - started))
+    if cfg.save:
+        lm.save(journal.directory / "model")
+    cell = Cell(journal.directory)
+    made = write([cell], journal.directory)
+    retention([cell], journal.directory / "retention.png")
+    tracker.finish(made[0][1])
+    journal.finish()
+
+
+def identity(cfg: DictConfig) -> str:
+    """What a cell is: the resolved config without what changes no row."""
+    whole: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    return OmegaConf.to_yaml({key: value for key, value in whole.items() if key not in BOOKKEEPING})
+
+
+def cell_directory(runs: Path, names: Mapping[str, str], T: int | str, seed: int) -> Path:
+    """runs/<sweep>/<model>/<dataset>/<editor>/<setting>-T<T>/seed<seed>[/<overrides>]: named by choices, never by the
+    clock."""
+    path = (
+        runs
+        / names["sweep"]
+        / names["model"]
+        / names["dataset"]
+        / names["editor"]
+        / f"{names['setting']}-T{T}"
+        / f"seed{seed}"
+    )
+    text = names["overrides"]
+    if len(text) > 80 or "/" in text:
+        text = sha256(text.encode()).hexdigest()[:12]  # the full text is in config.yaml
+    return path / text if text else path
+
+
+def overrides(task: Sequence[str]) -> str:
+    """The command line's overrides that a directory does not name otherwise, sorted."""
+    named = (*GROUPS, "sweeps", "T", "seed")
+    kept = [
+        o
+        for o in task
+        if (key := o.lstrip("+~").partition("=")[0]) not in named and key.partition(".")[0] not in BOOKKEEPING
+    ]
+    return ",".join(sorted(kept))
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """What the user can mend is said without a stack trace, also when it is met while instantiating."""
+    try:
+        yield
+    except InputError as error:
+        raise CompactHydraException(str(error)) from error
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise CompactHydraException(str(error.__cause__)) from error
+        raise
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+class Sweep(Callback):
+    """Around Hydra's runs: an output folder that cannot be made is said in one sentence; a sweep ends with its
+    table."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        self._check(config.runs)
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        self._check(config.hydra.sweep.dir)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        from kedit.plot import retention
+        from kedit.table import find, show, write
+
+        directory = Path(config.hydra.sweep.dir)
+        cells = find(directory)
+        show(write(cells, directory))
+        if retention(cells, directory / "retention.png"):
+            log.info("%s", directory / "retention.png")
+
+    def _check(self, folder: str) -> None:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CompactHydraException(
+                f"{folder} cannot be made ({error.strerror}); set KEDIT_RUNS to a writable folder"
+            ) from error
+
+
+if __name__ == "__main__":
+    main()
