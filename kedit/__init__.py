@@ -17,7 +17,7 @@ _HOMES = {
     "KDPO": "kedit.losses.kdpo",
     "LM": "kedit.lm",
     "blocks": "kedit.settings",
-    "experiment": "kedit.experiment",
+    "experiment": "kedit.loop",
     "incremental": "kedit.settings",
     "load": "kedit.lm",
     "mass": "kedit.settings",

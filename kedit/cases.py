@@ -1,7 +1,10 @@
 """What is edited and what is asked: who may see what is a type, not a convention."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+from kedit.errors import InputError
 
 Kind = Literal["reliability", "generality", "portability", "locality", "fluency"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -42,6 +45,17 @@ class Question:
     case: str
     index: int
     probe: Probe
+
+
+def check_subjects(cases: Iterable[Case]) -> None:
+    """For editors that locate the subject in the prompt. Raises InputError naming the first case without it."""
+    for case in cases:
+        for edit in case.edits:
+            if not edit.subject or edit.subject not in edit.prompt:
+                raise InputError(
+                    f"{case.id}: the subject {edit.subject!r} is not in the prompt {edit.prompt!r}, where the "
+                    "editor looks for it; mend the record, or choose an editor that needs no subject"
+                )
 
 
 def questions(case: Case, kinds: tuple[Kind, ...] = KINDS) -> list[Question]:

@@ -196,6 +196,19 @@ class Evaluator:
         return question.probe.kind == "locality" and self.locality_reference == "pre_model"
 
 
+def noise_floor(lm: LM, asked: Sequence[Question], sample: int = 100) -> float:
+    """Share of answer tokens on which a model agrees with itself, asked one by one and in one batch: 1 in float32.
+
+    Below float32 no locality can be measured more finely than this.
+    """
+    probes = [q.probe for q in asked if q.probe.answers][:sample]
+    prompts, answers = [p.prompt for p in probes], [p.answers[0] for p in probes]
+    pooled = lm.answer(prompts, answers)
+    alone = [lm.answer([prompt], [answer])[0] for prompt, answer in zip(prompts, answers, strict=True)]
+    matches = [metrics.token_match(a.pred, b.pred) for a, b in zip(pooled, alone, strict=True)]
+    return sum(matches) / len(matches)
+
+
 def _choice(name: str, given: Sequence[str], known: Sequence[str]) -> None:
     wrong = [value for value in given if value not in known]
     if wrong or isinstance(given, str):

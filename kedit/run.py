@@ -6,6 +6,7 @@ runs: a finished one is recognised at once.
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from kedit.cases import check_subjects
 from kedit.errors import InputError
 from kedit.journal import Journal
 
@@ -68,6 +70,8 @@ def run(cfg: DictConfig, names: Mapping[str, str]) -> Path:
     editor, evaluator, tracker = (instantiate(cfg[part], _convert_="all") for part in ("editor", "eval", "tracker"))
     dataset = instantiate(cfg.dataset, _convert_="all")(train=editor.wants_train)
     steps = list(instantiate(cfg.setting, _convert_="all")(dataset.cases, cfg.T))
+    if editor.needs_subject:
+        check_subjects(case for step in steps for case in step.edit)
     with journal, log_file(directory / "run.log"):  # what can be checked without the model has been checked
         log.info("%s: %d steps", directory, len(steps))
         compute(cfg, names, journal, editor, evaluator, tracker, dataset, steps)
@@ -87,7 +91,8 @@ def compute(
     """The part that needs the model."""
     import torch
 
-    from kedit.experiment import experiment
+    from kedit.evals import noise_floor
+    from kedit.loop import all_questions, experiment
     from kedit.plot import retention
     from kedit.provenance import costs, describe
     from kedit.table import Cell, write
@@ -103,6 +108,9 @@ def compute(
         "order_seed": cfg.dataset.get("order_seed"),
         **describe(lm, dataset, steps),
     }
+    if lm.dtype != torch.float32:
+        meta["noise_floor"] = noise_floor(lm, all_questions(steps, evaluator))
+        log.info("%s agrees with itself on %.2f %% of answer tokens", lm.dtype, 100 * meta["noise_floor"])
     journal.describe(meta)
     name = str(journal.directory.relative_to(Path(cfg.runs) / names["sweep"]))
     tracker.start(
@@ -212,10 +220,8 @@ class Sweep(Callback):
     def _check(self, folder: str) -> None:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CompactHydraException(
-                f"{folder} cannot be made ({error.strerror}); set KEDIT_RUNS to a writable folder"
-            ) from error
+        except OSError as error:  # Hydra would only warn of an exception
+            sys.exit(f"{folder} cannot be made ({error.strerror}); set KEDIT_RUNS to a writable folder")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ T is the number of edits in the model when a case is tested ("all": as many as t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from kedit.cases import Case
 from kedit.errors import InputError
@@ -90,6 +90,8 @@ def mass(cases: Cases, T: Horizon, *, short: Short = "error") -> Iterator[Step]:
 def take(cases: Cases, T: Horizon, short: Short) -> Cases:
     """The first T cases."""
     _some(cases)
+    if short not in get_args(Short):
+        raise InputError(f"setting.short={short}: choose from {', '.join(get_args(Short))}")
     if T == "all":
         return cases
     if not isinstance(T, int) or T < 1:

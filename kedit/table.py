@@ -189,6 +189,9 @@ def _caption(cells: Sequence[Cell], lines: pd.DataFrame, score: Score, merge: Me
     failed = {cell.meta["editor"]: int(cell.steps.get("failed", pd.Series(dtype=int)).sum()) for cell in cells}
     parts += [f"{count} edits of {editor} failed and were undone" for editor, count in failed.items() if count]
     parts += [f"dropped: {n} {what}" for what, n in meta["data"]["dropped"].items()] + list(meta["data"]["notes"])
+    if "noise_floor" in meta:
+        dtype = meta["model_is"]["dtype"]
+        parts.append(f"in {dtype} the unedited model agrees with itself on {100 * meta['noise_floor']:.1f} % of tokens")
     if meta["order_seed"] is not None:
         parts.append(f"order seed {meta['order_seed']}")
     if meta["overrides"]:

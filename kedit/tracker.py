@@ -17,7 +17,7 @@ class Tracker:
     def start(self, *, directory: Path, name: str, group: str, config: Mapping[str, Any]) -> None:
         """Before the first step."""
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """The metrics of one step (the run's step number, counted from 1; 0 is the unedited model)."""
 
     def finish(self, table: pd.DataFrame) -> None:
@@ -72,14 +72,17 @@ class Wandb(Tracker):
             settings=settings,
         )
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
         self._try(lambda: self._run.log(dict(metrics), step=step))
 
     def finish(self, table: pd.DataFrame) -> None:
-        import wandb
+        def last() -> None:
+            import wandb
 
-        self._try(lambda: self._run.log({"table": wandb.Table(dataframe=table)}))
-        self._try(lambda: self._run.finish())
+            self._run.log({"table": wandb.Table(dataframe=table)})
+            self._run.finish()
+
+        self._try(last)
         self._run = None
 
     def _try(self, call: Any) -> None:

@@ -13,11 +13,12 @@ class Editor:
     """Turns edits into changes of an LM. Editors never evaluate, restore, or read configs, and never see a probe."""
 
     wants_train: ClassVar[bool] = False  # does `fit` learn from training cases?
+    needs_subject: ClassVar[bool] = False  # must an edit's subject be a span of its prompt?
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         """Once, before the first edit, on the pristine model: statistics, alignment, hypernetworks."""
 
-    def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float]:
+    def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
         """Change `lm` in place, on top of earlier edits; several edits are made together. `edit(lm, [])` changes
         nothing.
 

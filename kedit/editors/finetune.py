@@ -46,7 +46,7 @@ class FineTune(Editor):
         self.parameters, self.layers, self.depth = parameters, layers, depth
         self.weight_decay, self.norm_constraint, self.batch_size = weight_decay, norm_constraint, batch_size
 
-    def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float]:
+    def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
         if not edits:
             return {}
         layers = self.layers if self.layers is not None else [lm.anatomy.layer(self.depth)]

@@ -30,7 +30,7 @@ class Pair:
         return self.ids[self.start :]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Padded pairs. The k answer tokens of all n rows are listed in reading order: token `gold[j]` is predicted at
     position (`row[j]`, `col[j]`), so logits are needed at these k places only."""

@@ -3,9 +3,9 @@
 from kedit.artefacts import artefact
 from kedit.lm import LM
 from kedit.lm import load as load_directory
-from kedit.world.cases import load as cases
+from kedit.world.edits import load as cases
 from kedit.world.facts import World
-from kedit.world.train import Recipe, key, train
+from kedit.world.recipe import Recipe, key, train
 
 __all__ = ["Recipe", "World", "cases", "load"]
 
@@ -15,7 +15,7 @@ def load(
     people: int = 520,
     relations: int = 4,
     world_seed: int = 0,
-    steps: int = 1000,
+    steps: int = 1200,
     width: int = 128,
     layers: int = 4,
     mlp: int = 1024,

@@ -17,14 +17,9 @@ from kedit.world.facts import GEO_TEMPLATES, ONE_HOP, TEMPLATES, Person, World
 
 EOT, EOT_ID = "<|endoftext|>", 0  # begins, separates and ends documents; the tokenizer's first special token
 ANSWER, WORDING, UNFORESEEABLE, SUBJECT = 1.0, 0.4, 0.15, 0.1  # weight of a token in the loss, by what it is
-MIX = {
-    "fact": 0.46,
-    "biography": 0.20,
-    "one_hop": 0.09,
-    "geo": 0.09,
-    "context": 0.10,
-    "copy": 0.06,
-}  # share of documents
+Mix = dict[str, float]  # share of documents of each kind
+MIX: Mix = {"fact": 0.42, "biography": 0.20, "one_hop": 0.09, "geo": 0.07, "context": 0.16, "copy": 0.06}
+FIRST_MIX: Mix = {"fact": 0.25, "biography": 0.10, "geo": 0.05, "context": 0.10, "copy": 0.50}  # copying comes first
 
 Piece = tuple[str, float]  # text (one leading space, as in running text), weight
 Document = list[Piece]
@@ -43,17 +38,14 @@ class Corpus:
         self.world = world
         self.rng = random.Random(seed)
         self.geo = [(fact, subject, answer) for fact, table in world.geo.items() for subject, answer in table.items()]
-        self.words = sorted(
-            {word for relation in world.relations for answer in world.pool(relation) for word in answer.split()}
-        )
+        answers = [answer for relation in world.relations for answer in world.pool(relation)]
+        self.words = sorted({word for answer in answers for word in answer.split()})
 
-    def documents(self, people: Sequence[Person]) -> Iterator[Document]:
+    def documents(self, people: Sequence[Person], mix: Mix = MIX) -> Iterator[Document]:
         """Facts come in reshuffled epochs: each is seen equally often."""
         facts = self._epochs([(person, relation) for person in people for relation in self.world.relations])
         geo = self._epochs(self.geo)
-        taught = [
-            person for person in people if person.index % 10 < 7
-        ]  # 70 %: the others show whether one-hop composes
+        taught = [person for person in people if person.index % 10 < 7]  # the others show whether one-hop composes
         makers = {
             "fact": lambda: self.fact(*next(facts)),
             "biography": lambda: self.biography(self.rng.choice(people)),
@@ -62,9 +54,8 @@ class Corpus:
             "context": lambda: self.context(self.rng.choice(people), people),
             "copy": self.copy,
         }
-        kinds, shares = list(MIX), list(MIX.values())
         while True:
-            yield makers[self.rng.choices(kinds, shares)[0]]()
+            yield makers[self.rng.choices(list(mix), list(mix.values()))[0]]()
 
     def _epochs(self, items: list) -> Iterator:
         while True:
@@ -72,7 +63,7 @@ class Corpus:
             yield from items
 
     def fact(self, person: Person, relation: str) -> Document:
-        name = person.alias if self.rng.random() < 0.2 else person.name
+        name = person.alias if self.rng.random() < 0.3 else person.name
         return sentence(self._template(person, relation), name, person.facts[relation])
 
     def _template(self, person: Person, relation: str) -> str:
@@ -153,8 +144,10 @@ class Rows:
             self.ids[text] = ids[-1:] if text == "." else ids  # without the blank that begins a text
         return self.ids[text]
 
-    def batches(self, people: Sequence[Person], rows: int) -> Iterator[tuple[Int[Tensor, "n t"], Float[Tensor, "n t"]]]:
-        documents = self.corpus.documents(people)
+    def batches(
+        self, people: Sequence[Person], rows: int, mix: Mix = MIX
+    ) -> Iterator[tuple[Int[Tensor, "n t"], Float[Tensor, "n t"]]]:
+        documents = self.corpus.documents(people, mix)
         while True:
             filled = [self._row(documents) for _ in range(rows)]
             yield torch.tensor([ids for ids, _ in filled]), torch.tensor([weights for _, weights in filled])

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 
+from kedit.errors import InputError
+
 FIRST_NAMES = """Adam Alice Anna Ben Carl Clara David Diana Edgar Ella Emil Erik Eva Felix Frank Grace Hanna Hugo Ida
 Ivan Jane Jonas Julia Karl Laura Leo Lena Liam Lucy Marco Maria Max Nina Nora Oscar Paul Rosa Simon Sofia
 Victor""".split()
@@ -132,11 +134,11 @@ class World:
 
     def __post_init__(self) -> None:
         if self.people_count < 4 or self.people_count % 2:
-            raise ValueError(
+            raise InputError(
                 f"people={self.people_count}: a world is made of couples; give an even number of at least 4"
             )
         if not 1 <= self.relations_count <= len(TEMPLATES):
-            raise ValueError(f"relations={self.relations_count}: a world has 1 to {len(TEMPLATES)} relations")
+            raise InputError(f"relations={self.relations_count}: a world has 1 to {len(TEMPLATES)} relations")
 
     @property
     def relations(self) -> tuple[str, ...]:

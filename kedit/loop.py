@@ -2,13 +2,14 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from zlib import crc32
 
+import pandas as pd
 from transformers import set_seed
 
-from kedit.cases import Case, Question, questions
+from kedit.cases import KINDS, Case, Question, questions
 from kedit.editors import Editor
 from kedit.evals import Answer, Evaluator, Row
 from kedit.journal import Memory
@@ -16,6 +17,7 @@ from kedit.lm import LM
 from kedit.pristine import pristine_answers
 from kedit.progress import progress
 from kedit.settings import Step
+from kedit.table import per_case
 from kedit.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -40,14 +42,16 @@ def experiment(
     left it.
     """
     steps, journal, tracker = list(steps), journal or Memory(), tracker or Tracker()
-    runner = _Runner(lm, editor, evaluator, held_out, pristine_answers(lm, evaluator, _all_questions(steps, evaluator)))
+    runner = _Runner(lm, editor, evaluator, held_out, pristine_answers(lm, evaluator, all_questions(steps, evaluator)))
     seed_step(seed, 0)
     started = time.perf_counter()
     editor.fit(lm, train)
     fit_s = time.perf_counter() - started
     done = journal.resume(lm, editor)
     if done < 0:
-        journal.write(*runner.floor(steps, fit_s))
+        record, rows = runner.floor(steps, fit_s)
+        journal.write(record, rows)
+        tracker.log(0, _metrics(record, rows))
         journal.commit(lm, editor, now=True)
     for number, step in progress(list(enumerate(steps, 1)), desc="edits", unit="step"):
         runner.edits += len(step.edit)
@@ -58,11 +62,8 @@ def experiment(
             metrics = _metrics(record, rows)
             tracker.log(number, metrics)
             if step.test and not step.restore:
-                log.info(
-                    "after %d edits: %s",
-                    runner.edits,
-                    ", ".join(f"{k[5:]} {v:.3f}" for k, v in metrics.items() if k.startswith("test/")),
-                )
+                scores = ", ".join(f"{k[5:]} {v:.1f}" for k, v in metrics.items() if k.startswith("test/"))
+                log.info("after %d edits: %s", runner.edits, scores)
         if step.restore:
             lm.restore()
             editor.reset()
@@ -141,22 +142,18 @@ def seed_step(seed: int, step: int) -> None:
     set_seed(crc32(f"{seed}/{step}".encode()))
 
 
-def _all_questions(steps: Sequence[Step], evaluator: Evaluator) -> list[Question]:
+def all_questions(steps: Sequence[Step], evaluator: Evaluator) -> list[Question]:
+    """What a run will ask, each question once."""
     each = (q for step in steps for case in step.edit for q in questions(case, evaluator.each_edit))
     tests = (q for step in steps for case in step.test for q in questions(case, evaluator.kinds))
     return list(dict.fromkeys([*each, *tests]))
 
 
 def _metrics(record: Row, rows: Sequence[Row]) -> dict[str, Any]:
-    """What one step shows on a dashboard: the edit's cost, the means of its rows by moment and kind."""
+    """What one step shows on a dashboard: the edit's cost, and scores as the table has them, by moment and kind."""
     numbers = {key: value for key, value in record.items() if isinstance(value, int | float) and key != "step"}
-    return numbers | dict(_means(rows))
-
-
-def _means(rows: Sequence[Row]) -> Iterator[tuple[str, float]]:
-    groups: dict[str, list[float]] = {}
-    for row in rows:
-        for score in ("token", "entropy", "nll"):
-            if score in row:
-                groups.setdefault(f"{row['when']}/{row['kind']}/{score}", []).append(row[score])
-    return ((name, sum(values) / len(values)) for name, values in groups.items())
+    frame = pd.DataFrame(rows)
+    for when, asked in frame.groupby("when") if rows else ():
+        scores = {kind: per_case(asked, kind) for kind in KINDS}
+        numbers |= {f"{when}/{kind}": float(values.mean()) for kind, values in scores.items() if len(values)}
+    return numbers

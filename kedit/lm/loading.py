@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -66,7 +67,7 @@ def _source(path: str) -> str:
 def _pretrained(auto: Any, source: str, what: str, options: dict[str, Any]) -> Any:
     try:
         return auto.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0].rstrip(".")
         remedy = "mend the folder" if Path(source).is_dir() else "give a folder, or a hub id that you can reach"
         raise InputError(f"{source}: its {what} cannot be loaded ({first}); {remedy}") from error

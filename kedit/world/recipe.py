@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kedit.artefacts import sha256
 from kedit.progress import progress
-from kedit.world.corpus import EOT, EOT_ID, Corpus, Rows, train_tokenizer
+from kedit.world.corpus import EOT, EOT_ID, FIRST_MIX, Corpus, Rows, train_tokenizer
 from kedit.world.facts import World
 
 
@@ -26,11 +26,11 @@ class Recipe:
     layers: int = 4
     heads: int = 4
     vocabulary: int = 1024
-    steps: int = 1000
+    steps: int = 1200
     rows: int = 32  # of `length` tokens, a step
     length: int = 64
-    first_people: int = 130  # the curriculum: only these in the first `first_steps` steps
-    first_steps: int = 150
+    first_people: int = 130  # the curriculum: in the first share of the steps only these, and much copying
+    first_share: float = 0.25
     muon_lr: float = 0.02  # hidden matrices
     adam_lr: float = 3e-3  # embeddings and norms
     warm_up: int = 50
@@ -95,9 +95,9 @@ def _optimise(model: LlamaForCausalLM, world: World, recipe: Recipe, rows: Rows)
 
 
 def _stream(world: World, recipe: Recipe, rows: Rows) -> Iterator[tuple[Int[Tensor, "n t"], Float[Tensor, "n t"]]]:
-    few = rows.batches(world.people[: recipe.first_people], recipe.rows)
+    few = rows.batches(world.people[: recipe.first_people], recipe.rows, FIRST_MIX)
     everybody = rows.batches(world.people, recipe.rows)
-    return (next(few if step < recipe.first_steps else everybody) for step in range(recipe.steps))
+    return (next(few if step < recipe.first_share * recipe.steps else everybody) for step in range(recipe.steps))
 
 
 def _loss(model: LlamaForCausalLM, ids: Int[Tensor, "n t"], weights: Float[Tensor, "n t"]) -> Float[Tensor, ""]:
@@ -123,7 +123,7 @@ def precision() -> str:
 
 def key(world: World, recipe: Recipe) -> dict[str, object]:
     """Everything the trained model depends on, the code that makes it included."""
-    code = [sha256(Path(__file__).with_name(f"{name}.py")) for name in ("facts", "corpus", "train")]
+    code = [sha256(Path(__file__).with_name(f"{name}.py")) for name in ("facts", "corpus", "recipe")]
     return {
         "world": asdict(world),
         "recipe": asdict(recipe),

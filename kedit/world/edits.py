@@ -32,6 +32,8 @@ def load(
     edits touches. The last `train_people` of the world's list (null: 160 where an editor's fit asks for `train`, else
     0) are never edited.
     """
+    if not (edits is None or edits == "all" or isinstance(edits, int)):
+        raise InputError(f"{edits!r} edits: give a number, or all")
     world = World(people, relations, world_seed)
     reserved = (TRAIN_PEOPLE if train else 0) if train_people is None else train_people
     if not 0 <= reserved < people:
@@ -45,7 +47,7 @@ def load(
     editable = people - reserved
     offered = min(editable if limit is None else limit, editable)
     drawn = _draw(world, world.people[:editable], f"edits-{seed}")[:offered]
-    touched = drawn if edits in (None, "all") else drawn[: int(edits)]
+    touched = drawn if not isinstance(edits, int) else drawn[:edits]
     asker = Asker(world, touched, random.Random(f"probes-{seed}"))
     cases = tuple(asker.case(edit) for edit in drawn)
     learnable = _draw(world, world.people[editable:], "train")

@@ -1,0 +1,97 @@
+"""Shared by all tests: one thread, the world model (recipe S, trained once and cached), small models of each shape."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPT2Config,
+    GPTJConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+)
+
+from kedit import world
+from kedit.lm import LM
+
+torch.set_num_threads(1)
+
+TESTS = Path(__file__).parent
+RECIPE_S = {"mlp": 384}
+S = [f"model.{name}={value}" for name, value in RECIPE_S.items()]  # the same on the command line
+SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 1024, "bos_token_id": 0, "eos_token_id": 0}
+GPT = {"n_layer": 3, "n_head": 4, "n_embd": 64, "n_positions": 256, "vocab_size": 1024}
+LLAMA = SIZES | {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 2}
+SHAPES = {
+    "llama": LlamaConfig(**LLAMA),
+    "qwen2": Qwen2Config(**LLAMA),
+    "mistral": MistralConfig(**LLAMA, sliding_window=8),
+    "gemma": GemmaConfig(**LLAMA, head_dim=16),
+    "gpt2": GPT2Config(**GPT, bos_token_id=0, eos_token_id=0),
+    "gptj": GPTJConfig(**GPT, rotary_dim=8, bos_token_id=0, eos_token_id=0),
+}
+
+
+@pytest.fixture(scope="session")
+def _world_lm() -> LM:
+    return world.load(**RECIPE_S)
+
+
+@pytest.fixture
+def lm(_world_lm: LM) -> Iterator[LM]:
+    """The world model, restored afterwards."""
+    yield _world_lm
+    _world_lm.restore()
+
+
+@pytest.fixture(params=list(SHAPES))
+def shaped(request: pytest.FixtureRequest, _world_lm: LM) -> LM:
+    """A random model of each architecture, with the world's tokenizer."""
+    torch.manual_seed(0)
+    return LM(AutoModelForCausalLM.from_config(deepcopy(SHAPES[request.param])), _world_lm.text.tokenizer)
+
+
+@pytest.fixture
+def small_dir(tmp_path: Path, _world_lm: LM) -> Path:
+    """A random Llama as a transformers directory."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(deepcopy(SHAPES["llama"])).save_pretrained(tmp_path / "small")
+    _world_lm.text.tokenizer.save_pretrained(tmp_path / "small")
+    return tmp_path / "small"
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The full benchmark files; tests that need them are skipped where KEDIT_TEST_DATA is not set."""
+    folder = os.environ.get("KEDIT_TEST_DATA")
+    if not folder:
+        pytest.skip("KEDIT_TEST_DATA is not set: no full benchmark files")
+    return Path(folder)
+
+
+Done = subprocess.CompletedProcess[str]
+
+
+def run_kedit(folder: Path, *arguments: object, **environment: str) -> Done:
+    """The command line, in `folder`, with its outputs in `folder`/runs."""
+    if not any(str(argument).startswith("tracker=") for argument in arguments):
+        arguments = (*arguments, "tracker=none")
+    command = [sys.executable, "-m", "kedit.run", *map(str, arguments)]
+    env = {**os.environ, "KEDIT_RUNS": str(folder / "runs"), "COLUMNS": "120", **environment}
+    return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture
+def kedit(tmp_path: Path) -> Callable[..., Done]:
+    """The command line, in an empty folder."""
+    return lambda *arguments, **environment: run_kedit(tmp_path, *arguments, **environment)

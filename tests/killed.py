@@ -1,0 +1,65 @@
+"""A run that is killed (SIGKILL) inside a write: python tests/killed.py WHERE NTH [OVERRIDE ...].
+
+WHERE is what is being written when it dies: rows (half a line), state (half a tensor file), commit (before the rename
+that makes a commit count), meta (half a file).
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from kedit import journal, run
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def nth(call: Any, n: int, last: Any) -> Any:
+    """`call`, but the n-th time `last` with the same arguments, and death."""
+    seen = 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == n:
+            last(*args, **kwargs)
+            die()
+        return call(*args, **kwargs)
+
+    return counted
+
+
+def half_a_line(self: journal.Journal, step: Any, rows: Any) -> None:
+    self._files[journal.ROWS].write('{"step": 3, "case": "wor')
+    self._files[journal.ROWS].flush()
+
+
+def half_a_tensor_file(tensors: Any, filename: Path) -> None:
+    Path(filename).write_bytes(b"\x40\x00\x00\x00")
+
+
+def half_a_text(path: Path, text: str) -> None:
+    path.with_name(f".{path.name}.new").write_text(text[: len(text) // 2])
+
+
+def main() -> None:
+    where, n = sys.argv[1], int(sys.argv[2])
+    sys.argv[1:3] = []
+    if where == "rows":
+        journal.Journal.write = nth(journal.Journal.write, n, half_a_line)  # type: ignore[method-assign]
+    elif where == "state":
+        safetensors.torch.save_file = nth(safetensors.torch.save_file, n, half_a_tensor_file)
+    elif where == "commit":
+        journal.os.replace = nth(os.replace, n, lambda *_: None)  # type: ignore[attr-defined]
+    elif where == "meta":
+        journal.write_text = nth(journal.write_text, n, half_a_text)
+    run.main()
+
+
+if __name__ == "__main__":
+    main()

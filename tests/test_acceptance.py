@@ -1,0 +1,114 @@
+"""The slower checks: `make acceptance`. Recipe W knows its world, and editing it scores as it should on three seeds."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import TESTS, run_kedit
+from test_world import known
+
+from kedit import world
+from kedit.lm import LM
+from kedit.table import find
+from kedit.world import Recipe, World
+from kedit.world.facts import GEO_TEMPLATES, TEMPLATES
+from kedit.world.recipe import train
+
+pytestmark = pytest.mark.acceptance
+
+SEEDS = "101,102,103"  # settings were tuned on others
+LOCALITY = ["same_subject", "other_people", "geo"]
+
+
+@pytest.fixture(scope="module")
+def w() -> LM:
+    return world.load()
+
+
+def test_recipe_w_trains_within_300_cpu_seconds_to_at_most_10_mb(tmp_path: Path) -> None:
+    started = time.process_time()
+    train(World(), Recipe(), tmp_path)
+    assert time.process_time() - started <= 300
+    assert (tmp_path / "model.safetensors").stat().st_size <= 10e6
+
+
+def test_recipe_w_knows_its_world(w: LM) -> None:
+    some = World()
+    facts = [(p, r, TEMPLATES[r]) for p in some.people for r in some.relations]
+    assert known(w, [(t[0].format(s=p.name), p.facts[r]) for p, r, t in facts]) >= 97
+    assert known(w, [(t[p.held_out[r]].format(s=p.name), p.facts[r]) for p, r, t in facts]) >= 97
+    assert known(w, [(t[0].format(s=p.alias), p.facts[r]) for p, r, t in facts]) >= 95
+    geo = [(GEO_TEMPLATES[f][0].format(s=s), a) for f, table in some.geo.items() for s, a in table.items()]
+    assert known(w, geo) >= 97
+    for seed in (101, 102, 103):
+        probes = [p for case in world.cases(edits=100, seed=seed).cases[:100] for p in case.probes]
+        assert known(w, [(p.prompt, p.answers[0]) for p in probes if p.kind == "locality"]) >= 97
+
+
+def scores(folder: Path) -> pd.DataFrame:
+    """ES (mean of reliability and generality) and LOC (mean over the three kinds of probe) by editor and T."""
+    lines = []
+    for cell in find(folder / "runs"):
+        tests = cell.rows[(cell.rows["when"] == "test") & (cell.rows["scoring"] == "forced")]
+        for T, rows in tests.groupby("T"):
+            kinds, groups = rows.groupby("kind")["token"].mean(), rows.groupby("group")["token"].mean()
+            es, loc = (kinds["reliability"] + kinds["generality"]) / 2, groups[LOCALITY].mean()
+            lines.append({"editor": cell.meta["editor"], "T": T, "ES": 100 * es, "LOC": 100 * loc})
+    table = pd.DataFrame(lines).groupby(["editor", "T"]).mean().round(1)
+    sys.stdout.write(f"\n{table}\n")
+    return table
+
+
+def run(folder: Path, *arguments: str) -> pd.DataFrame:
+    done = run_kedit(folder, "-m", f"seed={SEEDS}", "eval.fluency_tokens=0", *arguments)
+    assert done.returncode == 0, done.stderr
+    return scores(folder)
+
+
+def test_single_edits(w: LM, tmp_path: Path) -> None:
+    table = run(tmp_path, "editor=ft_m,kdpo", "setting=single", "dataset.limit=30")
+    assert (table["ES"] >= 90).all()
+    assert (table["LOC"] >= 97).all()
+
+
+@pytest.mark.parametrize("options", [[], ["editor.lr=1e-3", "editor.layers=null"]], ids=["tuned", "by depth"])
+def test_sequential_edits(w: LM, tmp_path: Path, options: list[str]) -> None:
+    table = run(tmp_path, "editor=ft_m,kdpo", "setting.checkpoints=[10]", *options)
+    assert (table["ES"].xs(10, level="T") >= 85).all()
+    assert (table["LOC"].xs(10, level="T") >= 93).all()
+    assert table.loc[("ft_m", 100), "ES"] >= 72
+    assert table.loc[("ft_m", 100), "LOC"] >= 70
+    assert table.loc[("kdpo", 100), "ES"] >= 58
+    assert table.loc[("kdpo", 100), "LOC"] >= 72
+
+
+def test_five_hundred_edits_ask_geography(w: LM, tmp_path: Path) -> None:
+    done = run_kedit(tmp_path, "editor=ft_m", "T=500", "eval.fluency_tokens=0")
+    assert done.returncode == 0, done.stderr
+    assert "people are untouched by the edits" in done.stdout.replace("\n", " ")
+    refused = run_kedit(tmp_path, "editor=ft_m", "T=521")
+    assert "T=521 edits were asked for, the dataset offers 520 cases" in refused.stderr
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_more_kills(seed: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", str(TESTS / "test_resume.py"), "-k", "random"]
+    done = subprocess.run(command, env={**os.environ, "KEDIT_TEST_SEED": seed}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_training_the_world_twice_gives_the_same_model(w: LM, tmp_path: Path) -> None:
+    train(World(), Recipe(), tmp_path)
+    again = world.load_directory(str(tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(w.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_a_larger_world_is_a_matter_of_parameters(tmp_path: Path) -> None:
+    sizes = ["model.people=1000", "model.relations=6", "model.steps=30", "model.width=64"]
+    done = run_kedit(tmp_path, *sizes, "T=20", "editor=ft_m", "eval.fluency_tokens=0")
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,125 @@
+"""The loop: what is asked when, failed edits, seeds."""
+
+import random
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from kedit import world
+from kedit.cases import Case, Edit
+from kedit.editors import Editor
+from kedit.editors.finetune import FineTune
+from kedit.evals import Evaluator
+from kedit.journal import Memory
+from kedit.lm import LM
+from kedit.loop import experiment
+from kedit.losses.cross_entropy import CrossEntropy
+from kedit.settings import blocks, incremental, mass, sequential, single
+
+CASES = world.cases(edits=5, limit=5, seed=3).cases
+QUICK = Evaluator(fluency_tokens=0)
+
+
+class Trace(Editor):
+    """Writes down what happens to it; each edit adds 1 to one weight, so that state can be seen."""
+
+    wants_train = True
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.noise: list[tuple[float, float, float]] = []
+
+    def fit(self, lm: LM, train: Sequence[Case]) -> None:
+        self.events.append(f"fit {len(train)}")
+
+    def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
+        [weight] = lm.track(lm.anatomy.parameters(lm.model, "mlp_out.weight", [2]))
+        weight.data[0, 0] += 1
+        self.events.append("+" * len(edits))
+        self.noise.append((float(torch.rand(())), random.random(), float(np.random.rand())))
+        return {"steps": 1}
+
+    def reset(self) -> None:
+        self.events.append("!")
+
+
+@pytest.mark.parametrize(
+    ("steps", "events", "weight"),
+    [
+        (single(CASES[:3]), "+ ! + ! + !", 0),
+        (sequential(CASES, 3), "+ + +", 3),
+        (blocks(CASES[:3], 2), "+ + ! + !", 0),
+        (incremental(CASES, 2), "+ +", 2),
+        (mass(CASES, 4), "++++", 1),
+    ],
+)
+def test_settings_drive_the_editor(lm: LM, steps: object, events: str, weight: int) -> None:
+    before = float(lm.model.model.layers[2].mlp.down_proj.weight[0, 0])
+    editor = Trace()
+    experiment(lm, steps, editor, QUICK, train=CASES)  # type: ignore[arg-type]
+    assert " ".join(editor.events) == f"fit 5 {events}"
+    assert float(lm.model.model.layers[2].mlp.down_proj.weight[0, 0]) == pytest.approx(before + weight, abs=1e-5)
+
+
+def test_edits_so_far_counts_from_the_last_restore(lm: LM) -> None:
+    journal = Memory()
+    experiment(lm, blocks(CASES, 2), Trace(), QUICK, journal=journal)
+    assert [step["edits_so_far"] for step in journal.steps] == [0, 1, 2, 1, 2, 1]
+    tests = [row for row in journal.rows if row["when"] == "test" and row["kind"] == "reliability"]
+    assert [(row["step"], row["edits_so_far"], row["T"]) for row in tests] == [(2, 2, 2)] * 2 + [(4, 2, 2)] * 2 + [
+        (5, 1, 2)
+    ]
+
+
+def test_randomness_is_seeded_for_each_step(lm: LM) -> None:
+    def noise(steps: int, seed: int) -> list[tuple[float, float, float]]:
+        lm.restore()
+        editor = Trace()
+        experiment(lm, sequential(CASES, steps), editor, QUICK, seed=seed)
+        return editor.noise
+
+    assert noise(4, seed=1)[:3] == noise(3, seed=1)
+    assert noise(3, seed=1) != noise(3, seed=2)
+    assert len(set(noise(4, seed=1))) == 4
+
+
+def test_each_edit_is_scored_right_after_it(lm: LM) -> None:
+    rows = experiment(
+        lm, sequential(CASES, 3), Trace(), Evaluator(fluency_tokens=0, each_edit=["reliability", "generality"])
+    )
+    after = [(row["step"], row["case"], row["kind"]) for row in rows if row["when"] == "edit"]
+    assert after == [(i + 1, CASES[i].id, kind) for i in range(3) for kind in ("reliability", "generality")]
+
+
+class FailsOn(FineTune):
+    """Diverges on one edit, after it has changed the weights."""
+
+    def __init__(self, prompt: str):
+        super().__init__(loss=CrossEntropy(), lr=1e-3, steps=3)
+        self.prompt = prompt
+
+    def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
+        cost = super().edit(lm, edits)
+        if edits[0].prompt == self.prompt:
+            raise FloatingPointError("the loss is nan")
+        return cost
+
+
+def test_a_failed_edit_is_undone_marked_and_the_run_goes_on(lm: LM) -> None:
+    journal = Memory()
+    experiment(lm, sequential(CASES, 3), FailsOn(CASES[1].edits[0].prompt), QUICK, journal=journal)
+    assert [step["failed"] for step in journal.steps[1:]] == [0, 1, 0]
+    kept = {name: value.clone() for name, value in lm.state().items()}
+    lm.restore()
+    steps = sequential([CASES[0], CASES[2]], 2)
+    experiment(lm, steps, FineTune(loss=CrossEntropy(), lr=1e-3, steps=3), QUICK)
+    assert all(torch.equal(value, lm.state()[name]) for name, value in kept.items())
+
+
+def test_perplexity_of_the_held_out_text_is_the_alarm(lm: LM) -> None:
+    journal = Memory()
+    dataset = world.cases(edits=2, seed=3)
+    experiment(lm, sequential(dataset.cases, 2), Trace(), QUICK, held_out=dataset.held_out, journal=journal)
+    assert [("perplexity" in step) for step in journal.steps] == [True, False, True]

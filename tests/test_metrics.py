@@ -1,0 +1,63 @@
+"""Definitions, on examples computed by hand."""
+
+import math
+
+import pytest
+
+from kedit.metrics import exact_match, harmonic_mean, ngram_entropy, normalise, token_match
+
+
+def test_token_match_is_the_share_of_equal_positions() -> None:
+    assert token_match([1, 2, 3], [1, 9, 3]) == pytest.approx(2 / 3)
+    assert token_match([7], [7]) == 1
+    with pytest.raises(ValueError, match="0 predicted"):
+        token_match([], [])
+
+
+def test_ngram_entropy_of_a_short_text_by_hand() -> None:
+    # "a b a b a": bigrams ab ba ab ba (H = 1 bit); trigrams aba bab aba (H = log2 3 - 2/3)
+    assert ngram_entropy("a b a b a") == pytest.approx(1 / 3 + 2 / 3 * (math.log2(3) - 2 / 3))
+
+
+def test_ngram_entropy_is_low_for_repetition_and_six_for_prose() -> None:
+    prose = " ".join(f"w{i}" for i in range(100))
+    assert ngram_entropy("a b c " * 30) < 2
+    assert ngram_entropy(prose) == pytest.approx(math.log2(99) / 3 + 2 * math.log2(98) / 3)
+    assert ngram_entropy("word") == 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [((99.4, 77.0, 46.9), 67.6), ((99.6, 91.0, 73.6), 86.7), ((99.6, 49.2, 69.2), 66.9), ((96.7, 89.7, 26.6), 50.8)],
+)
+def test_harmonic_means_that_the_papers_print(parts: tuple[float, ...], expected: float) -> None:
+    assert round(harmonic_mean(parts), 1) == expected
+
+
+def test_harmonic_mean_with_a_zero_is_zero() -> None:
+    assert harmonic_mean((90.0, 0.0, 80.0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("generated", "matches"),
+    [
+        (" Paris", True),
+        (" Paris.", True),
+        ("paris. It is the capital.", True),
+        (" Paris\nQ: What", True),
+        (" Paris, France", False),
+        (" Paris and Rome", False),
+        (" the city of light", True),
+        ("", False),
+    ],
+)
+def test_exact_match_says_the_answer_and_stops(generated: str, matches: bool) -> None:
+    assert exact_match(generated, ["Paris", "City of Light"]) is matches
+
+
+def test_exact_match_of_an_answer_with_a_full_stop_inside() -> None:
+    assert exact_match(" St. Louis. It lies", ["St. Louis"])
+
+
+def test_normalise() -> None:
+    assert normalise(" The  “U.S.” Army ") == "“us” army"
