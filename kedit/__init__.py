@@ -23,7 +23,7 @@ _HOMES = {
     "mass": "kedit.settings",
     "sequential": "kedit.settings",
     "single": "kedit.settings",
-    "summary": "kedit.table",
+    "summary": "kedit.scores",
 }
 
 

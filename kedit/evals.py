@@ -1,8 +1,8 @@
-"""Asking and grading: the same call before and after editing, so protocols cannot differ."""
+"""Asking and grading: the same call before and after editing, so protocols cannot differ. See docs/metrics.md."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from zlib import crc32
 
 from kedit import metrics
@@ -14,6 +14,11 @@ from kedit.lm.text import Side
 
 Row = dict[str, Any]
 Scoring = Literal["forced", "generate"]
+Aliases = Literal["first", "any"]
+Reference = Literal["pre_model", "ground_truth"]
+Template = Literal["off", "on_prompts", "on_all"]
+
+ROOM = 16  # tokens that free generation may go on after the answer's: a model that uses them has not stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,40 +31,40 @@ class Answer:
 
 
 class Evaluator:
-    """Ways of asking and of grading. Every quirk of a reference implementation is one switch, off by default.
+    """Ways of asking and of grading. Every quirk of a reference implementation is one switch, off by default."""
 
-    scoring             "forced": token match, exact match and NLL from one teacher-forced pass (METRICS §3);
-    "generate":
-                        does the free greedy continuation say the answer and stop?
-    aliases             "first" answer counts, as in EasyEdit, or the best of "any" (METRICS §10.3) locality_reference
-    "pre_model": agreement with the unedited model (METRICS §3.3); "ground_truth": with the answer easyedit_padding
-    score each group in one padded batch as EasyEdit does: "left" (today), "right" (before November 2024)
-    chat_template       "off", "on_prompts" (all but locality, as EasyEdit does) or "on_all"; `double_bos` as EasyEdit
-    had it fluency_tokens      length of a fluency text, prompt included (METRICS §4); 0: no fluency fluency_top_k
-    it is sampled from the k most probable tokens, seeded for each case each_edit           kinds that the loop also
-    asks of every edit right after it
-    """
+    # what changes an answer, not how it is graded
+    ASKING = ("scoring", "aliases", "chat_template", "double_bos", "fluency_tokens", "fluency_top_k", "fluency_seed")
 
     def __init__(
         self,
         *,
+        # forced: token match, exact match and NLL from one teacher-forced pass; generate: does the free greedy
+        # continuation say the answer and stop?
         scoring: Sequence[Scoring] = ("forced",),
-        aliases: Literal["first", "any"] = "first",
-        locality_reference: Literal["pre_model", "ground_truth"] = "pre_model",
+        # the first answer counts, as in EasyEdit, or the best of any
+        aliases: Aliases = "first",
+        # locality is agreement with the unedited model, or with the answer
+        locality_reference: Reference = "pre_model",
+        # score a group in one padded batch as EasyEdit does: left (since November 2024) or right (before)
         easyedit_padding: Side | None = None,
-        chat_template: Literal["off", "on_prompts", "on_all"] = "off",
+        # on_prompts: all but locality, as EasyEdit does; its text had two BOS
+        chat_template: Template = "off",
         double_bos: bool = False,
+        # length of a fluency text, prompt included (0: no fluency), sampled from the k most probable tokens, seeded
+        # for each case
         fluency_tokens: int = 100,
         fluency_top_k: int = 5,
         fluency_seed: int = 42,
+        # kinds that the loop also asks of every edit right after it
         each_edit: Sequence[Kind] = ("reliability",),
     ):
-        _choice("eval.scoring", scoring, ("forced", "generate"))
-        _choice("eval.each_edit", each_edit, KINDS)
-        _choice("eval.aliases", [aliases], ("first", "any"))
-        _choice("eval.locality_reference", [locality_reference], ("pre_model", "ground_truth"))
-        _choice("eval.easyedit_padding", [easyedit_padding or "left"], ("left", "right"))
-        _choice("eval.chat_template", [chat_template], ("off", "on_prompts", "on_all"))
+        _known("scoring", scoring, get_args(Scoring))
+        _known("aliases", [aliases], get_args(Aliases))
+        _known("locality_reference", [locality_reference], get_args(Reference))
+        _known("easyedit_padding", [easyedit_padding], (None, *get_args(Side)))
+        _known("chat_template", [chat_template], get_args(Template))
+        _known("each_edit", each_edit, KINDS)
         self.scoring, self.aliases, self.locality_reference = tuple(scoring), aliases, locality_reference
         self.easyedit_padding, self.chat_template, self.double_bos = easyedit_padding, chat_template, double_bos
         self.fluency_tokens, self.fluency_top_k, self.fluency_seed = fluency_tokens, fluency_top_k, fluency_seed
@@ -70,52 +75,33 @@ class Evaluator:
         """What a test asks."""
         return tuple(kind for kind in KINDS if kind != "fluency" or self.fluency_tokens)
 
-    def answer_options(self) -> dict[str, Any]:
-        """The options that change what a model answers, not how it is graded: with the question, the key of an
-        answer."""
-        names = (
-            "scoring",
-            "aliases",
-            "easyedit_padding",
-            "chat_template",
-            "double_bos",
-            "fluency_tokens",
-            "fluency_top_k",
-            "fluency_seed",
-        )
-        return {name: getattr(self, name) for name in names}
-
     # --- asking ------------------------------------------------------------------------------------------------------
 
     def answer(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
         """One answer a question, in order; prompts are pooled over all questions."""
-        free = [q for q in asked if q.probe.kind == "fluency"]
-        closed = [q for q in asked if q.probe.kind != "fluency"]
-        found = dict(zip(map(id, free), self._write(lm, free), strict=True))
-        found |= dict(zip(map(id, closed), self._reply(lm, closed), strict=True))
-        return [found[id(q)] for q in asked]
+        free = [i for i, q in enumerate(asked) if q.probe.kind == "fluency"]
+        closed = [i for i, q in enumerate(asked) if q.probe.kind != "fluency"]
+        found = dict(zip(free, self._write(lm, [asked[i] for i in free]), strict=True))
+        found |= zip(closed, self._reply(lm, [asked[i] for i in closed]), strict=True)
+        return [found[i] for i in range(len(asked))]
 
     def _reply(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
-        counted = [q.probe.answers if self.aliases == "any" else q.probe.answers[:1] for q in asked]
         prompts = [self._prompt(lm, q) for q in asked]
-        flat = [
-            (q, prompt, answer)
-            for q, prompt, answers in zip(asked, prompts, counted, strict=True)
-            for answer in answers
-        ]
+        flat = [(q, prompt, gold) for q, prompt in zip(asked, prompts, strict=True) for gold in self._golds(q)]
         scored = iter(self._score(lm, flat))
-        forced = [tuple(next(scored) for _ in answers) for answers in counted]
+        forced = [tuple(next(scored) for _ in self._golds(q)) for q in asked]
         if "generate" not in self.scoring:
             return [Answer(f, info=f[0].info) for f in forced]
-        room = [
-            max(len(s.gold) for s in f) + 16 for f in forced
-        ]  # the answer and some more: a model that goes on has not stopped
-        written = lm.generate(prompts, room)
+        written = lm.generate(prompts, [max(len(s.gold) for s in f) + ROOM for f in forced])
         return [Answer(f, w.text, w.info) for f, w in zip(forced, written, strict=True)]
+
+    def _golds(self, question: Question) -> tuple[str, ...]:
+        """The answers that count."""
+        return question.probe.answers if self.aliases == "any" else question.probe.answers[:1]
 
     def _score(self, lm: LM, flat: Sequence[tuple[Question, str, str]]) -> list[Scored]:
         if self.easyedit_padding is None:
-            return lm.answer([prompt for _, prompt, _ in flat], [answer for _, _, answer in flat])
+            return lm.answer([prompt for _, prompt, _ in flat], [gold for _, _, gold in flat])
         groups: dict[tuple[str, str, str], list[int]] = {}
         for i, (q, _, _) in enumerate(flat):
             groups.setdefault((q.case, q.probe.kind, q.probe.group), []).append(i)
@@ -126,70 +112,55 @@ class Evaluator:
         return [scored[i] for i in range(len(flat))]
 
     def _write(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
-        """Free text for fluency: its length alone stops it (METRICS §4.2)."""
-        seeds = [crc32(f"{self.fluency_seed}/{q.case}/{q.index}".encode()) for q in asked]
-        prompts = [self._prompt(lm, q) for q in asked]
+        """Free text for fluency: its length alone ends it."""
         written = lm.generate(
-            prompts, max_tokens=self.fluency_tokens, top_k=self.fluency_top_k, seeds=seeds, stop=False
+            [self._prompt(lm, q) for q in asked],
+            max_tokens=self.fluency_tokens,
+            top_k=self.fluency_top_k,
+            seeds=[crc32(f"{self.fluency_seed}/{q.case}/{q.index}".encode()) for q in asked],
+            stop=False,
         )
         return [Answer(written=w.full, info=w.info) for w in written]
 
     def _prompt(self, lm: LM, question: Question) -> str:
-        templated = self.chat_template == "on_all" or (
-            self.chat_template == "on_prompts" and question.probe.kind != "locality"
-        )
-        return lm.text.chat(question.probe.prompt, self.double_bos) if templated else question.probe.prompt
+        prompt, plain = question.probe.prompt, question.probe.kind == "locality" and self.chat_template == "on_prompts"
+        return prompt if self.chat_template == "off" or plain else lm.text.chat(prompt, self.double_bos)
 
     # --- grading -----------------------------------------------------------------------------------------------------
 
     def grade(self, question: Question, after: Answer, before: Answer) -> list[Row]:
         """Rows of one question: one for each way of scoring. `before` is the unedited model's answer."""
-        place = {
-            "case": question.case,
-            "kind": question.probe.kind,
-            "group": question.probe.group,
-            "probe": question.index,
-        }
+        probe = question.probe
+        place = {"case": question.case, "kind": probe.kind, "group": probe.group, "probe": question.index}
         route = {"route": dict(after.info)} if after.info else {}
-        if question.probe.kind == "fluency":
-            graded = [
-                {
-                    "scoring": "generate",
-                    "entropy": round(metrics.ngram_entropy(after.written or ""), 6),
-                    "generated": after.written,
-                }
-            ]
+        if probe.kind == "fluency":
+            graded = [self._grade_text(after)]
         else:
             graders = {"forced": self._grade_forced, "generate": self._grade_written}
             graded = [graders[scoring](question, after, before) for scoring in self.scoring]
         return [place | row | route for row in graded]
 
+    def _grade_text(self, after: Answer) -> Row:
+        text = after.written or ""
+        return {"scoring": "generate", "entropy": round(metrics.ngram_entropy(text), 6), "generated": text}
+
     def _grade_forced(self, question: Question, after: Answer, before: Answer) -> Row:
+        """Of the answer that counts most."""
         rows = []
         for now, then in zip(after.forced, before.forced, strict=True):
             token = metrics.token_match(now.pred, then.pred if self._compares(question) else now.gold)
             nll = -sum(now.logprob) / len(now.logprob)
-            texts = {"gold": now.gold_text, "pred": now.pred_text}
-            rows.append(
-                {
-                    "scoring": "forced",
-                    "n_tokens": len(now.gold),
-                    "token": token,
-                    "exact": int(token == 1),
-                    "nll": round(nll, 6),
-                }
-                | texts
-            )
+            scores = {"n_tokens": len(now.gold), "token": token, "exact": int(token == 1), "nll": round(nll, 6)}
+            rows.append({"scoring": "forced"} | scores | {"gold": now.gold_text, "pred": now.pred_text})
         return max(rows, key=lambda row: row["token"])
 
     def _grade_written(self, question: Question, after: Answer, before: Answer) -> Row:
-        wanted = question.probe.answers if self.aliases == "any" else question.probe.answers[:1]
-        said = after.written or ""
+        said, golds = after.written or "", self._golds(question)
         if self._compares(question):
             exact = metrics.normalise(said) == metrics.normalise(before.written or "")
         else:
-            exact = metrics.exact_match(said, wanted)
-        return {"scoring": "generate", "exact": int(exact), "gold": wanted[0], "generated": said}
+            exact = metrics.exact_match(said, golds)
+        return {"scoring": "generate", "exact": int(exact), "gold": golds[0], "generated": said}
 
     def _compares(self, question: Question) -> bool:
         """Is the unedited model's answer the reference?"""
@@ -202,14 +173,12 @@ def noise_floor(lm: LM, asked: Sequence[Question], sample: int = 100) -> float:
     Below float32 no locality can be measured more finely than this.
     """
     probes = [q.probe for q in asked if q.probe.answers][:sample]
-    prompts, answers = [p.prompt for p in probes], [p.answers[0] for p in probes]
-    pooled = lm.answer(prompts, answers)
-    alone = [lm.answer([prompt], [answer])[0] for prompt, answer in zip(prompts, answers, strict=True)]
+    pooled = lm.answer([p.prompt for p in probes], [p.answers[0] for p in probes])
+    alone = [lm.answer([p.prompt], [p.answers[0]])[0] for p in probes]
     matches = [metrics.token_match(a.pred, b.pred) for a, b in zip(pooled, alone, strict=True)]
     return sum(matches) / len(matches)
 
 
-def _choice(name: str, given: Sequence[str], known: Sequence[str]) -> None:
-    wrong = [value for value in given if value not in known]
-    if wrong or isinstance(given, str):
-        raise InputError(f"{name}={wrong or given!r}: choose from {', '.join(known)}")
+def _known(name: str, given: Sequence[Any], known: Sequence[Any]) -> None:
+    if isinstance(given, str) or any(value not in known for value in given):
+        raise InputError(f"eval.{name}={given!r}: choose from {', '.join(str(value) for value in known)}")

@@ -12,10 +12,11 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from kedit.errors import InputError
@@ -54,8 +55,7 @@ class Memory:
 
 
 class Journal(Memory):
-    """A cell's directory. At most one run at a time; a finished cell is left as it is, one with another config is
-    refused.
+    """A cell's directory: at most one run at a time, and none with another config.
 
     SIGTERM and SIGUSR1 (a scheduler's preemption) finish the step, commit, and exit with 128 + the signal's number.
     """
@@ -90,9 +90,8 @@ class Journal(Memory):
         except Timeout as error:
             raise InputError(f"{self.directory}: another run is at work here; wait for it, or stop it") from error
         except OSError as error:
-            raise InputError(
-                f"{self.directory} cannot be made ({error.strerror}); set KEDIT_RUNS to a writable folder"
-            ) from error
+            wrong = f"{self.directory} cannot be made ({error.strerror})"
+            raise InputError(f"{wrong}; set KEDIT_RUNS to a writable folder") from error
         try:
             self.check()
             if not (self.directory / CONFIG).exists():
@@ -103,9 +102,7 @@ class Journal(Memory):
             self._lock.release()
             raise
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {
-                number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGTERM, signal.SIGUSR1)
-            }
+            self._handlers = {n: signal.signal(n, self._ask_to_stop) for n in (signal.SIGTERM, signal.SIGUSR1)}
         return self
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
@@ -121,20 +118,27 @@ class Journal(Memory):
     # --- while running -----------------------------------------------------------------------------------------------
 
     def resume(self, lm: "LM", editor: "Editor") -> int:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         text = _read(self.directory / STATE / "commit.json")
         done = json.loads(text) if text else {"step": -1, ROWS: 0, STEPS: 0}
         for name, kept in ((ROWS, self.rows), (STEPS, self.steps)):
-            with open(self.directory / name, "ab") as file:
-                file.truncate(done[name])  # what was written after the last commit is done again
-            kept += map(json.loads, (self.directory / name).read_text().splitlines())
-            self._files[name] = open(self.directory / name, "a")  # noqa: SIM115 (closed by __exit__)
+            with open(self.directory / name, "ab") as whole:
+                whole.truncate(done[name])  # what was written after the last commit is done again
+            with open(self.directory / name, encoding="utf-8") as file:
+                kept += map(json.loads, file)
+            self._files[name] = open(self.directory / name, "a", encoding="utf-8")  # noqa: SIM115 (see __exit__)
         if done["step"] > 0:
             home = self.directory / STATE / str(done["step"])
-            lm.load_state(load_file(home / "model.safetensors", device=str(lm.device)))
-            texts = json.loads((home / "editor.json").read_text())
-            editor.load_state(load_file(home / "editor.safetensors") | texts)
+            try:
+                model = load_file(home / "model.safetensors", device=str(lm.device))
+                tensors = load_file(home / "editor.safetensors", device=str(lm.device))
+                texts = json.loads((home / "editor.json").read_text())
+            except (OSError, ValueError, SafetensorError) as error:
+                raise InputError(f"{home} is damaged ({error}); remove {self.directory} to begin again") from error
+            lm.load_state(model)
+            editor.load_state(tensors | texts)
             log.info("continuing after step %d", done["step"])
         return done["step"]
 
@@ -169,8 +173,7 @@ class Journal(Memory):
             raise SystemExit(128 + self._stop)
 
     def describe(self, meta: Mapping[str, Any]) -> None:
-        """Write (again) what the cell is: meta.json. Raises InputError where it was begun with other data, model or
-        libraries."""
+        """Write (again) what the cell is: meta.json. Raises InputError where another data, model or versions began."""
         held = json.loads(_read(self.directory / META) or "{}")
         for part in FIXED:
             if part in held and held[part] != json.loads(json.dumps(meta[part])):
@@ -178,9 +181,8 @@ class Journal(Memory):
                     f"{self.directory} was begun with another {part} ({held[part]}, now {meta[part]}); "
                     "remove the directory to begin again, or bring the first one back"
                 )
-        write_text(
-            self.directory / META, json.dumps({"schema": SCHEMA, **meta}, indent=1, ensure_ascii=False, default=str)
-        )
+        text = json.dumps({"schema": SCHEMA, **meta}, indent=1, ensure_ascii=False)
+        write_text(self.directory / META, text)
 
     def finish(self) -> None:
         """The last commit was the last step: nothing will be added."""
@@ -192,7 +194,7 @@ class Journal(Memory):
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all."""
     new = path.with_name(f".{path.name}.new")
-    with open(new, "w") as file:
+    with open(new, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -218,12 +220,22 @@ def _sync(file: IO[str]) -> int:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
 def _difference(held: str, new: str) -> str:
-    """The first line that differs."""
-    lines = [(a, b) for a, b in zip(held.splitlines(), new.splitlines(), strict=False) if a != b]
-    return f"there {lines[0][0].strip()}, now {lines[0][1].strip()}" if lines else "their lengths differ"
+    """The first option that differs."""
+    there, now = (dict(_options(yaml.safe_load(text))) for text in (held, new))
+    name = next((name for name in there | now if there.get(name) != now.get(name)), "its form")
+    return f"{name}: there {there.get(name)}, now {now.get(name)}"
+
+
+def _options(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of everything below `node`."""
+    if not isinstance(node, dict):
+        yield name, node
+        return
+    for key, value in node.items():
+        yield from _options(value, f"{name}.{key}" if name else str(key))

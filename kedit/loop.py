@@ -16,8 +16,8 @@ from kedit.journal import Memory
 from kedit.lm import LM
 from kedit.pristine import pristine_answers
 from kedit.progress import progress
+from kedit.scores import per_case
 from kedit.settings import Step
-from kedit.table import per_case
 from kedit.tracker import Tracker
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,10 @@ from typing import Any
 
 
 def token_match(pred: Sequence[int], reference: Sequence[int]) -> float:
-    """Share of answer tokens that are argmax under teacher forcing: mean over t of [pred_t = reference_t]. METRICS
-    §3.1.
+    """Share of answer tokens that are argmax under teacher forcing: mean over t of [pred_t = reference_t].
 
     With the gold answer as reference: reliability, generality, portability. With the unedited model's argmax ids:
-    locality.
+    locality. docs/metrics.md §2.
     """
     if len(pred) != len(reference) or not pred:
         raise ValueError(
@@ -26,7 +25,7 @@ def token_match(pred: Sequence[int], reference: Sequence[int]) -> float:
 
 
 def ngram_entropy(text: str) -> float:
-    """H_2/3 + 2·H_3/3, H_n the entropy in bits of the text's n-gram frequencies. Fluency of ROME; METRICS §4.
+    """H_2/3 + 2·H_3/3, H_n the entropy in bits of the text's n-gram frequencies. Fluency of ROME (docs/metrics.md §4).
 
     About 6.2 for 100 tokens of natural text, low for repetition; 0 for texts of fewer than two words.
     """

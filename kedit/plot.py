@@ -12,7 +12,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from kedit.errors import InputError
-from kedit.table import Cell, find, per_case
+from kedit.scores import per_case
+from kedit.table import Cell, find
 
 PANELS = {"reliability": "edit success", "generality": "generality", "locality": "locality"}
 

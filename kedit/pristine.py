@@ -23,10 +23,11 @@ log = logging.getLogger(__name__)
 def pristine_answers(lm: LM, evaluator: Evaluator, asked: Sequence[Question]) -> dict[Question, Answer]:
     """Answers of `lm`, which must be unedited. What a former run has asked is read, the rest is asked and kept.
 
-    Nothing is kept for a model without identity (one built in memory).
+    Nothing is kept for a model without identity (one built in memory), nor of EasyEdit's padded groups, where an answer
+    depends on the other questions.
     """
     asked = list(dict.fromkeys(asked))
-    if lm.identity is None:
+    if lm.identity is None or evaluator.easyedit_padding:
         return dict(zip(asked, evaluator.answer(lm, asked), strict=True))
     folder = cache() / "pristine" / digest(_context(lm, evaluator))
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,18 +54,17 @@ def _context(lm: LM, evaluator: Evaluator) -> dict[str, Any]:
         "tokenizer": digest(
             [sorted(tokenizer.get_vocab().items()), str(tokenizer.chat_template), lm.text.keep_edge_spaces]
         ),
-        "eval": evaluator.answer_options(),
+        "eval": {name: getattr(evaluator, name) for name in evaluator.ASKING},
         "versions": [torch.__version__, transformers.__version__],
     }
 
 
 def _key(question: Question) -> str:
-    """Fluency is sampled with a seed of its case, so the case belongs to its key."""
+    """A chat template treats locality otherwise; fluency is sampled with a seed of its case."""
     probe = question.probe
+    asked_as = probe.kind if probe.kind in ("locality", "fluency") else "prompt"
     place = [question.case, question.index] if probe.kind == "fluency" else []
-    return json.dumps(
-        [probe.kind in ("fluency", "locality") and probe.kind, probe.prompt, probe.answers, *place], ensure_ascii=False
-    )
+    return json.dumps([asked_as, probe.prompt, probe.answers, *place], ensure_ascii=False)
 
 
 def _read(folder: Path) -> dict[str, Any]:

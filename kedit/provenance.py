@@ -1,5 +1,6 @@
 """What made a number: code, libraries, data, model, machine; and what it cost."""
 
+import logging
 import platform
 import resource
 import subprocess
@@ -12,16 +13,19 @@ from typing import Any
 import torch
 
 from kedit.data import Dataset
+from kedit.evals import Evaluator, noise_floor
 from kedit.lm import LM
+from kedit.loop import all_questions
 from kedit.settings import Step
+
+log = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers")  # those that can change a score
 
 
-def describe(lm: LM, dataset: Dataset, steps: Sequence[Step]) -> dict[str, Any]:
+def describe(lm: LM, dataset: Dataset, steps: Sequence[Step], evaluator: Evaluator) -> dict[str, Any]:
     """The part of meta.json that is known before the first edit."""
-    parameters = sum(p.numel() for p in lm.model.parameters())
-    return {
+    known = {
         "effective_T": max(step.T for step in steps),
         "cases": len({case.id for step in steps for case in step.test}),
         "data": {
@@ -33,7 +37,7 @@ def describe(lm: LM, dataset: Dataset, steps: Sequence[Step]) -> dict[str, Any]:
         "model_is": {
             "identity": lm.identity,
             "class": type(lm.model).__name__,
-            "parameters": parameters,
+            "parameters": sum(p.numel() for p in lm.model.parameters()),
             "dtype": str(lm.dtype).removeprefix("torch."),
             "device": str(lm.device),
         },
@@ -46,6 +50,11 @@ def describe(lm: LM, dataset: Dataset, steps: Sequence[Step]) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
     }
+    if lm.dtype == torch.float32:
+        return known
+    agreement = noise_floor(lm, all_questions(steps, evaluator))
+    log.info("%s agrees with itself on %.2f %% of answer tokens", lm.dtype, 100 * agreement)
+    return known | {"noise_floor": agreement}
 
 
 def costs(lm: LM, steps: Sequence[dict[str, Any]], load_s: float, total_s: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,10 @@ from kedit.journal import Journal
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).parent
-ROOT = (
-    PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
-)  # the wheel carries conf/ and sweeps/ inside the package
+ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent  # the wheel carries conf/ and sweeps/ inside kedit/
 GROUPS = ("model", "dataset", "editor", "setting")  # the choices that name a cell, with T and seed
-BOOKKEEPING = (
-    "runs",
-    "threads",
-    "save",
-    "keep_state",
-    "commit_every_s",
-    "tracker",
-)  # change no row: no part of what a cell is
+# change no row, so are no part of what a cell is
+BOOKKEEPING = ("runs", "threads", "save", "keep_state", "commit_every_s", "tracker")
 
 OmegaConf.register_new_resolver("kedit.root", lambda: str(ROOT), replace=True)
 
@@ -67,74 +60,81 @@ def run(cfg: DictConfig, names: Mapping[str, str]) -> Path:
     if journal.finished:
         log.info("finished before: %s", directory)
         return directory
+    parts = assemble(cfg)
+    with journal, log_file(directory / "run.log"):
+        log.info("%s: %d steps", directory, len(parts.steps))
+        compute(cfg, names, journal, parts)
+    return directory
+
+
+@dataclass
+class Parts:
+    """What a cell is made of, besides the model."""
+
+    editor: Any
+    evaluator: Any
+    tracker: Any
+    dataset: Any
+    steps: Sequence[Any]
+
+
+def assemble(cfg: DictConfig) -> Parts:
+    """Everything that can be built and checked before a model is loaded and a directory made."""
     editor, evaluator, tracker = (instantiate(cfg[part], _convert_="all") for part in ("editor", "eval", "tracker"))
     dataset = instantiate(cfg.dataset, _convert_="all")(train=editor.wants_train)
     steps = list(instantiate(cfg.setting, _convert_="all")(dataset.cases, cfg.T))
     if editor.needs_subject:
         check_subjects(case for step in steps for case in step.edit)
-    with journal, log_file(directory / "run.log"):  # what can be checked without the model has been checked
-        log.info("%s: %d steps", directory, len(steps))
-        compute(cfg, names, journal, editor, evaluator, tracker, dataset, steps)
-    return directory
+    return Parts(editor, evaluator, tracker, dataset, steps)
 
 
-def compute(
-    cfg: DictConfig,
-    names: Mapping[str, str],
-    journal: Journal,
-    editor: Any,
-    evaluator: Any,
-    tracker: Any,
-    dataset: Any,
-    steps: Sequence[Any],
-) -> None:
+def compute(cfg: DictConfig, names: Mapping[str, str], journal: Journal, parts: Parts) -> None:
     """The part that needs the model."""
     import torch
 
-    from kedit.evals import noise_floor
-    from kedit.loop import all_questions, experiment
-    from kedit.plot import retention
+    from kedit.loop import experiment
     from kedit.provenance import costs, describe
-    from kedit.table import Cell, write
 
     torch.set_num_threads(cfg.threads or int(os.environ.get("OMP_NUM_THREADS", 1)))
     started = time.perf_counter()
     lm = instantiate(cfg.model, _convert_="all")
     load_s = time.perf_counter() - started
-    meta = {
-        **names,
-        "T": cfg.T,
-        "seed": cfg.seed,
-        "order_seed": cfg.dataset.get("order_seed"),
-        **describe(lm, dataset, steps),
-    }
-    if lm.dtype != torch.float32:
-        meta["noise_floor"] = noise_floor(lm, all_questions(steps, evaluator))
-        log.info("%s agrees with itself on %.2f %% of answer tokens", lm.dtype, 100 * meta["noise_floor"])
+    cell = {**names, "T": cfg.T, "seed": cfg.seed, "order_seed": cfg.dataset.get("order_seed")}
+    meta = cell | describe(lm, parts.dataset, parts.steps, parts.evaluator)
     journal.describe(meta)
-    name = str(journal.directory.relative_to(Path(cfg.runs) / names["sweep"]))
-    tracker.start(
-        directory=journal.directory, name=name, group=names["sweep"], config=OmegaConf.to_container(cfg, resolve=True)
+    parts.tracker.start(
+        directory=journal.directory,
+        name=str(journal.directory.relative_to(Path(cfg.runs) / names["sweep"])),
+        group=names["sweep"],
+        config=OmegaConf.to_container(cfg, resolve=True),
     )
     experiment(
         lm,
-        steps,
-        editor,
-        evaluator,
+        parts.steps,
+        parts.editor,
+        parts.evaluator,
         seed=cfg.seed,
-        train=dataset.train,
-        held_out=dataset.held_out,
+        train=parts.dataset.train,
+        held_out=parts.dataset.held_out,
         journal=journal,
-        tracker=tracker,
+        tracker=parts.tracker,
     )
     journal.describe(meta | costs(lm, journal.steps, load_s, time.perf_counter() - started))
     if cfg.save:
         lm.save(journal.directory / "model")
-    cell = Cell(journal.directory)
-    made = write([cell], journal.directory)
-    retention([cell], journal.directory / "retention.png")
-    tracker.finish(made[0][1])
+    parts.tracker.finish(present(journal.directory)[0][1])
     journal.finish()
+
+
+def present(directory: Path) -> list[Any]:
+    """Write the table and the picture of the cells below a directory; returns (caption, table) pairs."""
+    from kedit.plot import retention
+    from kedit.table import find, write
+
+    cells = find(directory)
+    if retention(cells, directory / "retention.png"):
+        log.info("%s", directory / "retention.png")
+    return write(cells, directory)
 
 
 def identity(cfg: DictConfig) -> str:
@@ -144,32 +144,22 @@ def identity(cfg: DictConfig) -> str:
 
 
 def cell_directory(runs: Path, names: Mapping[str, str], T: int | str, seed: int) -> Path:
-    """runs/<sweep>/<model>/<dataset>/<editor>/<setting>-T<T>/seed<seed>[/<overrides>]: named by choices, never by the
-    clock."""
-    path = (
-        runs
-        / names["sweep"]
-        / names["model"]
-        / names["dataset"]
-        / names["editor"]
-        / f"{names['setting']}-T{T}"
-        / f"seed{seed}"
-    )
+    """runs/<sweep>/<model>/<dataset>/<editor>/<setting>-T<T>/seed<seed>[/<overrides>]: choices, never the clock."""
+    choices = Path(names["sweep"], names["model"], names["dataset"], names["editor"])
     text = names["overrides"]
     if len(text) > 80 or "/" in text:
-        text = sha256(text.encode()).hexdigest()[:12]  # the full text is in config.yaml
-    return path / text if text else path
+        text = sha256(text.encode()).hexdigest()[:12]  # the full text is in meta.json
+    return runs / choices / f"{names['setting']}-T{T}" / f"seed{seed}" / text
 
 
 def overrides(task: Sequence[str]) -> str:
-    """The command line's overrides that a directory does not name otherwise, sorted."""
-    named = (*GROUPS, "sweeps", "T", "seed")
-    kept = [
-        o
-        for o in task
-        if (key := o.lstrip("+~").partition("=")[0]) not in named and key.partition(".")[0] not in BOOKKEEPING
-    ]
-    return ",".join(sorted(kept))
+    """The command line's overrides that the rest of a directory's name does not tell, sorted."""
+
+    def told(override: str) -> bool:
+        key = override.lstrip("+~").partition("=")[0]
+        return key in (*GROUPS, "sweeps", "T", "seed") or key.partition(".")[0] in BOOKKEEPING
+
+    return ",".join(sorted(override for override in task if not told(override)))
 
 
 @contextmanager
@@ -198,8 +188,7 @@ def log_file(path: Path) -> Iterator[None]:
 
 
 class Sweep(Callback):
-    """Around Hydra's runs: an output folder that cannot be made is said in one sentence; a sweep ends with its
-    table."""
+    """Around Hydra's runs: an output folder that cannot be made is said in one sentence; a sweep ends with a table."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         self._check(config.runs)
@@ -208,19 +197,14 @@ class Sweep(Callback):
         self._check(config.hydra.sweep.dir)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        from kedit.plot import retention
-        from kedit.table import find, show, write
+        from kedit.table import show
 
-        directory = Path(config.hydra.sweep.dir)
-        cells = find(directory)
-        show(write(cells, directory))
-        if retention(cells, directory / "retention.png"):
-            log.info("%s", directory / "retention.png")
+        show(present(Path(config.hydra.sweep.dir)))
 
     def _check(self, folder: str) -> None:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # Hydra would only warn of an exception
+        except OSError as error:  # an exception would only be warned of by Hydra
             sys.exit(f"{folder} cannot be made ({error.strerror}); set KEDIT_RUNS to a writable folder")
 
 

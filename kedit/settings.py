@@ -65,7 +65,7 @@ def sequential(
 def blocks(cases: Cases, T: Horizon, *, batch_size: int = 1, short: Short = "error") -> Iterator[Step]:
     """Consecutive blocks of T, each as sequential, restored in between; a short last block is kept. T=1 equals single.
 
-    OVERTONE's continual editing (METRICS §5.3).
+    OVERTONE's continual editing, as WISE's authors describe the protocol it descends from.
     """
     size = len(take(cases, T, short))
     for start in range(0, len(cases), size):

@@ -1,10 +1,4 @@
-"""Tables, computed from rows: python -m kedit.table [SWEEP or DIRECTORY]. Needs no GPU and no model, and computes no
-score.
-
-A score is the mean over cases of [the mean over the case's groups of (the mean over the group's probes)], times 100
-(METRICS §3.7 A, "case_macro"); a case without a probe of a kind does not count for that kind, and every mean carries
-its N.
-"""
+"""Tables of what has run: python -m kedit.table [SWEEP or DIRECTORY]. Needs no GPU and no model."""
 
 import argparse
 import json
@@ -15,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import pandas as pd
 from rich import box
@@ -25,39 +19,22 @@ from rich.text import Text
 
 from kedit.errors import InputError
 from kedit.journal import META, ROWS, STEPS
-from kedit.metrics import harmonic_mean
+from kedit.scores import COLUMNS, FLOOR, Merge, Score, summary
 
-Score = Literal["token", "exact", "generate"]  # teacher-forced token match, teacher-forced exact match, free generation
-Merge = Literal["case_macro", "group_macro", "prompt_micro"]
-
-KINDS = {
-    "reliability": "edit success",
-    "generality": "generality",
-    "portability": "portability",
-    "locality": "locality",
-    "fluency": "fluency",
+# a table mixes none of these
+SAME = ("model", "dataset", "setting", "order_seed", "overrides", "versions")
+SCORING = {
+    "token": "teacher-forced token match",
+    "exact": "teacher-forced exact match",
+    "generate": "free greedy generation",
 }
-SAME = (
-    "model",
-    "dataset",
-    "setting",
-    "effective_T",
-    "order_seed",
-    "overrides",
-    "versions",
-)  # a table mixes none of these
-FLOOR = "(unedited)"
-BROKEN = {
-    "edit success": "edit\nsuccess",
-    "generality": "gener-\nality",
-    "portability": "porta-\nbility",
-    "locality": "loca-\nlity",
-}  # 80 columns
+# headers that would not fit 80 columns
+BROKEN = {"generality": "gener-\nality", "portability": "porta-\nbility", "locality": "loca-\nlity"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One finished (or half-finished) run."""
+    """One run's directory, finished or not."""
 
     directory: Path
 
@@ -74,46 +51,6 @@ class Cell:
         return pd.read_json(self.directory / STEPS, lines=True)
 
 
-def summary(
-    rows: pd.DataFrame | Sequence[dict[str, Any]], *, score: Score = "token", merge: Merge = "case_macro"
-) -> pd.DataFrame:
-    """Scores of one run: a row for the unedited model and one for each T; columns as in the papers, and n_<kind>."""
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
-    tests = frame[frame["when"] == "test"]
-    lines = [_line(FLOOR, 0, frame[frame["when"] == "before"], score, merge)] if len(frame) else []
-    lines += [_line("edited", int(T), group, score, merge) for T, group in tests.groupby("T")]
-    return pd.DataFrame(lines)
-
-
-def _line(model: str, T: int, rows: pd.DataFrame, score: Score, merge: Merge) -> dict[str, Any]:
-    line: dict[str, Any] = {"model": model, "T": T}
-    for kind, name in KINDS.items():
-        values = per_case(rows, kind, score, merge)
-        line |= {name: float(values.mean()), f"n_{kind}": len(values)}
-    parts = [line[KINDS[kind]] for kind in ("reliability", "locality", "portability") if line[f"n_{kind}"]]
-    return line | {"HM": harmonic_mean(parts) if parts else math.nan, "N": rows["case"].nunique()}
-
-
-def per_case(rows: pd.DataFrame, kind: str, score: Score = "token", merge: Merge = "case_macro") -> pd.Series:
-    """One value (x100) for each case that has probes of this kind; for other merges one for each group or probe."""
-    column, scoring = {"token": ("token", "forced"), "exact": ("exact", "forced"), "generate": ("exact", "generate")}[
-        score
-    ]
-    if kind == "fluency":
-        column, scoring = "entropy", "generate"
-    chosen = rows[(rows["kind"] == kind) & (rows["scoring"] == scoring)]
-    if chosen.empty or column not in chosen:
-        return pd.Series(dtype=float)
-    if merge == "prompt_micro":
-        return 100 * chosen[column]
-    keys = ["step", "case"]
-    groups = chosen.groupby([*keys, "group"])[column].mean()
-    return 100 * (groups.groupby("group").mean() if merge == "group_macro" else groups.groupby(keys).mean())
-
-
-# --- several cells ---------------------------------------------------------------------------------------------------
-
-
 def find(place: str | Path) -> list[Cell]:
     """The cells of a sweep (a name under the runs folder) or below a directory."""
     runs = Path(os.environ.get("KEDIT_RUNS", "runs"))
@@ -127,28 +64,31 @@ def find(place: str | Path) -> list[Cell]:
 def tables(
     cells: Sequence[Cell], *, score: Score = "token", merge: Merge = "case_macro"
 ) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(caption, table) for each set of cells that may stand together: same model, data, setting, T, options and
-    versions."""
+    """(caption, table) for each set of cells that may stand together: same model, data, setting, options, versions."""
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(json.dumps([cell.meta.get(key) for key in SAME], sort_keys=True), []).append(cell)
     for group in groups.values():
-        lines = pd.concat([_cell_lines(cell, score, merge) for cell in group])
+        lines = pd.concat([_lines(cell, score, merge) for cell in group])
         yield _caption(group, lines, score, merge), _pool(lines)
 
 
-def _cell_lines(cell: Cell, score: Score, merge: Merge) -> pd.DataFrame:
+def _lines(cell: Cell, score: Score, merge: Merge) -> pd.DataFrame:
     lines = summary(cell.rows, score=score, merge=merge)
-    names = [FLOOR if model == FLOOR else cell.meta["editor"] for model in lines["model"]]
-    seconds = [_seconds(cell, T) for T in lines["T"]]
-    perplexity = [_perplexity(cell, T) for T in lines["T"]]
-    return lines.assign(model=names, seconds=seconds, perplexity=perplexity, seed=cell.meta["seed"])
+    return lines.assign(
+        model=[FLOOR if model == FLOOR else cell.meta["editor"] for model in lines["model"]],
+        seconds=[_seconds(cell, T) for T in lines["T"]],
+        perplexity=[_perplexity(cell, T) for T in lines["T"]],
+        seed=cell.meta["seed"],
+    )
 
 
 def _seconds(cell: Cell, T: int) -> float:
     """Seconds of editing up to the last test of this T."""
-    tested = cell.rows[(cell.rows["when"] == "test") & (cell.rows["T"] == T)] if T else cell.rows.iloc[:0]
-    return float(cell.steps[cell.steps["step"] <= tested["step"].max()]["edit_s"].sum()) if len(tested) else math.nan
+    if not T:
+        return math.nan
+    last = cell.rows[(cell.rows["when"] == "test") & (cell.rows["T"] == T)]["step"].max()
+    return float(cell.steps[cell.steps["step"] <= last]["edit_s"].sum())
 
 
 def _perplexity(cell: Cell, T: int) -> float:
@@ -160,38 +100,27 @@ def _perplexity(cell: Cell, T: int) -> float:
 
 
 def _pool(lines: pd.DataFrame) -> pd.DataFrame:
-    """Mean over edit seeds; the floor is one line, first."""
-    pooled = lines.groupby(["model", "T"], sort=False).mean(numeric_only=True).drop(columns="seed")
-    pooled["seeds"] = lines.groupby(["model", "T"], sort=False)["seed"].nunique()
-    order = [*(key for key in pooled.index if key[0] == FLOOR), *(key for key in pooled.index if key[0] != FLOOR)]
-    columns = [*KINDS.values(), "HM", "N", "seconds", "perplexity", "seeds"]
-    return pooled.loc[order, [*columns, *(c for c in pooled if c.startswith("n_"))]].reset_index()
+    """Mean over edit seeds. The floor comes first, and once: on the largest set of cases that a cell has tested."""
+    floor = lines[lines["model"] == FLOOR].sort_values("N").groupby("seed").tail(1)
+    chosen = pd.concat([floor, lines[lines["model"] != FLOOR]])
+    groups = chosen.groupby(["model", "T"], sort=False)
+    pooled = groups.mean(numeric_only=True).assign(seeds=groups["seed"].nunique())
+    counts = [f"n_{kind}" for kind in COLUMNS]
+    return pooled[[*COLUMNS.values(), "HM", "N", "seconds", "perplexity", "seeds", *counts]].reset_index()
 
 
 def _caption(cells: Sequence[Cell], lines: pd.DataFrame, score: Score, merge: Merge) -> str:
     meta = cells[0].meta
-    said = {
-        "token": "teacher-forced token match",
-        "exact": "teacher-forced exact match",
-        "generate": "free greedy generation",
-    }[score]
+    horizons = "/".join(str(T) for T in sorted({cell.meta["effective_T"] for cell in cells}))
     parts = [
-        f"{meta['model']} on {meta['dataset']}, {meta['setting']}, effective T={meta['effective_T']}",
-        f"{said} x100, {merge}, N cases",
+        f"{meta['model']} on {meta['dataset']}, {meta['setting']}, effective T={horizons}",
+        f"{SCORING[score]} x100, {merge}, N cases",
         "edit success = reliability; locality = agreement with the unedited model",
         "HM of edit success, locality and portability",
         "fluency = n-gram entropy x100; seconds = editing up to T",
     ]
-    kinds = [kind for kind in KINDS if lines[f"n_{kind}"].max() and set(lines[f"n_{kind}"]) != set(lines["N"])]
-    parts += [f"{KINDS[kind]} has N={'/'.join(str(n) for n in lines[f'n_{kind}'].unique())}" for kind in kinds]
-    collapsed = lines.groupby("model")["perplexity"].max() > 2 * lines[lines["model"] == FLOOR]["perplexity"].max()
-    parts += [f"perplexity of a held-out text more than doubled under {model}" for model in collapsed.index[collapsed]]
-    failed = {cell.meta["editor"]: int(cell.steps.get("failed", pd.Series(dtype=int)).sum()) for cell in cells}
-    parts += [f"{count} edits of {editor} failed and were undone" for editor, count in failed.items() if count]
+    parts += _other_counts(lines) + _alarms(cells, lines)
     parts += [f"dropped: {n} {what}" for what, n in meta["data"]["dropped"].items()] + list(meta["data"]["notes"])
-    if "noise_floor" in meta:
-        dtype = meta["model_is"]["dtype"]
-        parts.append(f"in {dtype} the unedited model agrees with itself on {100 * meta['noise_floor']:.1f} % of tokens")
     if meta["order_seed"] is not None:
         parts.append(f"order seed {meta['order_seed']}")
     if meta["overrides"]:
@@ -199,74 +128,74 @@ def _caption(cells: Sequence[Cell], lines: pd.DataFrame, score: Score, merge: Me
     return "; ".join(parts)
 
 
+def _other_counts(lines: pd.DataFrame) -> list[str]:
+    """Kinds that not every case has."""
+    partial = [kind for kind in COLUMNS if lines[f"n_{kind}"].max() and (lines[f"n_{kind}"] != lines["N"]).any()]
+    return [f"{COLUMNS[kind]} has N={'/'.join(str(n) for n in lines[f'n_{kind}'].unique())}" for kind in partial]
+
+
+def _alarms(cells: Sequence[Cell], lines: pd.DataFrame) -> list[str]:
+    """What a reader must know before believing a number."""
+    worst = lines.groupby("model")["perplexity"].max()
+    collapsed = worst.index[worst > 2 * worst.get(FLOOR, math.nan)]
+    said = [f"perplexity of a held-out text more than doubled under {model}" for model in collapsed]
+    for cell in cells:
+        failed = int(cell.steps["failed"].sum()) if "failed" in cell.steps else 0
+        if failed:
+            said.append(f"{failed} edits of {cell.meta['editor']} (seed {cell.meta['seed']}) failed and were undone")
+    meta = cells[0].meta
+    if "noise_floor" in meta:
+        agreement = f"{100 * meta['noise_floor']:.1f} % of tokens"
+        said.append(f"in {meta['model_is']['dtype']} the unedited model agrees with itself on {agreement}")
+    return said
+
+
 # --- showing ---------------------------------------------------------------------------------------------------------
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """Numbers as printed: one decimal, a dash where there is none, no columns that say nothing."""
-    visible = table[[c for c in table if not c.startswith("n_") and c != "perplexity"]]
-    if visible["seeds"].max() == 1:
-        visible = visible.drop(columns="seeds")
-    whole = {"T", "N", "seeds"}
-    return visible.apply(lambda column: column.map(lambda v: _text(v, column.name in whole))).astype(object)
+    hidden = {"perplexity", *(f"n_{kind}" for kind in COLUMNS)} | ({"seeds"} if table["seeds"].max() == 1 else set())
+    return pd.DataFrame({name: _texts(table[name]) for name in table if name not in hidden})
 
 
-def _text(value: Any, whole: bool) -> str:
-    if isinstance(value, str):
-        return value
-    return "-" if pd.isna(value) else f"{value:.0f}" if whole else f"{value:.1f}"
+def _texts(column: pd.Series) -> list[str]:
+    decimals = 0 if column.name in ("T", "N", "seeds") else 1
+    return [v if isinstance(v, str) else "-" if pd.isna(v) else f"{v:.{decimals}f}" for v in column]
 
 
 def markdown(caption: str, table: pd.DataFrame) -> str:
-    lines = [list(table.columns), ["---"] + ["--:"] * (len(table.columns) - 1), *shown_rows(table)]
+    text = shown(table)
+    lines = [list(text), ["---"] + ["--:"] * (len(text.columns) - 1), *text.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{caption}.\n"
 
 
-def shown_rows(table: pd.DataFrame) -> list[list[str]]:
-    return [[str(value) for value in row] for row in table.itertuples(index=False)]
-
-
-def write(
-    cells: Sequence[Cell], directory: Path, *, score: Score = "token", merge: Merge = "case_macro"
-) -> list[tuple[str, pd.DataFrame]]:
+def write(cells: Sequence[Cell], directory: Path) -> list[tuple[str, pd.DataFrame]]:
     """table.md and table.csv in `directory`; returns what was written."""
-    made = list(tables(cells, score=score, merge=merge))
-    (directory / "table.md").write_text("\n".join(markdown(caption, shown(table)) for caption, table in made))
+    made = list(tables(cells))
+    (directory / "table.md").write_text("\n".join(markdown(caption, table) for caption, table in made))
     pd.concat([table.assign(caption=caption) for caption, table in made]).to_csv(directory / "table.csv", index=False)
     return made
 
 
 def show(made: Sequence[tuple[str, pd.DataFrame]]) -> None:
     """Print tables on the terminal."""
-    console = Console()
     for caption, table in made:
-        grid = Table(
-            caption=Text(caption + "."), caption_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False
-        )
+        grid = Table(caption=Text(caption + "."), caption_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
         text = shown(table)
-        for name in text.columns:
-            grid.add_column(Text(BROKEN.get(name, name)), justify="left" if name == "model" else "right", no_wrap=True)
-        for row in shown_rows(text):
+        for name in text:
+            header = BROKEN.get(name, name.replace(" ", "\n"))
+            grid.add_column(Text(header), justify="left" if name == "model" else "right", no_wrap=True)
+        for row in text.to_numpy().tolist():
             grid.add_row(*row)
-        console.print(grid)
+        Console().print(grid)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m kedit.table", description="Show the table of a sweep, from what has run."
-    )
-    parser.add_argument(
-        "place", nargs="?", default="quickstart", help="a sweep's name, or a directory of runs (default: quickstart)"
-    )
-    parser.add_argument(
-        "--scoring",
-        choices=get_args(Score),
-        default="token",
-        help="teacher-forced token or exact match, or free generation",
-    )
-    parser.add_argument(
-        "--merge", choices=get_args(Merge), default="case_macro", help="how probes become one number (METRICS §3.7)"
-    )
+    parser = argparse.ArgumentParser(prog="python -m kedit.table", description="Show the table of what has run.")
+    parser.add_argument("place", nargs="?", default="quickstart", help="a sweep's name, or a directory of runs")
+    parser.add_argument("--scoring", choices=get_args(Score), default="token", help="of the answers: " + str(SCORING))
+    parser.add_argument("--merge", choices=get_args(Merge), default="case_macro", help="how probes become one number")
     given = parser.parse_args()
     try:
         show(list(tables(find(given.place), score=given.scoring, merge=given.merge)))

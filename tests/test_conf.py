@@ -61,7 +61,7 @@ def test_every_sweep_composes(sweep: str) -> None:
 
 
 def test_numbers_of_one_editor_for_one_model_come_after_the_editor_and_before_the_command_line() -> None:
-    assert composed("editor=kdpo").editor.lr == 1e-3
+    assert composed("editor=kdpo").editor.lr == 5e-4
     assert composed("editor=kdpo", "model=local", "model.path=x", "dataset=zsre").editor.lr == 1e-4
     assert composed("editor=kdpo", "editor.lr=5").editor.lr == 5
     assert composed("editor=ft_m", "editor/loss=kdpo").editor.loss.beta == 0.1

@@ -1,5 +1,6 @@
 """The contract of every editor, parametrised over conf/editor: a new yaml is tested without a line here."""
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -122,8 +123,7 @@ def test_kdpo_stops_at_the_start_of_a_cycle_once_the_answer_is_the_argmax(lm: LM
 
 def test_kdpo_equals_a_plain_loop_with_a_frozen_copy_of_the_model(lm: LM) -> None:
     """Algorithm 1, word by word: a second model as reference, at the start of the edit, after an earlier edit."""
-    import copy
-
+    lm = LM(copy.deepcopy(lm.model).double(), lm.text.tokenizer)  # float64: Adam magnifies rounding
     editor = FineTune(loss=KDPO(beta=0.1), lr=1e-3, cycles=3, steps=4, layers=[2])
     editor.edit(lm, EDITS[:1])
     reference, policy = copy.deepcopy(lm.model), copy.deepcopy(lm.model)
@@ -148,7 +148,7 @@ def test_kdpo_equals_a_plain_loop_with_a_frozen_copy_of_the_model(lm: LM) -> Non
             (-torch.nn.functional.logsigmoid(0.1 * h)).backward()
             optimizer.step()
     editor.edit(lm, EDITS[1:2])
-    assert torch.allclose(lm.model.model.layers[2].mlp.down_proj.weight, weight, atol=1e-6)
+    assert torch.allclose(lm.model.model.layers[2].mlp.down_proj.weight, weight, atol=1e-10)
 
 
 def test_the_norm_constraint_holds(lm: LM) -> None:

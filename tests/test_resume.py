@@ -118,7 +118,7 @@ def test_two_runs_in_one_directory_at_once(start: Run, tmp_path: Path) -> None:
 def test_a_directory_with_another_config_is_refused(tmp_path: Path) -> None:
     with Journal(tmp_path / "cell", "T: 1\nlr: 2\n"):
         pass
-    with pytest.raises(InputError, match=r"lr: 2, now lr: 3"), Journal(tmp_path / "cell", "T: 1\nlr: 3\n"):
+    with pytest.raises(InputError, match=r"lr: there 2, now 3"), Journal(tmp_path / "cell", "T: 1\nlr: 3\n"):
         pass
 
 

@@ -10,7 +10,8 @@ from conftest import S, run_kedit
 
 from kedit.errors import InputError
 from kedit.plot import ages, retention
-from kedit.table import FLOOR, Cell, find, markdown, per_case, show, shown, summary, tables, write
+from kedit.scores import FLOOR, per_case, summary
+from kedit.table import Cell, find, markdown, show, tables, write
 
 
 def row(case: str, kind: str, group: str, token: float, when: str = "test", **more: object) -> dict[str, object]:
@@ -139,7 +140,7 @@ def test_printed_numbers_have_one_decimal_and_dashes(sweep: Path, capsys: pytest
     assert FLOOR in printed
     assert "100.0" in printed
     [(caption, table)] = made
-    text = markdown(caption, shown(table))
+    text = markdown(caption, table)
     first = text.splitlines()[2]
     assert first.startswith(f"| {FLOOR} | 0 |")
     assert first.split("|")[-2].strip() == "-"

@@ -1,4 +1,4 @@
-"""KnowEdit's four sets: ZsRE, WikiBio, WikiData_recent, WikiData_counterfact. METRICS §1."""
+"""KnowEdit's four sets: ZsRE, WikiBio, WikiData_recent, WikiData_counterfact (Zhang et al. 2024)."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -44,3 +44,5 @@ def _grouped(part: Record, kind: Kind, groups: tuple[str, ...], dropped: Counter
                 yield Probe(kind, question.text("prompt"), accepted, group)
             else:
                 dropped[f"{kind} probe with a blank answer"] += 1
+        if group in part.data and not items:
+            dropped[f"{kind} group without a question"] += 1

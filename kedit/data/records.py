@@ -49,7 +49,7 @@ class Record:
 def answers(value: Any, record: Record, name: str) -> tuple[str, ...]:
     """Acceptable strings, the canonical one first, from a str, a list, or a list of lists (objects with their aliases).
 
-    The canonical one is what descending with a = a[0] ends at (METRICS §1.2.3); empty where that is blank or not there.
+    The canonical one is what descending with a = a[0] ends at, as EasyEdit does; empty where that is blank or absent.
     """
     first = value
     while isinstance(first, list):
@@ -76,7 +76,7 @@ def read_json(path: Path) -> list[Any]:
         raise InputError(f"{path}: cannot be read ({error}); give a UTF-8 json file") from error
     try:
         data = (
-            [json.loads(line) for line in text.splitlines() if line.strip()]
+            [json.loads(line) for line in text.split("\n") if line.strip()]
             if path.suffix == ".jsonl"
             else json.loads(text)
         )

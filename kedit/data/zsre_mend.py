@@ -1,4 +1,4 @@
-"""ZsRE in MEND's form, with or without the GPT-4 portability questions. METRICS §5.1."""
+"""ZsRE in MEND's form, with or without the GPT-4 portability questions (OVERTONE's ZsRE)."""
 
 from collections import Counter
 

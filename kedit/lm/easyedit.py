@@ -1,8 +1,7 @@
-"""How EasyEdit scores: the questions of one group in one padded batch. Only to reproduce its numbers; see METRICS §3.5.
+"""How EasyEdit scores: the questions of one group in one padded batch. Only to reproduce its numbers.
 
 Padded on the left (since November 2024) without position ids: with absolute position embeddings (GPT-2) shorter
-prompts are read at shifted positions. Padded on the right (before), the scored slice is shifted by the number of
-pads.
+prompts are read at shifted positions. Padded on the right (before), the scored slice is shifted by the number of pads.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """LM: the model that is edited, scored and continued; the only place that meets devices, padding and memory."""
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,6 +82,7 @@ class LM(UndoLog):
         self.route: Callable[[Sequence[str]], Sequence[Route]] = unrouted
         self._body = model.get_submodule(self.anatomy.body)
         self._head_module = model.get_submodule(self.anatomy.head)
+        self._context = getattr(model.config, "max_position_embeddings", sys.maxsize)
         self._eos = self.text.eos | _ids(getattr(model.generation_config, "eos_token_id", None))
 
     @property
@@ -103,11 +105,11 @@ class LM(UndoLog):
         return self._collate(self.text.pairs(prompts, answers))
 
     def _collate(self, pairs: Sequence[Pair]) -> Batch:
-        limit = getattr(self.model.config, "max_position_embeddings", None)
         longest = max(len(pair.ids) for pair in pairs)
-        if limit and longest > limit:
+        if longest > self._context:
             raise InputError(
-                f"a prompt with its answer has {longest} tokens, the model reads {limit}; drop it or take another model"
+                f"a prompt with its answer has {longest} tokens, the model reads {self._context}; "
+                "drop it, or take another model"
             )
         return collate(pairs, self.text.pad, self.padding_side, self.device, _device(self._head_module))
 
@@ -164,6 +166,7 @@ class LM(UndoLog):
     def perplexity(self, text: str, window: int = 256) -> float:
         """exp of the mean NLL of `text`'s tokens, read in consecutive windows; each window's first token is given."""
         ids = self.text.prompts([text])[0]
+        window = min(window, self._context)
         windows = [Pair(ids[i : i + window], 1) for i in range(0, len(ids) - 1, window)]
         logprobs = [value for scored in self._score(windows) for value in scored.logprob]
         return float(torch.tensor(logprobs, dtype=torch.float64).mean().neg().exp())

@@ -1,7 +1,7 @@
 """Every tokenisation rule: the one blank before an answer, where the answer's tokens are, padding, chat templates.
 
-The rule (METRICS: prompt + " " + answer, tokenised together; the answer begins after as many tokens as the prompt alone
-has) is the field's; it holds for byte-level and SentencePiece tokenizers, with and without a BOS token.
+The rule is the field's, EasyEdit's among others: prompt + " " + answer, tokenised together; the answer begins after as
+many tokens as the prompt alone has. It holds for byte-level and SentencePiece tokenizers, with and without BOS.
 """
 
 from collections.abc import Sequence

@@ -19,7 +19,7 @@ class UndoLog:
         self._edit_start: dict[str, Tensor] | None = None  # inside a transaction
 
     def track(self, names: Sequence[str]) -> list[nn.Parameter]:
-        """ "I will change these": the parameters of these names; the first call for a name saves its original."""
+        """Say "I will change these"; returns the parameters. The first call for a name saves its original."""
         parameters = [self.model.get_parameter(name) for name in names]
         for name, parameter in zip(names, parameters, strict=True):
             if parameter.device.type == "meta":

@@ -9,9 +9,9 @@ from kedit.losses import Loss
 
 
 class KDPO(Loss):
-    """-log sigmoid(beta · h), h = sum over k of [log pi(y_w,k) - log pi(y_l,k)] - [the same under pi_ref]. KDPO §3.5,
-    Alg. 1.
+    """-log sigmoid(beta · h), h = sum over k of [log pi(y_w,k) - log pi(y_l,k)] - [the same under pi_ref].
 
+    KDPO §3.5, Alg. 1 (arXiv 2406.09920).
     The context of every token is c + y_w, so one forward pass serves chosen and rejected tokens, and one pass at the
     start of the edit serves the reference in every cycle. Where y_w,k = y_l,k the terms cancel: no gradient.
     """
