@@ -30,4 +30,4 @@ check: setup ## format, lint and types
 	$(BIN)/mypy
 
 acceptance: setup ## the slower checks: the world's recipe, editing scores over three seeds, kills and restarts
-	$(BIN)/pytest -m acceptance
+	$(BIN)/pytest -m acceptance -rP

@@ -57,7 +57,7 @@ def describe(lm: LM, dataset: Dataset, steps: Sequence[Step], evaluator: Evaluat
     return known | {"noise_floor": agreement}
 
 
-def costs(lm: LM, steps: Sequence[dict[str, Any]], load_s: float, total_s: float) -> dict[str, Any]:
+def costs(lm: LM, steps: Sequence[dict[str, Any]], n_rows: int, load_s: float, total_s: float) -> dict[str, Any]:
     """The part that is known after the last step: seconds by what they went into, rates, peak memory.
 
     Load and total are of the session that finished the cell; the rest is summed over all its steps.
@@ -73,6 +73,7 @@ def costs(lm: LM, steps: Sequence[dict[str, Any]], load_s: float, total_s: float
             "session": total_s,
         },
         "edits_per_s": edits / edit_s if edit_s else None,
+        "probes_per_s": n_rows / eval_s if eval_s else None,
         "optimiser_steps": sum(step.get("steps", 0) for step in steps),
         "peak_memory_mb": peak_memory_mb(lm),
     }

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -40,16 +40,15 @@ OmegaConf.register_new_resolver("kedit.root", lambda: str(ROOT), replace=True)
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
 def main(cfg: DictConfig) -> None:
-    """One cell."""
+    """One cell, and its table; a multirun shows one table of all its cells when it is through."""
     job = HydraConfig.get()
-    names = {group: str(job.runtime.choices[group]) for group in GROUPS}
-    names |= {"sweep": str(job.runtime.choices.get("sweeps") or "adhoc"), "overrides": overrides(job.overrides.task)}
+    names = {group: str(job.runtime.choices[group]) for group in (*GROUPS, "sweeps")}
     with one_sentence():
-        directory = run(cfg, names)
+        directory = run(cfg, names | {"overrides": overrides(job.overrides.task)})
     if job.mode == RunMode.RUN:
-        from kedit.table import find, show, tables
-
-        show(list(tables(find(directory))))
+        show_cells([directory])
+    else:
+        Sweep.cells.append(directory)
 
 
 def run(cfg: DictConfig, names: Mapping[str, str]) -> Path:
@@ -104,8 +103,8 @@ def compute(cfg: DictConfig, names: Mapping[str, str], journal: Journal, parts: 
     journal.describe(meta)
     parts.tracker.start(
         directory=journal.directory,
-        name=str(journal.directory.relative_to(Path(cfg.runs) / names["sweep"])),
-        group=names["sweep"],
+        name=str(journal.directory.relative_to(Path(cfg.runs) / names["sweeps"])),
+        group=names["sweeps"],
         config=OmegaConf.to_container(cfg, resolve=True),
     )
     experiment(
@@ -119,11 +118,17 @@ def compute(cfg: DictConfig, names: Mapping[str, str], journal: Journal, parts: 
         journal=journal,
         tracker=parts.tracker,
     )
-    journal.describe(meta | costs(lm, journal.steps, load_s, time.perf_counter() - started))
+    journal.describe(meta | costs(lm, journal.steps, len(journal.rows), load_s, time.perf_counter() - started))
     if cfg.save:
         lm.save(journal.directory / "model")
     parts.tracker.finish(present(journal.directory)[0][1])
     journal.finish()
+
+
+def show_cells(directories: Sequence[Path]) -> None:
+    from kedit.table import find, show, tables
+
+    show(list(tables([cell for directory in directories for cell in find(directory)])))
 
 
 def present(directory: Path) -> list[Any]:
@@ -145,7 +150,7 @@ def identity(cfg: DictConfig) -> str:
 
 def cell_directory(runs: Path, names: Mapping[str, str], T: int | str, seed: int) -> Path:
     """runs/<sweep>/<model>/<dataset>/<editor>/<setting>-T<T>/seed<seed>[/<overrides>]: choices, never the clock."""
-    choices = Path(names["sweep"], names["model"], names["dataset"], names["editor"])
+    choices = Path(names["sweeps"], names["model"], names["dataset"], names["editor"])
     text = names["overrides"]
     if len(text) > 80 or "/" in text:
         text = sha256(text.encode()).hexdigest()[:12]  # the full text is in meta.json
@@ -190,6 +195,8 @@ def log_file(path: Path) -> Iterator[None]:
 class Sweep(Callback):
     """Around Hydra's runs: an output folder that cannot be made is said in one sentence; a sweep ends with a table."""
 
+    cells: ClassVar[list[Path]] = []  # that this process has run
+
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         self._check(config.runs)
 
@@ -197,9 +204,13 @@ class Sweep(Callback):
         self._check(config.hydra.sweep.dir)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """A named sweep's table holds all its cells; without a name, those of this command."""
         from kedit.table import show
 
-        show(present(Path(config.hydra.sweep.dir)))
+        if config.hydra.runtime.choices.sweeps == "adhoc":
+            show_cells(self.cells)
+        else:
+            show(present(Path(config.hydra.sweep.dir)))
 
     def _check(self, folder: str) -> None:
         try:

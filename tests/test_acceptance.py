@@ -10,13 +10,12 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TESTS, run_kedit
-from test_world import known
+from test_world import known, questions_of
 
 from kedit import world
-from kedit.lm import LM
+from kedit.lm import LM, load
 from kedit.table import find
 from kedit.world import Recipe, World
-from kedit.world.facts import GEO_TEMPLATES, TEMPLATES
 from kedit.world.recipe import train
 
 pytestmark = pytest.mark.acceptance
@@ -30,24 +29,27 @@ def w() -> LM:
     return world.load()
 
 
-def test_recipe_w_trains_within_300_cpu_seconds_to_at_most_10_mb(tmp_path: Path) -> None:
+def test_recipe_w_trains_within_300_cpu_seconds_to_at_most_10_mb_and_always_the_same(w: LM, tmp_path: Path) -> None:
     started = time.process_time()
     train(World(), Recipe(), tmp_path)
-    assert time.process_time() - started <= 300
+    seconds = time.process_time() - started
+    sys.stdout.write(f"trained in {seconds:.0f} CPU-seconds\n")
+    assert seconds <= 300
     assert (tmp_path / "model.safetensors").stat().st_size <= 10e6
+    again = load(str(tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(w.model.parameters(), again.model.parameters(), strict=True))
 
 
 def test_recipe_w_knows_its_world(w: LM) -> None:
-    some = World()
-    facts = [(p, r, TEMPLATES[r]) for p in some.people for r in some.relations]
-    assert known(w, [(t[0].format(s=p.name), p.facts[r]) for p, r, t in facts]) >= 97
-    assert known(w, [(t[p.held_out[r]].format(s=p.name), p.facts[r]) for p, r, t in facts]) >= 97
-    assert known(w, [(t[0].format(s=p.alias), p.facts[r]) for p, r, t in facts]) >= 95
-    geo = [(GEO_TEMPLATES[f][0].format(s=s), a) for f, table in some.geo.items() for s, a in table.items()]
-    assert known(w, geo) >= 97
+    asked = questions_of(World())
     for seed in (101, 102, 103):
         probes = [p for case in world.cases(edits=100, seed=seed).cases[:100] for p in case.probes]
-        assert known(w, [(p.prompt, p.answers[0]) for p in probes if p.kind == "locality"]) >= 97
+        asked[f"locality {seed}"] = [(p.prompt, p.answers[0]) for p in probes if p.kind == "locality"]
+    shares = {name: known(w, questions) for name, questions in asked.items()}
+    sys.stdout.write(f"{ {name: round(share, 1) for name, share in shares.items()} }\n")
+    assert shares.pop("alias") >= 95
+    assert shares.pop("one_hop") >= 75  # taught, and reported beside the edits
+    assert min(shares.values()) >= 97
 
 
 def scores(folder: Path) -> pd.DataFrame:
@@ -100,12 +102,6 @@ def test_more_kills(seed: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", str(TESTS / "test_resume.py"), "-k", "random"]
     done = subprocess.run(command, env={**os.environ, "KEDIT_TEST_SEED": seed}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-
-
-def test_training_the_world_twice_gives_the_same_model(w: LM, tmp_path: Path) -> None:
-    train(World(), Recipe(), tmp_path)
-    again = world.load_directory(str(tmp_path))
-    assert all(torch.equal(a, b) for a, b in zip(w.model.parameters(), again.model.parameters(), strict=True))
 
 
 def test_a_larger_world_is_a_matter_of_parameters(tmp_path: Path) -> None:

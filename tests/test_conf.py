@@ -82,7 +82,7 @@ def test_unknown_keys_and_groups_fail_with_hydras_own_words(given: str, error: t
     assert said in f"{caught.value} {caught.value.__cause__}"
 
 
-NAMES = {"model": "world", "dataset": "world", "editor": "kdpo", "setting": "sequential", "sweep": "adhoc"}
+NAMES = {"model": "world", "dataset": "world", "editor": "kdpo", "setting": "sequential", "sweeps": "adhoc"}
 
 
 def test_a_cells_directory_is_named_by_its_choices() -> None:

@@ -74,6 +74,14 @@ def test_knowedit_wikibio_record_has_other_names() -> None:
     assert [probe.kind for probe in case.probes] == ["reliability", "locality", "fluency"]
 
 
+def test_kdpos_wikibio_script_asks_the_first_locality_question() -> None:
+    group = [{"prompt": "a", "ground_truth": "x"}, {"prompt": "b", "ground_truth": "y"}]
+    record = Record(GOOD | {"locality": {"Relation_Specificity": group}}, "file: record 0")
+    for first_only, expected in ((False, ["a", "b"]), (True, ["a"])):
+        case = knowedit.parse(record, "file-0", Counter(), first_locality_only=first_only)
+        assert [probe.prompt for probe in case.probes if probe.kind == "locality"] == expected
+
+
 def test_blank_answers_and_unknown_groups_are_dropped_and_counted() -> None:
     group = [
         {"prompt": "a", "ground_truth": [[], ["x"]]},

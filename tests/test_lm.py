@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kedit.errors import InputError
 from kedit.lm import LM, Route, load
 from kedit.lm.easyedit import score_group
+from kedit.lm.model import fill
 from kedit.lm.text import Text
 
-PROMPTS = ["Lucy Kelden was born in", "The occupation of Lena Ostker is", "Where was L. Kelden born?", "Nina"] * 5
-ANSWERS = ["Eastford, Beloria", "glass manager", "Velport", "Blue Bank Systems of the North of Redford"] * 5
+PROMPTS = ["Lucy Kelden was born in", "The occupation of Lena Ostker is", "Where was L. Kelden born?", "Nina"] * 16
+ANSWERS = ["Eastford, Beloria", "glass manager", "Velport", "Blue Bank Systems of the North of Redford"] * 16
 CASES = [(f"{p} {i}", a) for i, (p, a) in enumerate(zip(PROMPTS, ANSWERS, strict=True))]
 
 
@@ -28,8 +29,11 @@ def ids(lm: LM, cases: list[tuple[str, str]], **attributes: Any) -> list[tuple[l
 
 def test_scores_do_not_depend_on_batch_size_order_or_padding_side(shaped: LM) -> None:
     one_by_one = ids(shaped, CASES, token_budget=1)
-    for attributes in ({"token_budget": 100}, {"token_budget": 10_000}, {"padding_side": "left"}):
-        assert ids(shaped, CASES, **attributes) == one_by_one
+    longest = max(len(pair.ids) for pair in shaped.text.pairs([p for p, _ in CASES], [a for _, a in CASES]))
+    assert fill([longest] * 64, 7 * longest) == 7
+    for side in ("right", "left"):
+        for size in (1, 7, 64):
+            assert ids(shaped, CASES, token_budget=size * longest, padding_side=side) == one_by_one
     order = random.Random(0).sample(range(len(CASES)), len(CASES))
     shuffled = ids(shaped, [CASES[i] for i in order])
     assert [shuffled[order.index(i)] for i in range(len(CASES))] == one_by_one

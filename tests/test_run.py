@@ -156,7 +156,7 @@ def test_every_setting_on_real_records(
     given = [f"{group}={name}" for group, name in names.items()] + ([] if setting == "single" else ["T=2"])
     given += [f"model.path={small_dir}", f"dataset.path={TESTS}/data/zsre.json", "dataset.limit=4", "tracker=none"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        home = run(compose("config", given), names | {"sweep": "adhoc", "overrides": ""})
+        home = run(compose("config", given), names | {"sweeps": "adhoc", "overrides": ""})
     T = 1 if setting == "single" else 2
     assert home == tmp_path / f"runs/adhoc/local/zsre/{editor}/{setting}-T{T}/seed0"
     rows = [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()]

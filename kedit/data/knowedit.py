@@ -16,8 +16,11 @@ def recognises(record: Record) -> bool:
     return record.has("locality") and (record.has("target_new") or record.has("labels"))
 
 
-def parse(record: Record, case_id: str, dropped: Counter[str]) -> Case:
-    """One row. The four sets differ in names (WikiBio: text, labels, concept) and in the form of their answers."""
+def parse(record: Record, case_id: str, dropped: Counter[str], *, first_locality_only: bool = False) -> Case:
+    """One row. The four sets differ in names (WikiBio: text, labels, concept) and in the form of their answers.
+
+    `first_locality_only` asks the first locality question of each group, as KDPO's WikiBio script does.
+    """
     prompt, target = record.text("prompt", "text"), record.text("target_new", "labels", blank=True)
     edit = Edit(prompt, target, record.text("subject", "concept"))
     probes = [Probe("reliability", prompt, (target,))]
@@ -25,19 +28,22 @@ def parse(record: Record, case_id: str, dropped: Counter[str]) -> Case:
         if record.has(name):
             probes.append(Probe("generality", record.text(name), (target,)))
     for kind, groups in GROUPS.items():
-        probes += _grouped(record.part(kind), kind, groups, dropped)
+        first = 1 if kind == "locality" and first_locality_only else None
+        probes += _grouped(record.part(kind), kind, groups, dropped, first)
     return Case(case_id, (edit,), (*probes, Probe("fluency", prompt, ())))
 
 
-def _grouped(part: Record, kind: Kind, groups: tuple[str, ...], dropped: Counter[str]) -> Iterator[Probe]:
-    """Every prompt of every known group; blank answers are dropped and counted, empty groups are no groups."""
+def _grouped(
+    part: Record, kind: Kind, groups: tuple[str, ...], dropped: Counter[str], first: int | None
+) -> Iterator[Probe]:
+    """The `first` (null: all) prompts of every known group; blank answers and empty groups are dropped and counted."""
     for unknown in set(part.data) - set(groups):
         dropped[f"{kind} group {unknown!r}, which is not KnowEdit's"] += 1
     for group in groups:
         items = part.data.get(group) or []
         if not isinstance(items, list):
             raise part.error(group, "is not a list of questions; mend it")
-        for i, item in enumerate(items):
+        for i, item in enumerate(items[:first]):
             question = Record(item, f"{part.where}.{group}[{i}]")
             accepted = answers(question.data.get("ground_truth"), question, "ground_truth")
             if accepted:

@@ -60,6 +60,6 @@ def continue_batch(
                 new[i].append(token)
             if token in eos or len(new[i]) >= limits[i]:
                 alive.discard(i)
-        ids, step = chosen[:, None], step + 1
+        ids, step = chosen[:, None].to(device), step + 1
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
     return new

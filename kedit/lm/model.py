@@ -123,7 +123,7 @@ class LM(UndoLog):
         if self.padding_side == "left":
             kwargs = {"attention_mask": batch.mask, "position_ids": (batch.mask.cumsum(-1) - 1).clamp(min=0)}
         hidden = self._body(input_ids=batch.ids, use_cache=False, **kwargs)[0]
-        return hidden[batch.row, batch.col]
+        return hidden[batch.row.to(hidden.device), batch.col.to(hidden.device)]
 
     def _head(self, states: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
         logits = self._head_module(states)
