@@ -17,6 +17,7 @@ class Edit:
     prompt: str
     target_new: str
     subject: str | None = None  # the entity's span inside `prompt`; locate-then-edit methods need it
+    target_old: str | None = None  # the dataset's answer before editing; contrastive losses need it
 
 
 @dataclass(frozen=True, slots=True)
