@@ -37,6 +37,8 @@ ROWS, STEPS, CONFIG, META, STATUS, STATE = "rows.jsonl", "steps.jsonl", "config.
 class Memory:
     """A journal that keeps everything in memory: for use from Python."""
 
+    scratch: Path | None = None  # for an editor's use during one step; emptied when it is committed
+
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.steps: list[dict[str, Any]] = []
@@ -68,6 +70,10 @@ class Journal(Memory):
         self._last_commit = time.monotonic()
         self._handlers: dict[int, Any] = {}
         self._stop: int | None = None  # the signal that asked the run to stop
+
+    @property
+    def scratch(self) -> Path:  # type: ignore[override]
+        return self.directory / STATE / "scratch"
 
     @property
     def finished(self) -> bool:
@@ -138,7 +144,7 @@ class Journal(Memory):
             except (OSError, ValueError, SafetensorError) as error:
                 raise InputError(f"{home} is damaged ({error}); remove {self.directory} to begin again") from error
             lm.load_state(model)
-            editor.load_state(tensors | texts)
+            editor.load_state(lm, tensors | texts)
             log.info("continuing after step %d", done["step"])
         return done["step"]
 

@@ -43,6 +43,7 @@ def experiment(
     """
     steps, journal, tracker = list(steps), journal or Memory(), tracker or Tracker()
     runner = _Runner(lm, editor, evaluator, held_out, pristine_answers(lm, evaluator, all_questions(steps, evaluator)))
+    editor.scratch = journal.scratch
     seed_step(seed, 0)
     started = time.perf_counter()
     editor.fit(lm, train)
@@ -125,7 +126,7 @@ class _Runner:
             failed = 0
         except FloatingPointError as error:
             log.warning("an edit of %s failed (%s) and was undone", ", ".join(case.id for case in step.edit), error)
-            self.editor.load_state(learnt)
+            self.editor.load_state(self.lm, learnt)
             cost, failed = {}, 1
         return {"edit_s": round(time.perf_counter() - started, 4), **cost, **change, "failed": failed}
 

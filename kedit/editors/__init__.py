@@ -1,6 +1,7 @@
 """Editor: the interface of every knowledge-editing method."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor
@@ -14,6 +15,7 @@ class Editor:
 
     wants_train: ClassVar[bool] = False  # does `fit` learn from training cases?
     needs_subject: ClassVar[bool] = False  # must an edit's subject be a span of its prompt?
+    scratch: Path | None = None  # where a long edit may keep what it needs to continue after a kill; emptied after it
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         """Once, before the first edit, on the pristine model: statistics, alignment, hypernetworks."""
@@ -35,5 +37,5 @@ class Editor:
         """What edits taught the editor besides the parameters that LM tracks (which LM saves itself)."""
         return {}
 
-    def load_state(self, state: Mapping[str, Tensor | str]) -> None:
-        """Continue from a saved `state`."""
+    def load_state(self, lm: LM, state: Mapping[str, Tensor | str]) -> None:
+        """Continue from a saved `state`; what `lm` tracks is loaded already."""

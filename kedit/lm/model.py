@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedit.errors import InputError
 from kedit.lm.anatomy import inspect_anatomy
 from kedit.lm.generate import SeededTopK, continue_batch, greedy
-from kedit.lm.text import Batch, Pair, Side, Text, collate
+from kedit.lm.text import Batch, Mask, Pair, Side, Text, collate
 from kedit.lm.undo import UndoLog
 
 log = logging.getLogger(__name__)
@@ -100,18 +100,31 @@ class LM(UndoLog):
 
     # --- teacher-forced answers --------------------------------------------------------------------------------------
 
-    def encode(self, prompts: Sequence[str], answers: Sequence[str]) -> Batch:
-        """Tokenise once; the batch serves any number of forward passes."""
-        return self._collate(self.text.pairs(prompts, answers))
+    def encode(self, prompts: Sequence[str], answers: Sequence[str], mask: Mask = "positional") -> Batch:
+        """Tokenise once; the batch serves any number of forward passes. `mask` says whether its k places are the
+        answers' alone."""
+        return self._collate(self.text.pairs(prompts, answers), mask)
 
-    def _collate(self, pairs: Sequence[Pair]) -> Batch:
+    def encode_texts(self, texts: Sequence[str], max_tokens: int) -> Batch:
+        """The beginning of each text, every token of it but the first to be predicted."""
+        length = min(max_tokens, self._context)
+        pairs = [Pair(ids[:length], 1) for ids in self.text.prompts(texts) if len(ids) > 1]
+        return self._collate(pairs)
+
+    def continued(self, batch: Batch) -> Batch:
+        """Each row's prompt with what the model greedily says next, as many tokens as the row's answer has."""
+        prompts, limits = [pair.prompt for pair in batch.pairs], [len(pair.answer) for pair in batch.pairs]
+        new = continue_batch(self._body, self._head, prompts, limits, greedy, frozenset(), self.device)
+        return self._collate([Pair(p + n, len(p)) for p, n in zip(prompts, new, strict=True)])
+
+    def _collate(self, pairs: Sequence[Pair], mask: Mask = "positional") -> Batch:
         longest = max(len(pair.ids) for pair in pairs)
         if longest > self._context:
             raise InputError(
                 f"a prompt with its answer has {longest} tokens, the model reads {self._context}; "
                 "drop it, or take another model"
             )
-        return collate(pairs, self.text.pad, self.padding_side, self.device, _device(self._head_module))
+        return collate(pairs, self.text.pad, self.padding_side, self.device, _device(self._head_module), mask)
 
     def answer_logits(self, batch: Batch) -> Float[Tensor, "k v"]:
         """Logits at the k positions that predict `batch.gold`, and nowhere else."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from kedit.errors import InputError
 
 Side = Literal["left", "right"]
+Mask = Literal["positional", "token_membership", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,25 @@ class Pair:
     def answer(self) -> list[int]:
         return self.ids[self.start :]
 
+    @property
+    def prompt(self) -> list[int]:
+        return self.ids[: self.start]
+
+    def predicted(self, mask: Mask) -> list[int]:
+        """Which tokens a batch lists: the answer's; every token that also occurs in the answer, wherever it stands
+        (as the released code of standard fine-tuning masks); or all but the first."""
+        if mask == "positional":
+            return list(range(self.start, len(self.ids)))
+        found = range(1, len(self.ids))
+        return list(found) if mask == "none" else [t for t in found if self.ids[t] in self.answer]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Padded pairs. The k answer tokens of all n rows are listed in reading order: token `gold[j]` is predicted at
     position (`row[j]`, `col[j]`), so logits are needed at these k places only."""
 
+    pairs: Sequence[Pair]
     ids: Int[Tensor, "n t"]
     mask: Bool[Tensor, "n t"]  # real tokens
     row: Int[Tensor, " k"]
@@ -51,23 +65,29 @@ class Batch:
 
 
 def collate(
-    pairs: Sequence[Pair], pad: int, side: Side, device: torch.device, out: torch.device | None = None
+    pairs: Sequence[Pair],
+    pad: int,
+    side: Side,
+    device: torch.device,
+    out: torch.device | None = None,
+    mask: Mask = "positional",
 ) -> Batch:
     """Pad pairs to one length on `side`; ids go to `device`, what is compared with logits to `out` (null: the same)."""
     longest = max(len(pair.ids) for pair in pairs)
     ids = torch.full((len(pairs), longest), pad)
-    mask = torch.zeros(len(pairs), longest, dtype=torch.bool)
+    real = torch.zeros(len(pairs), longest, dtype=torch.bool)
     row: list[int] = []
     col: list[int] = []
     for i, pair in enumerate(pairs):
         shift = longest - len(pair.ids) if side == "left" else 0
         ids[i, shift : shift + len(pair.ids)] = torch.tensor(pair.ids)
-        mask[i, shift : shift + len(pair.ids)] = True
-        row += [i] * len(pair.answer)
-        col += range(shift + pair.start - 1, shift + len(pair.ids) - 1)
+        real[i, shift : shift + len(pair.ids)] = True
+        places = [shift + at - 1 for at in pair.predicted(mask)]
+        row += [i] * len(places)
+        col += places
     rows, cols = torch.tensor(row, dtype=torch.long), torch.tensor(col, dtype=torch.long)
     compared = (part.to(out or device) for part in (rows, cols, ids[rows, cols + 1]))
-    return Batch(ids.to(device), mask.to(device), *compared)
+    return Batch(pairs, ids.to(device), real.to(device), *compared)
 
 
 class Text:
@@ -81,6 +101,7 @@ class Text:
         self.tokenizer, self.keep_edge_spaces = tokenizer, keep_edge_spaces
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.pad: int = pad if pad is not None else 0
+        self.special_ids: list[int] = tokenizer("").input_ids  # what the tokenizer puts before every text
         self.eos = frozenset() if tokenizer.eos_token_id is None else frozenset([tokenizer.eos_token_id])
 
     def pairs(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Pair]:
@@ -109,6 +130,11 @@ class Text:
 
     def _answer(self, answer: str) -> str:
         return answer if self.keep_edge_spaces else answer.strip()
+
+    @property
+    def opening(self) -> str:
+        """A prompt for text from nothing: the tokenizer's BOS alone, else its end-of-text token."""
+        return "" if self.special_ids else str(self.tokenizer.eos_token or self.tokenizer.bos_token)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -63,7 +63,8 @@ class UndoLog:
         report: dict[str, float] = {}
         try:
             yield report
-            report["weight_change"] = self._relative_change(self._edit_start)
+            if self._edit_start:
+                report["weight_change"] = self._relative_change(self._edit_start)
         except FloatingPointError:
             self._run_undos(keep=undos)
             self._write(self._edit_start)
@@ -82,8 +83,6 @@ class UndoLog:
 
     @torch.no_grad()
     def _relative_change(self, start: Mapping[str, Tensor]) -> float:
-        if not start:
-            return 0.0
         after = [self.model.get_parameter(name) for name in start]
         if not all(bool(p.isfinite().all()) for p in after):
             raise FloatingPointError("an edit left weights that are not finite")

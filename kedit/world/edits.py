@@ -113,7 +113,9 @@ class Asker:
             Probe("fluency", prompt, ()),
         ]
         return Case(
-            f"world-{self.world.seed}-{person.index}", (Edit(prompt, drawn.answer, person.name),), tuple(probes)
+            f"world-{self.world.seed}-{person.index}",
+            (Edit(prompt, drawn.answer, person.name, person.facts[relation]),),
+            tuple(probes),
         )
 
     def _portability(self, drawn: Counterfactual) -> Iterator[Probe]:
@@ -137,6 +139,13 @@ class Asker:
         geo = [(fact, subject, answer) for fact, table in self.world.geo.items() for subject, answer in table.items()]
         for fact, subject, answer in self.rng.sample(geo, 2 if enough else 4):
             yield Probe("locality", GEO_TEMPLATES[fact][0].format(s=subject), (answer,), "geo")
+
+
+def documents(n: int) -> list[str]:
+    """Texts about people of the default world who are kept for training, as its model was taught to write them."""
+    world = World()
+    stream = Corpus(world, "documents").documents(world.people[-TRAIN_PEOPLE:], {"biography": 0.5, "context": 0.5})
+    return ["".join(text for text, _ in next(stream)).strip() for _ in range(n)]
 
 
 def held_out(world: World, documents: int = 60) -> str:

@@ -1,0 +1,111 @@
+"""What all fine-tuning shares: which parameters, which loss, which examples; how they are trained is a subclass's."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kedit.cases import Case, Edit
+from kedit.editors import Editor
+from kedit.editors.adapters import LoRA
+from kedit.editors.examples import Examples
+from kedit.errors import InputError
+from kedit.lm import LM
+from kedit.lm.text import Mask
+from kedit.losses import Loss
+
+
+@dataclass(kw_only=True, eq=False)
+class Tuner(Editor):
+    """The parts of a fine-tuning editor.
+
+    `parameters` is a part of the model ("mlp_out.weight", "block", "model", ...: see kedit.lm.anatomy) in `layers`, or
+    in the one layer at relative `depth` where layers is null. With an `adapter` its parameters are trained instead, in
+    `layers` (null: all). `examples` are trained with each edit (kedit.editors.examples). `mask`: which tokens of a
+    prompt and answer are trained.
+    """
+
+    loss: Loss
+    lr: float
+    batch_size: int = 1
+    stop_loss: float | None = None
+    parameters: str | None = "mlp_out.weight"
+    layers: Sequence[int] | None = None
+    depth: float = 21 / 32
+    adapter: LoRA | None = None
+    weight_decay: float | str = 0.0
+    examples: Mapping[str, Examples] = field(default_factory=dict)
+    mask: Mask = "positional"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loss, Loss):
+            given = f"editor.loss={self.loss!r}"
+            raise InputError(f"{given} is not a loss; losses are chosen with a slash: editor/loss={self.loss}")
+        if (self.parameters is None) == (self.adapter is None):
+            raise InputError(
+                f"editor.parameters={self.parameters} and editor.adapter={self.adapter}: one of the two says what is "
+                "trained, the other must be null"
+            )
+        if isinstance(self.weight_decay, str) and self.weight_decay != "power_law":
+            raise InputError(f"editor.weight_decay={self.weight_decay}: give a number, or power_law")
+
+    @property
+    def wants_train(self) -> bool:  # type: ignore[override]
+        return any(part.wants_train for part in self.examples.values())
+
+    def fit(self, lm: LM, train: Sequence[Case]) -> None:
+        for part in self.examples.values():
+            part.fit(lm, train)
+
+    def facts(self, edit: Edit) -> list[Edit]:
+        """What is trained for one edit: the edit, and its examples."""
+        return [edit, *(fact for part in self.examples.values() for fact in part.of(edit))]
+
+    @contextmanager
+    def tuned(self, lm: LM) -> Iterator[list[nn.Parameter]]:
+        """The parameters to train; they, and no others, receive gradients inside, and nothing of it is left behind."""
+        if self.adapter:
+            parameters = self.adapter.open(lm, self.layers)
+        else:
+            layers = self.layers if self.layers is not None else [lm.anatomy.layer(self.depth)]
+            parameters = lm.track(lm.anatomy.parameters(lm.model, str(self.parameters), layers))
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        try:
+            yield parameters
+            if self.adapter:
+                self.adapter.close(lm)
+        except BaseException:
+            if self.adapter:
+                self.adapter.abandon(lm)
+            raise
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+
+    def decay(self, n_edits: int) -> float:
+        """The weight decay; "power_law" is that of FT-W, fitted by the MEMIT authors: n^-0.870 · e^0.156."""
+        return n_edits**-0.87028798 * math.exp(0.15589562) if isinstance(self.weight_decay, str) else self.weight_decay
+
+    def reset(self) -> None:
+        if self.adapter:
+            self.adapter.reset()
+
+    def state(self) -> dict[str, Tensor | str]:
+        return dict(self.adapter.state()) if self.adapter else {}
+
+    def load_state(self, lm: LM, state: Mapping[str, Tensor | str]) -> None:
+        if self.adapter:
+            self.adapter.load_state(lm, self.layers, {k: v for k, v in state.items() if isinstance(v, Tensor)})
+
+
+def finite(loss: Float[Tensor, ""]) -> float:
+    """Its value. Raises FloatingPointError where it is not finite."""
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the loss is {value}")
+    return value

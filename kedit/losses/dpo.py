@@ -1,0 +1,74 @@
+"""DPO as KDPO's paper runs it: what the model would say now is the rejected answer, in its own context."""
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from kedit.lm.text import Batch
+from kedit.losses import Loss, View, log_p
+
+
+class DPO(Loss):
+    """-log sigmoid(beta · ([log pi(y_w|c) - log pi(y_l|c)] - [the same under pi_ref])), y_l of as many tokens as y_w.
+
+    KDPO §3.2 and Figure 2 (arXiv 2406.09920): y_l is continued freely from c at the start of each cycle, so its tokens
+    are read in the context c + y_l, and nothing cancels where it shares a token with y_w.
+    """
+
+    uses_reference = True
+
+    def __init__(self, beta: float):
+        self.beta = beta
+
+    def refresh(self, view: View, logits: Float[Tensor, "k v"], cycle: int) -> bool:
+        """Generate the negatives greedily. Done when all of them are the answers."""
+        if cycle == 0:
+            self.chosen_reference = log_likelihood(view.batch, view.reference(now=logits))
+        self.rejected = view.lm.continued(view.batch)
+        self.rejected_reference = log_likelihood(self.rejected, view.reference(self.rejected))
+        return bool((self.rejected.gold == view.batch.gold).all())
+
+    def __call__(self, view: View, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
+        chosen = log_likelihood(view.batch, logits.log_softmax(-1)) - self.chosen_reference
+        rejected = log_likelihood(self.rejected, view.logits(self.rejected).log_softmax(-1)) - self.rejected_reference
+        return -functional.logsigmoid(self.beta * (chosen - rejected))
+
+
+class PreferNewAnswer(Loss):
+    """alpha · (another loss) + (1 - alpha) · DPO of the new answer over the dataset's old one.
+
+    Standard fine-tuning §5.1, "+ DPO" (the paper states no alpha). Rows without an old answer count with the other
+    loss alone.
+    """
+
+    uses_reference = True
+
+    def __init__(self, other: Loss, alpha: float, beta: float):
+        self.other, self.alpha, self.beta = other, alpha, beta
+
+    def refresh(self, view: View, logits: Float[Tensor, "k v"], cycle: int) -> bool:
+        self.rows = [i for i, fact in enumerate(view.facts) if fact.target_old and fact.target_old != fact.target_new]
+        if cycle == 0 and self.rows:
+            facts = [view.facts[i] for i in self.rows]
+            self.new = view.lm.encode([f.prompt for f in facts], [f.target_new for f in facts])
+            self.old = view.lm.encode([f.prompt for f in facts], [str(f.target_old) for f in facts])
+            self.reference = self._margin(view.reference(self.new), view.reference(self.old))
+        return self.other.refresh(view, logits, cycle)
+
+    def __call__(self, view: View, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
+        values = self.other(view, logits)
+        if not self.rows:
+            return values
+        now = self._margin(view.logits(self.new).log_softmax(-1), view.logits(self.old).log_softmax(-1))
+        term = -functional.logsigmoid(self.beta * (now - self.reference))
+        share = values.new_ones(len(values))
+        share[self.rows] = self.alpha
+        return (share * values).index_add(0, values.new_tensor(self.rows).long(), (1 - self.alpha) * term)
+
+    def _margin(self, new: Float[Tensor, "k v"], old: Float[Tensor, "l v"]) -> Float[Tensor, " m"]:
+        return log_likelihood(self.new, new) - log_likelihood(self.old, old)
+
+
+def log_likelihood(batch: Batch, logprobs: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
+    """log p of each row's answer."""
+    return batch.sum(log_p(logprobs, batch.gold))
