@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kedit.run import ROOT, cell_directory, overrides
 
-GROUPS = ("model", "dataset", "editor", "editor/loss", "setting", "eval", "tracker")
+GROUPS = ("model", "dataset", "editor", "editor/loss", "editor/adapter", "setting", "eval", "tracker")
 ABSTRACT = {"dataset=file"}  # what others inherit
 MANDATORY = {"local": ["model.path=/nowhere"]}
 
@@ -53,6 +53,22 @@ def test_every_choice_fits_its_target(choice: str) -> None:
 @pytest.mark.parametrize("editor", [path.stem for path in sorted((ROOT / "conf/editor").glob("*.yaml"))])
 def test_every_editor_is_built_from_its_yaml(editor: str) -> None:
     instantiate(composed(f"editor={editor}").editor, _convert_="all")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "conf/hparams").glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
+def test_numbers_of_an_editor_for_a_model_fit_the_editor(path: Path) -> None:
+    """They reach it, and every key of them is one of its own."""
+    data = [] if path.stem == "world" else ["dataset=zsre"]
+    cfg = OmegaConf.to_container(composed(f"editor={path.parent.name}", f"model={path.stem}", *data), resolve=True)
+    assert isinstance(cfg, dict)
+    bind(cfg["editor"], inject={})
+    numbers = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(numbers, dict)
+    assert {key: cfg["editor"][key] for key in numbers if not isinstance(numbers[key], dict)} == {
+        key: value for key, value in numbers.items() if not isinstance(value, dict)
+    }
 
 
 @pytest.mark.parametrize("sweep", [path.stem for path in sorted((ROOT / "sweeps").glob("*.yaml"))])

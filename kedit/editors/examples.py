@@ -120,6 +120,10 @@ class Texts:
     per_edit: int = 3
     max_tokens: int = 256
 
+    def fit(self) -> None:
+        """Raises InputError where the source cannot be had."""
+        texts(self.source)
+
     def added(self, loss: Float[Tensor, ""], lm: LM, n_edits: float) -> Float[Tensor, ""]:
         """`loss`, of a batch that holds the facts of `n_edits`, with the language-modelling loss of random texts."""
         corpus = texts(self.source)

@@ -71,7 +71,7 @@ class FineTune(Tuner):
                     if loss is None:
                         continue
                     losses.append(finite(loss))
-                    if losses[-1] >= enough and not self._stuck(cycle, step, losses[-1]):
+                    if loss.requires_grad and losses[-1] >= enough and not self._stuck(cycle, step, losses[-1]):
                         self._update(optimizer, loss, start, len(taken))
                         taken.append(losses[-1])
                 if not losses or mean(losses) < enough or self._stuck(cycle, step, mean(losses)):

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import get_scheduler, set_seed
 
-from kedit.cases import Edit
+from kedit.cases import Case, Edit
 from kedit.editors.checkpoint import Checkpoint
 from kedit.editors.examples import Texts
 from kedit.editors.tuning import Tuner, finite
@@ -50,6 +50,11 @@ class StandardFineTune(Tuner):
         if min(self.epochs, self.batch_size, self.gradient_accumulation) < 1:
             given = f"editor.epochs={self.epochs}, batch_size={self.batch_size}"
             raise InputError(f"{given}, gradient_accumulation={self.gradient_accumulation}: each must be at least 1")
+
+    def fit(self, lm: LM, train: Sequence[Case]) -> None:
+        super().fit(lm, train)
+        if self.texts:
+            self.texts.fit()
 
     def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
         if not edits:
@@ -85,7 +90,9 @@ class Objective(nn.Module):
         view, loss = View(self.lm, facts, batch, self.start), deepcopy(self.tuner.loss)
         logits = view.logits()
         learnt = loss.refresh(view, logits, cycle=0)
-        total = loss(view, logits).mean() * (0 if learnt else 1)
+        total = loss(view, logits).mean()
+        if learnt or not total.requires_grad:
+            total = total.detach() + 0 * logits.sum()  # every process takes part in the backward pass
         if self.tuner.texts:
             total = self.tuner.texts.added(total, self.lm, len(facts) / self.per_edit)
         return total + self.tuner.adapter.regulariser() if self.tuner.adapter else total

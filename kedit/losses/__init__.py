@@ -48,7 +48,7 @@ class Loss:
         return False
 
     def __call__(self, view: View, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
-        """One value for each row."""
+        """One value for each row; without a gradient where nothing is left to learn for now."""
         raise NotImplementedError
 
 
