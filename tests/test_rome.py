@@ -281,6 +281,7 @@ def test_the_table_of_rome(kedit: Callable[..., Done], tmp_path: Path) -> None:
     options = ["dataset.limit=6", "eval.fluency_tokens=30", f"eval.consistency.path={path}"]
     done = kedit(*S, "eval=rome", "editor=ft_m", "T=6", *options, COLUMNS="60")
     assert done.returncode == 0, done.stderr
+    assert "after 6 edits: efficacy" in done.stdout  # what is logged to wandb
     assert "…" not in done.stdout  # too narrow a terminal cuts nothing off
     [cell] = find(tmp_path / "runs")
     assert cell.meta["files"].keys() == {"eval.consistency.path"}
