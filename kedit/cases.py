@@ -6,8 +6,19 @@ from typing import Literal, get_args
 
 from kedit.errors import InputError
 
-Kind = Literal["reliability", "generality", "portability", "locality", "fluency"]
+Kind = Literal[
+    "reliability",
+    "generality",
+    "portability",
+    "locality",
+    "efficacy",
+    "paraphrase",
+    "neighborhood",
+    "fluency",
+    "consistency",  # no probe asks for it: it is computed from a case's fluency texts
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+KNOWEDIT: tuple[Kind, ...] = ("reliability", "generality", "portability", "locality", "fluency")  # asked by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +39,8 @@ class Probe:
     prompt: str
     answers: tuple[str, ...]  # acceptable strings, the canonical one first; empty for fluency, which asks for free text
     group: str = ""  # the dataset's own sub-type: "Subject_Aliasing", "Forgetfulness", "one_hop"
+    contrast: str | None = None  # the object that competes with the answer: old against new, new against true
+    topic: str = ""  # of a fluency text, "relation/object": consistency finds its reference texts by it
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
 """Asking and grading: the same call before and after editing, so protocols cannot differ. See docs/metrics.md."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 from zlib import crc32
 
 from kedit import metrics
-from kedit.cases import KINDS, Kind, Question
+from kedit.cases import KINDS, KNOWEDIT, Kind, Question
+from kedit.consistency import Consistency
 from kedit.errors import InputError
 from kedit.lm import LM, Scored
 from kedit.lm.easyedit import score_group
@@ -28,6 +29,7 @@ class Answer:
     forced: tuple[Scored, ...] = ()  # teacher-forced on each answer that counts; none for fluency
     written: str | None = None  # free text: the continuation, or for fluency prompt and continuation
     info: Mapping[str, Any] = field(default_factory=dict)  # of the prompt's route
+    contrast: Scored | None = None  # teacher-forced on the competing object
 
 
 class Evaluator:
@@ -39,6 +41,8 @@ class Evaluator:
     def __init__(
         self,
         *,
+        # what a test asks, as far as the dataset has it
+        kinds: Sequence[Kind] = KNOWEDIT,
         # forced: token match, exact match and NLL from one teacher-forced pass; generate: does the free greedy
         # continuation say the answer and stop?
         scoring: Sequence[Scoring] = ("forced",),
@@ -56,24 +60,25 @@ class Evaluator:
         fluency_tokens: int = 100,
         fluency_top_k: int = 5,
         fluency_seed: int = 42,
+        # reference texts that a case's fluency texts are compared with
+        consistency: Consistency | None = None,
         # kinds that the loop also asks of every edit right after it
         each_edit: Sequence[Kind] = ("reliability",),
     ):
+        _known("kinds", kinds, KINDS)
         _known("scoring", scoring, get_args(Scoring))
         _known("aliases", [aliases], get_args(Aliases))
         _known("locality_reference", [locality_reference], get_args(Reference))
         _known("easyedit_padding", [easyedit_padding], (None, *get_args(Side)))
         _known("chat_template", [chat_template], get_args(Template))
-        _known("each_edit", each_edit, KINDS)
+        _known("each_edit", each_edit, [kind for kind in KINDS if kind != "consistency"])
+        if "consistency" in kinds and "fluency" not in kinds:
+            raise InputError(f"eval.kinds={list(kinds)}: consistency compares the texts of fluency; add fluency")
         self.scoring, self.aliases, self.locality_reference = tuple(scoring), aliases, locality_reference
         self.easyedit_padding, self.chat_template, self.double_bos = easyedit_padding, chat_template, double_bos
         self.fluency_tokens, self.fluency_top_k, self.fluency_seed = fluency_tokens, fluency_top_k, fluency_seed
-        self.each_edit = tuple(each_edit)
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """What a test asks."""
-        return tuple(kind for kind in KINDS if kind != "fluency" or self.fluency_tokens)
+        self.consistency, self.each_edit = consistency, tuple(each_edit)
+        self.kinds = tuple(kind for kind in kinds if self.fluency_tokens or kind not in ("fluency", "consistency"))
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
@@ -87,13 +92,17 @@ class Evaluator:
 
     def _reply(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
         prompts = [self._prompt(lm, q) for q in asked]
-        flat = [(q, prompt, gold) for q, prompt in zip(asked, prompts, strict=True) for gold in self._golds(q)]
-        scored = iter(self._score(lm, flat))
-        forced = [tuple(next(scored) for _ in self._golds(q)) for q in asked]
+        objects = [self._golds(q) + ((q.probe.contrast,) if q.probe.contrast else ()) for q in asked]
+        placed = zip(asked, prompts, objects, strict=True)
+        scored = iter(self._score(lm, [(q, prompt, text) for q, prompt, texts in placed for text in texts]))
+        answers = []
+        for q in asked:
+            forced = tuple(next(scored) for _ in self._golds(q))
+            answers.append(Answer(forced, info=forced[0].info, contrast=next(scored) if q.probe.contrast else None))
         if "generate" not in self.scoring:
-            return [Answer(f, info=f[0].info) for f in forced]
-        written = lm.generate(prompts, [max(len(s.gold) for s in f) + ROOM for f in forced])
-        return [Answer(f, w.text, w.info) for f, w in zip(forced, written, strict=True)]
+            return answers
+        written = lm.generate(prompts, [max(len(s.gold) for s in a.forced) + ROOM for a in answers])
+        return [replace(a, written=w.text, info=w.info) for a, w in zip(answers, written, strict=True)]
 
     def _golds(self, question: Question) -> tuple[str, ...]:
         """The answers that count."""
@@ -128,6 +137,15 @@ class Evaluator:
 
     # --- grading -----------------------------------------------------------------------------------------------------
 
+    def grade_all(
+        self, asked: Sequence[Question], answers: Sequence[Answer], before: Mapping[Question, Answer]
+    ) -> list[Row]:
+        """Rows of all questions, in order, then those of cases as a whole. `before`: the unedited model's answers."""
+        graded = [row for q, answer in zip(asked, answers, strict=True) for row in self.grade(q, answer, before[q])]
+        if self.consistency is None or "consistency" not in self.kinds:
+            return graded
+        return graded + self.consistency.rows(asked, [answer.written for answer in answers])
+
     def grade(self, question: Question, after: Answer, before: Answer) -> list[Row]:
         """Rows of one question: one for each way of scoring. `before` is the unedited model's answer."""
         probe = question.probe
@@ -149,10 +167,24 @@ class Evaluator:
         rows = []
         for now, then in zip(after.forced, before.forced, strict=True):
             token = metrics.token_match(now.pred, then.pred if self._compares(question) else now.gold)
-            nll = -sum(now.logprob) / len(now.logprob)
+            nll = metrics.mean_nll(now.logprob)
             scores = {"n_tokens": len(now.gold), "token": token, "exact": int(token == 1), "nll": round(nll, 6)}
-            rows.append({"scoring": "forced"} | scores | {"gold": now.gold_text, "pred": now.pred_text})
+            versus = self._grade_contrast(question, nll, after.contrast)
+            rows.append({"scoring": "forced"} | scores | versus | {"gold": now.gold_text, "pred": now.pred_text})
         return max(rows, key=lambda row: row["token"])
+
+    def _grade_contrast(self, question: Question, right: float, contrast: Scored | None) -> Row:
+        """The right object, of this mean NLL, against the competing one; nothing where none competes."""
+        if contrast is None:
+            return {}
+        other = metrics.mean_nll(contrast.logprob)
+        new, true = (other, right) if question.probe.kind == "neighborhood" else (right, other)
+        return {
+            "nll_new": round(new, 6),
+            "nll_true": round(true, 6),
+            "success": int(metrics.success(right, other)),
+            "magnitude": round(metrics.magnitude(right, other), 6),
+        }
 
     def _grade_written(self, question: Question, after: Answer, before: Answer) -> Row:
         said, golds = after.written or "", self._golds(question)

@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
-FIXED = ("data", "model_is", "versions")  # parts of meta.json that a continued run must share with its beginning
+FIXED = (
+    "data",
+    "files",
+    "model_is",
+    "versions",
+)  # parts of meta.json that a continued run must share with its beginning
 ROWS, STEPS, CONFIG, META, STATUS, STATE = "rows.jsonl", "steps.jsonl", "config.yaml", "meta.json", "status", "state"
 
 

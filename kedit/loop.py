@@ -86,11 +86,8 @@ class _Runner:
         started = time.perf_counter()
         tested = list({case.id: case for step in steps for case in step.test}.values())
         asked = [q for case in tested for q in questions(case, self.evaluator.kinds)]
-        rows = [
-            self._place(0, "before") | row
-            for q in asked
-            for row in self.evaluator.grade(q, self.before[q], self.before[q])
-        ]
+        graded = self.evaluator.grade_all(asked, [self.before[q] for q in asked], self.before)
+        rows = [self._place(0, "before") | row for row in graded]
         record = {"step": 0, "edits_so_far": 0, "cases": [], "tested": len(tested), "fit_s": round(fit_s, 3)}
         return record | self._alarm() | {"eval_s": round(time.perf_counter() - started, 3)}, rows
 
@@ -103,15 +100,13 @@ class _Runner:
         }
         record |= self._edit(step)
         started = time.perf_counter()
-        each = [("edit", q) for case in step.edit for q in questions(case, self.evaluator.each_edit)]
-        tests = [("test", q) for case in step.test for q in questions(case, self.evaluator.kinds)]
-        asked = each + tests
-        answers = self.evaluator.answer(self.lm, [q for _, q in asked])
-        rows = [
-            self._place(number, when) | ({"T": step.T} if when == "test" else {}) | row
-            for (when, q), answer in zip(asked, answers, strict=True)
-            for row in self.evaluator.grade(q, answer, self.before[q])
-        ]
+        each = [q for case in step.edit for q in questions(case, self.evaluator.each_edit)]
+        tests = [q for case in step.test for q in questions(case, self.evaluator.kinds)]
+        answers = self.evaluator.answer(self.lm, each + tests)
+        right_after = self.evaluator.grade_all(each, answers[: len(each)], self.before)
+        tested = self.evaluator.grade_all(tests, answers[len(each) :], self.before)
+        rows = [self._place(number, "edit") | row for row in right_after]
+        rows += [self._place(number, "test") | {"T": step.T} | row for row in tested]
         alarm = self._alarm() if step.test and not step.restore else {}
         return record | alarm | {"eval_s": round(time.perf_counter() - started, 3)}, rows
 

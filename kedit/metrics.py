@@ -24,6 +24,36 @@ def token_match(pred: Sequence[int], reference: Sequence[int]) -> float:
     return sum(p == r for p, r in zip(pred, reference, strict=True)) / len(pred)
 
 
+def mean_nll(logprob: Sequence[float]) -> float:
+    """Mean over an object's tokens of -log p, in nats: length-normalised, as in ROME."""
+    return -sum(logprob) / len(logprob)
+
+
+def success(right: float, other: float) -> bool:
+    """Is the right object likelier than the one that competes with it? Of their mean NLLs; a tie fails.
+
+    Right is the new object of an edit and of its paraphrases (ROME's ES and PS), the true one of a neighbour (NS).
+    """
+    return right < other
+
+
+def magnitude(right: float, other: float) -> float:
+    """exp(-NLL of the right object) - exp(-NLL of the other), in [-1, 1]: ROME's EM, PM and NM."""
+    return math.exp(-right) - math.exp(-other)
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Of the mean's 95 % confidence interval: 1.96 * std / sqrt(n), std with n in the denominator as ROME has it.
+
+    Unknown for fewer than two values.
+    """
+    n = len(values)
+    if n < 2:
+        return math.nan
+    mean = sum(values) / n
+    return 1.96 * math.sqrt(sum((value - mean) ** 2 for value in values) / n) / math.sqrt(n)
+
+
 def ngram_entropy(text: str) -> float:
     """H_2/3 + 2·H_3/3, H_n the entropy in bits of the text's n-gram frequencies. Fluency of ROME (docs/metrics.md §4).
 
@@ -65,5 +95,6 @@ def exact_match(generated: str, answers: Iterable[str]) -> bool:
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """n / sum(1/v); 0 when any component is 0. KEDAS's HM is that of (reliability, locality, portability)."""
+    """n / sum(1/v); 0 when any component is 0. KEDAS's HM is that of (reliability, locality, portability), ROME's Score
+    that of (efficacy, paraphrase, neighborhood)."""
     return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)

@@ -15,7 +15,10 @@ from kedit.errors import InputError
 from kedit.scores import per_case
 from kedit.table import Cell, find
 
-PANELS = {"reliability": "edit success", "generality": "generality", "locality": "locality"}
+PANELS = (  # kind -> title; of these the first that was asked
+    {"reliability": "edit success", "generality": "generality", "locality": "locality"},
+    {"efficacy": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighborhood"},
+)
 
 
 def ages(cell: Cell) -> pd.DataFrame:
@@ -30,11 +33,12 @@ def retention(cells: Sequence[Cell], path: Path, bins: int = 10) -> bool:
     """Score by age of edit, one line an editor, dotted the unedited model; False where no edit has an age."""
     aged = {cell: ages(cell) for cell in cells}
     oldest = max(frame["age"].max() for frame in aged.values())
-    if not oldest:
+    panels = next((panels for panels in PANELS if cells[0].rows["kind"].isin(panels).any()), None)
+    if not oldest or panels is None:
         return False
     width = max(1, -(-int(oldest + 1) // bins))
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(11, 3.4), sharey=True, constrained_layout=True)
-    for axis, (kind, title) in zip(axes, PANELS.items(), strict=True):
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.4), sharey=True, constrained_layout=True)
+    for axis, (kind, title) in zip(axes, panels.items(), strict=True):
         for colour, (cell, frame) in zip(plt.rcParams["axes.prop_cycle"].by_key()["color"], aged.items(), strict=False):
             by_age = frame.assign(bin=frame["age"] // width * width + (width - 1) / 2).groupby("bin")
             means = by_age.apply(lambda rows, kind=kind: per_case(rows, kind).mean())

@@ -64,7 +64,8 @@ def _key(question: Question) -> str:
     probe = question.probe
     asked_as = probe.kind if probe.kind in ("locality", "fluency") else "prompt"
     place = [question.case, question.index] if probe.kind == "fluency" else []
-    return json.dumps([asked_as, probe.prompt, probe.answers, *place], ensure_ascii=False)
+    against = [{"contrast": probe.contrast}] if probe.contrast else []
+    return json.dumps([asked_as, probe.prompt, probe.answers, *place, *against], ensure_ascii=False)
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -88,4 +89,6 @@ def _append(folder: Path, answers: dict[str, Any]) -> None:
 
 
 def _answer(saved: dict[str, Any]) -> Answer:
-    return Answer(tuple(Scored(**scored) for scored in saved["forced"]), saved["written"], saved["info"])
+    contrast = saved.get("contrast")  # answers kept before there were contrasts do not have it
+    forced = tuple(Scored(**scored) for scored in saved["forced"])
+    return Answer(forced, saved["written"], saved["info"], Scored(**contrast) if contrast else None)

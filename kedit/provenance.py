@@ -1,6 +1,7 @@
 """What made a number: code, libraries, data, model, machine; and what it cost."""
 
 import logging
+import os
 import platform
 import resource
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from kedit.artefacts import remembered_sha256
 from kedit.data import Dataset
 from kedit.evals import Evaluator, noise_floor
 from kedit.lm import LM
@@ -26,6 +28,7 @@ LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers")  # tho
 def describe(lm: LM, dataset: Dataset, steps: Sequence[Step], evaluator: Evaluator) -> dict[str, Any]:
     """The part of meta.json that is known before the first edit."""
     known = {
+        "kinds": list(evaluator.kinds),
         "effective_T": max(step.T for step in steps),
         "cases": len({case.id for step in steps for case in step.test}),
         "data": {
@@ -55,6 +58,16 @@ def describe(lm: LM, dataset: Dataset, steps: Sequence[Step], evaluator: Evaluat
     agreement = noise_floor(lm, all_questions(steps, evaluator))
     log.info("%s agrees with itself on %.2f %% of answer tokens", lm.dtype, 100 * agreement)
     return known | {"noise_floor": agreement}
+
+
+def named_files(config: Any, name: str = "") -> dict[str, str]:
+    """sha256 of every file that a value of the config names, by the value's dotted name."""
+    if isinstance(config, dict):
+        parts = [named_files(value, f"{name}.{key}".lstrip(".")) for key, value in config.items()]
+        return {key: value for part in parts for key, value in part.items()}
+    if isinstance(config, str) and os.path.isfile(os.path.expanduser(config)):
+        return {name: remembered_sha256(Path(config).expanduser())}
+    return {}
 
 
 def costs(lm: LM, steps: Sequence[dict[str, Any]], n_rows: int, load_s: float, total_s: float) -> dict[str, Any]:

@@ -92,20 +92,21 @@ def compute(cfg: DictConfig, names: Mapping[str, str], journal: Journal, parts: 
     import torch
 
     from kedit.loop import experiment
-    from kedit.provenance import costs, describe
+    from kedit.provenance import costs, describe, named_files
 
     torch.set_num_threads(cfg.threads or int(os.environ.get("OMP_NUM_THREADS", 1)))
     started = time.perf_counter()
     lm = instantiate(cfg.model, _convert_="all")
     load_s = time.perf_counter() - started
     cell = {**names, "T": cfg.T, "seed": cfg.seed, "order_seed": cfg.dataset.get("order_seed")}
-    meta = cell | describe(lm, parts.dataset, parts.steps, parts.evaluator)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    meta = cell | describe(lm, parts.dataset, parts.steps, parts.evaluator) | {"files": named_files(config)}
     journal.describe(meta)
     parts.tracker.start(
         directory=journal.directory,
         name=str(journal.directory.relative_to(Path(cfg.runs) / names["sweeps"])),
         group=names["sweeps"],
-        config=OmegaConf.to_container(cfg, resolve=True),
+        config=config,
     )
     experiment(
         lm,

@@ -14,12 +14,14 @@ from typing import Any, get_args
 import pandas as pd
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from kedit.cases import KNOWEDIT
 from kedit.errors import InputError
 from kedit.journal import META, ROWS, STEPS
-from kedit.scores import COLUMNS, FLOOR, Merge, Score, summary
+from kedit.scores import COLUMNS, FLOOR, SCORE, Merge, Score, summary
 
 # a table mixes none of these
 SAME = ("model", "dataset", "setting", "order_seed", "overrides", "versions")
@@ -27,9 +29,26 @@ SCORING = {
     "token": "teacher-forced token match",
     "exact": "teacher-forced exact match",
     "generate": "free greedy generation",
+    "magnitude": "probability of the right object less that of the competing one",
 }
+MEANING = {  # column -> what a caption says of it
+    "edit success": "edit success = reliability",
+    "locality": "locality = agreement with the unedited model",
+    "HM": "HM of edit success, locality and portability",
+    "Score": "Score = harmonic mean of efficacy, paraphrase and neighborhood",
+    "fluency": "fluency = n-gram entropy x100",
+    "consistency": "consistency = TF-IDF cosine with reference texts x100",
+}
+SUCCESS = "efficacy, paraphrase, neighborhood = is the right object likelier than the competing one, if one competes"
+BRACKETS = "in brackets: half-width of the mean's 95 % confidence interval"
 # headers that would not fit 80 columns
-BROKEN = {"generality": "gener-\nality", "portability": "porta-\nbility", "locality": "loca-\nlity"}
+BROKEN = {
+    "generality": "gener-\nality",
+    "portability": "porta-\nbility",
+    "locality": "loca-\nlity",
+    "neighborhood": "neighbor-\nhood",
+    "consistency": "consis-\ntency",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,11 @@ class Cell:
     @cached_property
     def meta(self) -> dict[str, Any]:
         return json.loads((self.directory / META).read_text())
+
+    @property
+    def kinds(self) -> list[str]:
+        """What its tests ask; runs made before there was a choice asked KnowEdit's kinds."""
+        return self.meta.get("kinds", list(KNOWEDIT))
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -67,14 +91,15 @@ def tables(
     """(caption, table) for each set of cells that may stand together: same model, data, setting, options, versions."""
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
-        groups.setdefault(json.dumps([cell.meta.get(key) for key in SAME], sort_keys=True), []).append(cell)
+        same = [cell.meta.get(key) for key in SAME] + sorted(cell.kinds)
+        groups.setdefault(json.dumps(same, sort_keys=True), []).append(cell)
     for group in groups.values():
         lines = pd.concat([_lines(cell, score, merge) for cell in group])
         yield _caption(group, lines, score, merge), _pool(lines)
 
 
 def _lines(cell: Cell, score: Score, merge: Merge) -> pd.DataFrame:
-    lines = summary(cell.rows, score=score, merge=merge)
+    lines = summary(cell.rows, score=score, merge=merge, kinds=cell.kinds)
     return lines.assign(
         model=[FLOOR if model == FLOOR else cell.meta["editor"] for model in lines["model"]],
         seconds=[_seconds(cell, T) for T in lines["T"]],
@@ -105,19 +130,21 @@ def _pool(lines: pd.DataFrame) -> pd.DataFrame:
     chosen = pd.concat([floor, lines[lines["model"] != FLOOR]])
     groups = chosen.groupby(["model", "T"], sort=False)
     pooled = groups.mean(numeric_only=True).assign(seeds=groups["seed"].nunique())
-    counts = [f"n_{kind}" for kind in COLUMNS]
-    return pooled[[*COLUMNS.values(), "HM", "N", "seconds", "perplexity", "seeds", *counts]].reset_index()
+    order = [*COLUMNS.values(), "HM", "Score", "N", "seconds", "perplexity", "seeds"]
+    order += [f"{part}_{kind}" for part in ("n", "ci") for kind in COLUMNS]
+    return pooled[[name for name in order if name in pooled]].reset_index()
 
 
 def _caption(cells: Sequence[Cell], lines: pd.DataFrame, score: Score, merge: Merge) -> str:
-    meta = cells[0].meta
+    meta, rome = cells[0].meta, any(kind in lines for kind in SCORE)
     horizons = "/".join(str(T) for T in sorted({cell.meta["effective_T"] for cell in cells}))
     parts = [
         f"{meta['model']} on {meta['dataset']}, {meta['setting']}, effective T={horizons}",
         f"{SCORING[score]} x100, {merge}, N cases",
-        "edit success = reliability; locality = agreement with the unedited model",
-        "HM of edit success, locality and portability",
-        "fluency = n-gram entropy x100; seconds = editing up to T",
+        *([SUCCESS] if score == "token" and rome else []),
+        *(said for name, said in MEANING.items() if name in lines),
+        *([BRACKETS] if rome else []),
+        "seconds = editing up to T",
     ]
     parts += _other_counts(lines) + _alarms(cells, lines)
     parts += [f"dropped: {n} {what}" for what, n in meta["data"]["dropped"].items()] + list(meta["data"]["notes"])
@@ -130,7 +157,8 @@ def _caption(cells: Sequence[Cell], lines: pd.DataFrame, score: Score, merge: Me
 
 def _other_counts(lines: pd.DataFrame) -> list[str]:
     """Kinds that not every case has."""
-    partial = [kind for kind in COLUMNS if lines[f"n_{kind}"].max() and (lines[f"n_{kind}"] != lines["N"]).any()]
+    asked = [kind for kind in COLUMNS if f"n_{kind}" in lines]
+    partial = [kind for kind in asked if lines[f"n_{kind}"].max() and (lines[f"n_{kind}"] != lines["N"]).any()]
     return [f"{COLUMNS[kind]} has N={'/'.join(str(n) for n in lines[f'n_{kind}'].unique())}" for kind in partial]
 
 
@@ -154,9 +182,16 @@ def _alarms(cells: Sequence[Cell], lines: pd.DataFrame) -> list[str]:
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """Numbers as printed: one decimal, a dash where there is none, no columns that say nothing."""
-    hidden = {"perplexity", *(f"n_{kind}" for kind in COLUMNS)} | ({"seeds"} if table["seeds"].max() == 1 else set())
-    return pd.DataFrame({name: _texts(table[name]) for name in table if name not in hidden})
+    """Numbers as printed: one decimal, a dash where there is none, half-widths behind, no columns that say nothing."""
+    hidden = {"perplexity", *(f"{part}_{kind}" for part in ("n", "ci") for kind in COLUMNS)}
+    hidden |= {"seeds"} if table["seeds"].max() == 1 else set()
+    texts = {name: _texts(table[name]) for name in table if name not in hidden}
+    for kind, name in COLUMNS.items():
+        if f"ci_{kind}" in table:
+            widths = _texts(table[f"ci_{kind}"])
+            pairs = zip(texts[name], widths, strict=True)
+            texts[name] = [mean if width == "-" else f"{mean} ({width})" for mean, width in pairs]
+    return pd.DataFrame(texts)
 
 
 def _texts(column: pd.Series) -> list[str]:
@@ -188,7 +223,9 @@ def show(made: Sequence[tuple[str, pd.DataFrame]]) -> None:
             grid.add_column(Text(header), justify="left" if name == "model" else "right", no_wrap=True)
         for row in text.to_numpy().tolist():
             grid.add_row(*row)
-        Console().print(grid)
+        console = Console()
+        whole = Measurement.get(console, console.options.update(max_width=1000), grid).maximum
+        Console(width=max(console.width, whole)).print(grid)  # a narrow terminal breaks lines: nothing is cut off
 
 
 def main() -> None:

@@ -29,6 +29,10 @@ def counts(cases: list[Case]) -> dict[str, int]:
     return dict(Counter(probe.kind for case in cases for probe in case.probes))
 
 
+def rome(paraphrases: int, neighbors: int) -> dict[str, int]:
+    return {"paraphrase": paraphrases, "neighborhood": neighbors}
+
+
 # --- literal records -------------------------------------------------------------------------------------------------
 
 
@@ -48,7 +52,7 @@ def test_knowedit_zsre_record() -> None:
     prompt = "Which family does Epaspidoceras belong to?"
     assert case == Case(
         "file-0",
-        (Edit(prompt, "Noctuidae", "Epaspidoceras"),),
+        (Edit(prompt, "Noctuidae", "Epaspidoceras", "Aspidoceratidae"),),
         (
             Probe("reliability", prompt, ("Noctuidae",)),
             Probe("generality", "What family are Epaspidoceras?", ("Noctuidae",)),
@@ -128,8 +132,9 @@ def test_counterfact_in_romes_form() -> None:
         "generation_prompts": ["Angola's surroundings include"],
     }
     case, _ = parsed(counterfact, data)
-    assert case.edits == (Edit("Angola is located in", "Antarctica", "Angola"),)
-    assert counts([case]) == {"reliability": 1, "generality": 2, "locality": 1, "fluency": 1}
+    assert case.edits == (Edit("Angola is located in", "Antarctica", "Angola", "Africa"),)
+    rome = {"efficacy": 1, "paraphrase": 2, "neighborhood": 1}
+    assert counts([case]) == {"reliability": 1, "generality": 2, "locality": 1, "fluency": 1} | rome
     assert case.probes[3] == Probe("locality", "Ghana is in", ("Africa",), "neighborhood")
 
 
@@ -144,7 +149,7 @@ def test_zsre_mend_keeps_its_literal_prefix() -> None:
     data = {"subject": "S", "src": "What is S?", "rephrase": "S is what?", "alt": "new", "answers": ["old"]}
     data |= {"loc": "nq question: who", "loc_ans": "me", "portability": {"New Question": "Q?", "New Answer": "A"}}
     case, _ = parsed(zsre_mend, data)
-    assert case.edits == (Edit("What is S?", "new", "S"),)
+    assert case.edits == (Edit("What is S?", "new", "S", "old"),)
     assert Probe("locality", "nq question: who", ("me",), "neighborhood") in case.probes
     assert Probe("portability", "Q?", ("A",), "one_hop") in case.probes
 
@@ -159,10 +164,15 @@ def test_zsre_mend_keeps_its_literal_prefix() -> None:
         ("wikibio", knowedit, {"locality": 40}, {}),
         ("wikidata_recent", knowedit, {"portability": 40, "locality": 82}, {"locality probe": 3, "group without": 3}),
         ("wikidata_counterfact", knowedit, {"portability": 31, "locality": 26}, {"locality probe": 2}),
-        ("counterfact_flat", counterfact, {"generality": 20, "locality": 20}, {}),
-        ("counterfact_rome", counterfact, {"generality": 40, "locality": 200, "fluency": 200}, {}),
-        ("zsre_mend", zsre_mend, {"generality": 18, "locality": 18}, {"empty target": 2}),
-        ("zsre_mend_portability", zsre_mend, {"generality": 20, "portability": 20, "locality": 20}, {}),
+        ("counterfact_flat", counterfact, {"generality": 20, "locality": 20} | rome(20, 20), {}),
+        ("counterfact_rome", counterfact, {"generality": 40, "locality": 200, "fluency": 200} | rome(40, 200), {}),
+        ("zsre_mend", zsre_mend, {"generality": 18, "locality": 18} | rome(18, 18), {"empty target": 2}),
+        (
+            "zsre_mend_portability",
+            zsre_mend,
+            {"generality": 20, "portability": 20, "locality": 20} | rome(20, 20),
+            {},
+        ),
     ],
 )
 def test_excerpts(name: str, form: Any, expected: dict[str, int], dropped: dict[str, int]) -> None:
@@ -170,6 +180,7 @@ def test_excerpts(name: str, form: Any, expected: dict[str, int], dropped: dict[
     cases = parse_file(form.parse, path, True, lost)
     n = 18 if name == "zsre_mend" else 20
     assert FORMS[recognise(path, [f.recognises for f in FORMS])] is form
+    expected |= {"efficacy": n} if "paraphrase" in expected else {}
     assert counts(cases) == {"reliability": n, "fluency": n} | expected
     assert {word: sum(n for reason, n in lost.items() if word in reason) for word in dropped} == dropped
     assert sum(lost.values()) == sum(dropped.values())

@@ -180,7 +180,7 @@ def test_overtone_without_dyn_mixes_with_the_model_as_the_edit_found_it(view: Vi
     assert torch.allclose(static(view, moved), view.batch.mean(kl), atol=1e-5)
 
 
-# --- DPO: on the world's model, whose start-of-edit weights it asks for ------------------------------------------------
+# --- DPO: on the world's model, whose start-of-edit weights it asks for -----------------------------------------------
 
 
 def facts(lm: LM) -> View:

@@ -4,7 +4,17 @@ import math
 
 import pytest
 
-from kedit.metrics import exact_match, harmonic_mean, ngram_entropy, normalise, token_match
+from kedit.metrics import (
+    exact_match,
+    half_width,
+    harmonic_mean,
+    magnitude,
+    mean_nll,
+    ngram_entropy,
+    normalise,
+    success,
+    token_match,
+)
 
 
 def test_token_match_is_the_share_of_equal_positions() -> None:
@@ -36,6 +46,20 @@ def test_harmonic_means_that_the_papers_print(parts: tuple[float, ...], expected
 
 def test_harmonic_mean_with_a_zero_is_zero() -> None:
     assert harmonic_mean((90.0, 0.0, 80.0)) == 0
+
+
+def test_the_likelier_object_by_hand() -> None:
+    right, other = mean_nll([math.log(0.5), math.log(0.125)]), mean_nll([math.log(0.125)])
+    assert (right, other) == (pytest.approx(math.log(4)), pytest.approx(math.log(8)))
+    assert (success(right, other), success(other, right), success(right, right)) == (True, False, False)  # a tie fails
+    assert magnitude(right, other) == pytest.approx(1 / 4 - 1 / 8)
+
+
+def test_half_width_by_hand() -> None:
+    # mean 75, deviations 25 and -25: std 25
+    assert half_width([100.0, 50.0, 100.0, 50.0]) == pytest.approx(1.96 * 25 / 2)
+    assert half_width([100.0] * 10) == 0
+    assert math.isnan(half_width([100.0]))
 
 
 @pytest.mark.parametrize(

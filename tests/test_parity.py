@@ -7,6 +7,7 @@ and its model's folder, into tests/parity/ or a folder named by KEDIT_PARITY.
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def test_the_loader_asks_what_the_reference_asked(file: Path) -> None:
     loaded = parse_file(loader.parse, data, True, Counter())[run["start"] :]
     for mine, one in zip(loaded, reference["cases"], strict=False):
         theirs = case(0, one["requested_rewrite"])
-        assert mine.edits == theirs.edits
+        assert [replace(edit, target_old=None) for edit in mine.edits] == list(theirs.edits)  # not given to its editors
         for kind in ("portability", "locality"):
             prompts = [(p.prompt, p.answers[0]) for p in mine.probes if p.kind == kind]
             assert sorted(prompts) == sorted((p.prompt, p.answers[0]) for p in theirs.probes if p.kind == kind)

@@ -95,6 +95,19 @@ def test_the_table_has_the_floor_first_and_both_T(sweep: Path) -> None:
     assert "edit success = reliability" in caption
 
 
+def test_the_default_table_has_its_columns_and_caption(sweep: Path) -> None:
+    [(caption, table)] = tables(find(sweep / "runs/quickstart"))
+    header = "| model | T | edit success | generality | portability | locality | fluency | HM | N | seconds |"
+    assert markdown(caption, table).splitlines()[0] == header
+    assert (
+        "teacher-forced token match x100, case_macro, N cases; edit success = reliability; locality = agreement with "
+        "the unedited model; HM of edit success, locality and portability; fluency = n-gram entropy x100; seconds = "
+        "editing up to T"
+    ) in caption
+    counted = [f"n_{kind}" for kind in ("reliability", "generality", "portability", "locality", "fluency")]
+    assert list(table)[-7:] == ["perplexity", "seeds", *counted]
+
+
 def test_what_a_sweep_leaves_behind(sweep: Path) -> None:
     home = sweep / "runs/quickstart"
     assert {path.name for path in home.iterdir()} >= {"table.md", "table.csv", "retention.png"}

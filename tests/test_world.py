@@ -121,6 +121,33 @@ def test_nobody_asked_about_is_touched_by_an_edit_of_the_run() -> None:
                 assert asked.isdisjoint(touched | spouses)
 
 
+def test_neighbors_share_the_old_answer_and_no_edit_touches_them() -> None:
+    world_people = {person.name: person for person in World().people}
+    dataset = world.cases(edits=100, seed=1, train=True)
+    edited = dataset.cases[:100]
+    touched = {edit.subject for case in edited for edit in case.edits}
+    touched |= {edit.target_new for case in edited for edit in case.edits if edit.target_new in world_people}
+    touched |= {world_people[name].facts["spouse"] for name in set(touched) if name}
+    reserved = {person.name for person in World().people[360:]}
+    asked = 0
+    for case in dataset.cases:
+        [edit] = case.edits
+        relation = next(r for r in TEMPLATES if TEMPLATES[r][0].format(s=edit.subject) == edit.prompt)
+        neighbors = [probe for probe in case.probes if probe.kind == "neighborhood"]
+        assert len(neighbors) <= (0 if relation == "spouse" else 5)
+        for probe in neighbors:
+            [name] = [n for n in world_people if TEMPLATES[relation][0].format(s=n) == probe.prompt]
+            assert world_people[name].facts[relation] == edit.target_old == probe.answers[0]
+            assert probe.contrast == edit.target_new
+            assert name not in touched | reserved | {edit.subject}
+            asked += 1
+        competing = [p for p in case.probes if p.kind in ("efficacy", "paraphrase")]
+        assert [(p.answers, p.contrast) for p in competing] == [((edit.target_new,), edit.target_old)] * 2
+        assert competing[0].prompt == edit.prompt != competing[1].prompt
+    assert asked > 500
+    assert not any(probe.kind == "neighborhood" for case in dataset.train for probe in case.probes)
+
+
 def test_where_too_few_people_are_left_geography_is_asked() -> None:
     dataset = world.cases(edits=500, seed=1)
     assert not any(probe.group == "other_people" for case in dataset.cases for probe in case.probes)

@@ -50,10 +50,12 @@ def load(
     )
 
 
-def parse_file(parse: Parse, path: Path, drop_empty_targets: bool, dropped: Counter[str]) -> list[Case]:
-    """Every record as a case, its id "<file>-<index in file>"."""
+def parse_file(
+    parse: Parse, path: Path, drop_empty_targets: bool, dropped: Counter[str], option: str = "dataset.path"
+) -> list[Case]:
+    """Every record as a case, its id "<file>-<index in file>"; `option` is the one that gives the file."""
     cases = []
-    for i, data in enumerate(read_json(path)):
+    for i, data in enumerate(read_json(path, option)):
         record = Record(data, f"{path}: record {i}")
         case = parse(record, f"{path.stem}-{i}", dropped)
         if all(edit.target_new.strip() for edit in case.edits):

@@ -22,7 +22,8 @@ def parse(record: Record, case_id: str, dropped: Counter[str], *, first_locality
     `first_locality_only` asks the first locality question of each group, as KDPO's WikiBio script does.
     """
     prompt, target = record.text("prompt", "text"), record.text("target_new", "labels", blank=True)
-    edit = Edit(prompt, target, record.text("subject", "concept"))
+    old = answers(record.data["ground_truth"], record, "ground_truth") if record.has("ground_truth") else ()
+    edit = Edit(prompt, target, record.text("subject", "concept"), old[0] if old else None)
     probes = [Probe("reliability", prompt, (target,))]
     for name in ("rephrase_prompt", "rephrase"):
         if record.has(name):

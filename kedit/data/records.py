@@ -66,24 +66,27 @@ def _flat(value: Any) -> list[Any]:
     return [text for part in value for text in _flat(part)] if isinstance(value, list) else [value]
 
 
-def read_json(path: Path) -> list[Any]:
-    """The records of a json or jsonl file."""
+def read_json(path: Path, option: str = "dataset.path") -> list[Any]:
+    """The records of a json or jsonl file, which the user gives with this option."""
+    data = read_any(path, option)
+    if not isinstance(data, list) or not data:
+        raise InputError(f"{path}: holds no list of records; give the benchmark's own json file")
+    return data
+
+
+def read_any(path: Path, option: str) -> Any:
+    """What a json file holds; of a jsonl file its lines."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; give the data file with dataset.path=FILE") from error
+        raise InputError(f"{path}: no such file; give the data file with {option}=FILE") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give a UTF-8 json file") from error
     try:
-        data = (
-            [json.loads(line) for line in text.split("\n") if line.strip()]
-            if path.suffix == ".jsonl"
-            else json.loads(text)
-        )
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}: not json (line {error.lineno}: {error.msg}); give the benchmark's own json file"
         ) from error
-    if not isinstance(data, list) or not data:
-        raise InputError(f"{path}: holds no list of records; give the benchmark's own json file")
-    return data

@@ -160,9 +160,9 @@ class AdaLoRA(LoRA):
         return [int((layer.lora_E[NAME] != 0).sum()) for layer in self._layers()]
 
     def _config(self, layers: Sequence[int] | None) -> LoraConfig:
-        steps = {"tinit": self.warmup_steps, "tfinal": self.final_steps, "total_step": self.total_steps}
-        if self.total_steps is None:
-            steps = {"tinit": 0, "tfinal": 0, "total_step": 1}  # never asked
+        steps: dict[str, Any] = {"tinit": 0, "tfinal": 0, "total_step": 1}  # the allocator will not be asked
+        if self.total_steps is not None:
+            steps = {"tinit": self.warmup_steps, "tfinal": self.final_steps, "total_step": self.total_steps}
         return AdaLoraConfig(
             init_r=self.init_rank, target_r=self.rank, deltaT=self.every, **steps, **self._shared(layers)
         )

@@ -95,11 +95,10 @@ class SimilarFacts(Examples):
 
 
 def known_facts(train: Sequence[Case], n: int) -> list[Edit]:
-    """The training cases' facts before any editing, each once. Raises InputError where there are fewer than `n`."""
-    edits = [edit for case in train for edit in case.edits if edit.target_old]
-    facts = list(
-        {edit.prompt: replace(edit, target_new=str(edit.target_old), target_old=None) for edit in edits}.values()
-    )
+    """The training cases' facts, each once: the old answer, or the edit's where none is known, because it is true
+    (ZsRE, WikiData_recent). Raises InputError where there are fewer than `n`."""
+    true = [(edit, edit.target_old or edit.target_new) for case in train for edit in case.edits]
+    facts = list({edit.prompt: replace(edit, target_new=answer, target_old=None) for edit, answer in true}.values())
     if len(facts) < n:
         raise InputError(
             f"the training split has {len(facts)} facts with a known answer, {n} are trained with each edit; "

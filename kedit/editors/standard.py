@@ -128,7 +128,7 @@ class Training:
         with progress(total=len(self.data) * self.tuner.epochs, initial=done * size, unit="ex", disable=quiet) as bar:
             for number, facts in enumerate(islice(self.order(), done, None), done):
                 losses.append(self.step(number, facts))
-                bar.update(min(size, bar.total - bar.n))
+                bar.update(size)
                 if (number + 1) % self.batches == 0 and self._learnt(losses[-self.batches :]):
                     break
                 if (number + 1) % self.tuner.gradient_accumulation == 0 and self.accelerator.is_main_process:
@@ -174,13 +174,13 @@ class Training:
 @contextmanager
 def checkpointing(lm: LM) -> Iterator[None]:
     """Activations of a layer are computed again in the backward pass instead of being kept."""
-    lm.model.gradient_checkpointing_enable({"use_reentrant": False})
+    lm.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     layers = [lm.model.get_submodule(lm.anatomy.block.format(i)) for i in range(lm.anatomy.n_layers)]
     for layer in layers:
         layer.training = True  # transformers checkpoints in training only; what is inside keeps its dropout off
     try:
         yield
     finally:
-        lm.model.gradient_checkpointing_disable()
+        lm.model.gradient_checkpointing_disable()  # type: ignore[operator]
         for layer in layers:
             layer.training = False

@@ -1,7 +1,7 @@
 """Edits of the embedded world and the questions about them, in KnowEdit's shape."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -12,6 +12,7 @@ from kedit.world.corpus import Corpus
 from kedit.world.facts import GEO_TEMPLATES, TEMPLATES, Person, World
 
 TRAIN_PEOPLE = 160
+NEIGHBORS = 5
 
 
 def load(
@@ -48,10 +49,10 @@ def load(
     offered = min(editable if limit is None else limit, editable)
     drawn = _draw(world, world.people[:editable], f"edits-{seed}")[:offered]
     touched = drawn if not isinstance(edits, int) else drawn[:edits]
-    asker = Asker(world, touched, random.Random(f"probes-{seed}"))
+    asker = Asker(world, touched, random.Random(f"probes-{seed}"), world.people[:editable])
     cases = tuple(asker.case(edit) for edit in drawn)
     learnable = _draw(world, world.people[editable:], "train")
-    trainer = Asker(world, learnable, random.Random("train-probes"))
+    trainer = Asker(world, learnable, random.Random("train-probes"), world.people)
     return Dataset(
         cases=cases,
         train=tuple(trainer.case(edit) for edit in learnable),
@@ -85,15 +86,15 @@ def _draw(world: World, people: list[Person], seed: str) -> list[Counterfactual]
 
 
 class Asker:
-    """Writes the probes of a run's edits; knows whom these edits touch."""
+    """Writes the probes of a run's edits; asks about others only those of `people` whom no edit touches."""
 
-    def __init__(self, world: World, touched: list[Counterfactual], rng: random.Random):
+    def __init__(self, world: World, touched: list[Counterfactual], rng: random.Random, people: Sequence[Person]):
         self.world, self.rng = world, rng
         by_name = {person.name: person for person in world.people}
         subjects = {drawn.person.index for drawn in touched}
         subjects |= {by_name[drawn.answer].index for drawn in touched if drawn.relation == "spouse"}
         touched_people = subjects | {world.people[i].spouse for i in subjects}
-        self.untouched = [person for person in world.people if person.index not in touched_people]
+        self.untouched = [person for person in people if person.index not in touched_people]
 
     def notes(self) -> tuple[str, ...]:
         if len(self.untouched) >= 10:
@@ -105,18 +106,18 @@ class Asker:
         person, relation = drawn.person, drawn.relation
         prompt = TEMPLATES[relation][0].format(s=person.name)
         rephrase = TEMPLATES[relation][person.held_out[relation]].format(s=person.name)
+        new, old = drawn.answer, person.facts[relation]
         probes = [
-            Probe("reliability", prompt, (drawn.answer,)),
-            Probe("generality", rephrase, (drawn.answer,), "held_out_wording"),
+            Probe("reliability", prompt, (new,)),
+            Probe("generality", rephrase, (new,), "held_out_wording"),
             *self._portability(drawn),
             *self._locality(person, relation),
-            Probe("fluency", prompt, ()),
+            Probe("fluency", prompt, (), topic=f"{relation}/{new}"),
+            Probe("efficacy", prompt, (new,), contrast=old),
+            Probe("paraphrase", rephrase, (new,), "held_out_wording", contrast=old),
+            *self._neighborhood(drawn),
         ]
-        return Case(
-            f"world-{self.world.seed}-{person.index}",
-            (Edit(prompt, drawn.answer, person.name, person.facts[relation]),),
-            tuple(probes),
-        )
+        return Case(f"world-{self.world.seed}-{person.index}", (Edit(prompt, new, person.name, old),), tuple(probes))
 
     def _portability(self, drawn: Counterfactual) -> Iterator[Probe]:
         person, relation = drawn.person, drawn.relation
@@ -139,6 +140,15 @@ class Asker:
         geo = [(fact, subject, answer) for fact, table in self.world.geo.items() for subject, answer in table.items()]
         for fact, subject, answer in self.rng.sample(geo, 2 if enough else 4):
             yield Probe("locality", GEO_TEMPLATES[fact][0].format(s=subject), (answer,), "geo")
+
+    def _neighborhood(self, drawn: Counterfactual) -> Iterator[Probe]:
+        """Up to five other people of whom the old answer is still true, as CounterFact has ten; none for spouses."""
+        relation, old = drawn.relation, drawn.person.facts[drawn.relation]
+        sharing = [p for p in self.untouched if p.facts[relation] == old and p.index != drawn.person.index]
+        rng = random.Random(f"neighborhood-{drawn.person.index}-{relation}")  # leaves the other probes' draws alone
+        for neighbor in rng.sample(sharing, min(NEIGHBORS, len(sharing))):
+            prompt = TEMPLATES[relation][0].format(s=neighbor.name)
+            yield Probe("neighborhood", prompt, (old,), contrast=drawn.answer)
 
 
 def documents(n: int) -> list[str]:
