@@ -78,6 +78,7 @@ class Evaluator:
         self.easyedit_padding, self.chat_template, self.double_bos = easyedit_padding, chat_template, double_bos
         self.fluency_tokens, self.fluency_top_k, self.fluency_seed = fluency_tokens, fluency_top_k, fluency_seed
         self.consistency, self.each_edit = consistency, tuple(each_edit)
+        self.columns = tuple(kinds)  # of a table: without fluency tokens, fluency is a column of dashes
         self.kinds = tuple(kind for kind in kinds if self.fluency_tokens or kind not in ("fluency", "consistency"))
 
     # --- asking ------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers")  # tho
 def describe(lm: LM, dataset: Dataset, steps: Sequence[Step], evaluator: Evaluator) -> dict[str, Any]:
     """The part of meta.json that is known before the first edit."""
     known = {
-        "kinds": list(evaluator.kinds),
+        "kinds": list(evaluator.columns),
         "effective_T": max(step.T for step in steps),
         "cases": len({case.id for step in steps for case in step.test}),
         "data": {

@@ -63,7 +63,7 @@ class Cell:
 
     @property
     def kinds(self) -> list[str]:
-        """What its tests ask; runs made before there was a choice asked KnowEdit's kinds."""
+        """What its tests were to ask; runs made before there was a choice asked KnowEdit's kinds."""
         return self.meta.get("kinds", list(KNOWEDIT))
 
     @cached_property
