@@ -30,13 +30,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
-FIXED = (
-    "data",
-    "files",
-    "model_is",
-    "versions",
-)  # parts of meta.json that a continued run must share with its beginning
+# parts of meta.json that a continued run must share with its beginning
+FIXED = ("data", "files", "model_is", "versions")
 ROWS, STEPS, CONFIG, META, STATUS, STATE = "rows.jsonl", "steps.jsonl", "config.yaml", "meta.json", "status", "state"
+SCRATCH = "scratch"
 
 
 class Memory:
@@ -61,6 +58,38 @@ class Memory:
         """Make what was written so far the point where a killed run continues: `now`, or when it is time."""
 
 
+def bring_back(home: Path, lm: "LM", editor: "Editor") -> int:
+    """Load the state of the last commit below `home`; its step, -1 without one."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    step = json.loads(_read(home / "commit.json") or '{"step": -1}')["step"]
+    if step > 0:
+        folder = home / str(step)
+        try:
+            model = load_file(folder / "model.safetensors", device=str(lm.device))
+            tensors = load_file(folder / "editor.safetensors", device=str(lm.device))
+            texts = json.loads((folder / "editor.json").read_text())
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(f"{folder} is damaged ({error}); remove {home.parent} to begin again") from error
+        lm.load_state(model)
+        editor.load_state(lm, tensors | texts)
+        log.info("continuing after step %d", step)
+    return int(step)
+
+
+class Follower(Memory):
+    """What the other processes of a parallel training have: they continue where the cell does, and write nothing."""
+
+    def __init__(self, directory: str | Path):
+        super().__init__()
+        self.state = Path(directory) / STATE
+        self.scratch = self.state / SCRATCH
+
+    def resume(self, lm: "LM", editor: "Editor") -> int:
+        return bring_back(self.state, lm, editor)
+
+
 class Journal(Memory):
     """A cell's directory: at most one run at a time, and none with another config.
 
@@ -78,7 +107,7 @@ class Journal(Memory):
 
     @property
     def scratch(self) -> Path:  # type: ignore[override]
-        return self.directory / STATE / "scratch"
+        return self.directory / STATE / SCRATCH
 
     @property
     def finished(self) -> bool:
@@ -129,29 +158,15 @@ class Journal(Memory):
     # --- while running -----------------------------------------------------------------------------------------------
 
     def resume(self, lm: "LM", editor: "Editor") -> int:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         text = _read(self.directory / STATE / "commit.json")
-        done = json.loads(text) if text else {"step": -1, ROWS: 0, STEPS: 0}
+        done = json.loads(text) if text else {ROWS: 0, STEPS: 0}
         for name, kept in ((ROWS, self.rows), (STEPS, self.steps)):
             with open(self.directory / name, "ab") as whole:
                 whole.truncate(done[name])  # what was written after the last commit is done again
             with open(self.directory / name, encoding="utf-8") as file:
                 kept += map(json.loads, file)
             self._files[name] = open(self.directory / name, "a", encoding="utf-8")  # noqa: SIM115 (see __exit__)
-        if done["step"] > 0:
-            home = self.directory / STATE / str(done["step"])
-            try:
-                model = load_file(home / "model.safetensors", device=str(lm.device))
-                tensors = load_file(home / "editor.safetensors", device=str(lm.device))
-                texts = json.loads((home / "editor.json").read_text())
-            except (OSError, ValueError, SafetensorError) as error:
-                raise InputError(f"{home} is damaged ({error}); remove {self.directory} to begin again") from error
-            lm.load_state(model)
-            editor.load_state(lm, tensors | texts)
-            log.info("continuing after step %d", done["step"])
-        return done["step"]
+        return bring_back(self.directory / STATE, lm, editor)
 
     def write(self, step: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
         before = len(self.rows)

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kedit.cases import check_subjects
 from kedit.errors import InputError
-from kedit.journal import Journal
+from kedit.journal import Follower, Journal, Memory
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent  # the wheel c
 GROUPS = ("model", "dataset", "editor", "setting")  # the choices that name a cell, with T and seed
 # change no row, so are no part of what a cell is
 BOOKKEEPING = ("runs", "threads", "save", "keep_state", "commit_every_s", "tracker")
+
+FOLLOWS = os.environ.get("RANK", "0") != "0"  # of several processes that accelerate launched: not the one that writes
 
 OmegaConf.register_new_resolver("kedit.root", lambda: str(ROOT), replace=True)
 
@@ -45,6 +47,8 @@ def main(cfg: DictConfig) -> None:
     names = {group: str(job.runtime.choices[group]) for group in (*GROUPS, "sweeps")}
     with one_sentence():
         directory = run(cfg, names | {"overrides": overrides(job.overrides.task)})
+    if FOLLOWS:
+        return
     if job.mode == RunMode.RUN:
         show_cells([directory])
     else:
@@ -60,6 +64,10 @@ def run(cfg: DictConfig, names: Mapping[str, str]) -> Path:
         log.info("finished before: %s", directory)
         return directory
     parts = assemble(cfg)
+    if FOLLOWS:
+        logging.disable(logging.INFO)
+        experiment_of(cfg, parts, load_model(cfg), Follower(directory))
+        return directory
     with journal, log_file(directory / "run.log"):
         log.info("%s: %d steps", directory, len(parts.steps))
         compute(cfg, names, journal, parts)
@@ -89,14 +97,10 @@ def assemble(cfg: DictConfig) -> Parts:
 
 def compute(cfg: DictConfig, names: Mapping[str, str], journal: Journal, parts: Parts) -> None:
     """The part that needs the model."""
-    import torch
-
-    from kedit.loop import experiment
     from kedit.provenance import costs, describe, named_files
 
-    torch.set_num_threads(cfg.threads or int(os.environ.get("OMP_NUM_THREADS", 1)))
     started = time.perf_counter()
-    lm = instantiate(cfg.model, _convert_="all")
+    lm = load_model(cfg)
     load_s = time.perf_counter() - started
     cell = {**names, "T": cfg.T, "seed": cfg.seed, "order_seed": cfg.dataset.get("order_seed")}
     config = OmegaConf.to_container(cfg, resolve=True)
@@ -108,22 +112,26 @@ def compute(cfg: DictConfig, names: Mapping[str, str], journal: Journal, parts: 
         group=names["sweeps"],
         config=config,
     )
-    experiment(
-        lm,
-        parts.steps,
-        parts.editor,
-        parts.evaluator,
-        seed=cfg.seed,
-        train=parts.dataset.train,
-        held_out=parts.dataset.held_out,
-        journal=journal,
-        tracker=parts.tracker,
-    )
+    experiment_of(cfg, parts, lm, journal, parts.tracker)
     journal.describe(meta | costs(lm, journal.steps, len(journal.rows), load_s, time.perf_counter() - started))
     if cfg.save:
         lm.save(journal.directory / "model")
     parts.tracker.finish(present(journal.directory)[0][1])
     journal.finish()
+
+
+def load_model(cfg: DictConfig) -> Any:
+    import torch
+
+    torch.set_num_threads(cfg.threads or int(os.environ.get("OMP_NUM_THREADS", 1)))
+    return instantiate(cfg.model, _convert_="all")
+
+
+def experiment_of(cfg: DictConfig, parts: Parts, lm: Any, journal: Memory, tracker: Any = None) -> None:
+    from kedit.loop import experiment
+
+    data = {"train": parts.dataset.train, "held_out": parts.dataset.held_out}
+    experiment(lm, parts.steps, parts.editor, parts.evaluator, seed=cfg.seed, journal=journal, tracker=tracker, **data)
 
 
 def show_cells(directories: Sequence[Path]) -> None:

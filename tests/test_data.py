@@ -357,7 +357,8 @@ def test_without_the_hub_the_error_says_which_file_to_give() -> None:
 def test_an_editor_that_learns_needs_a_training_file() -> None:
     with pytest.raises(InputError, match="train_path"):
         zsre(train=True)
-    assert len(zsre(train=True, train_path=str(TESTS / "data" / "zsre.json")).train) == 20
+    same = str(TESTS / "data" / "zsre.json")
+    assert len(zsre(train=True, train_path=same, train_overlap="keep").train) == 20
 
 
 @pytest.mark.parametrize(
@@ -368,3 +369,25 @@ def test_report_on_the_command_line(file: str, status: int, said: str) -> None:
     assert done.returncode == status
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_training_cases_about_what_is_tested_are_dropped_and_counted(tmp_path: Path) -> None:
+    def flat(subject: str, neighbor: str) -> dict[str, str]:
+        return {
+            "prompt": f"{subject} speaks",
+            "target_new": "English",
+            "subject": subject,
+            "ground_truth": "French",
+            "rephrase_prompt": f"One hears {subject} speak",
+            "locality_prompt": f"{neighbor} speaks",
+            "locality_ground_truth": "French",
+        }
+
+    (tmp_path / "edit.json").write_text(json.dumps([flat("Anne Roux", "Luc Petit")]))
+    names = ["Anne Roux", "luc petit", "Luc", "Zoe Blanc"]
+    (tmp_path / "train.json").write_text(json.dumps([flat(name, "Max Noir") for name in names]))
+    given = {"path": str(tmp_path / "edit.json"), "train_path": str(tmp_path / "train.json"), "train": True}
+    dataset = load(counterfact.parse, **given)
+    assert [case.edits[0].subject for case in dataset.train] == ["Zoe Blanc"]
+    assert dataset.dropped == {"training case about a subject that a test asks about": 3}
+    assert len(load(counterfact.parse, **given, train_overlap="keep").train) == 4

@@ -1,8 +1,9 @@
 """What a loader returns, and what all loaders do: order, deduplicate, limit."""
 
 import random
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +11,7 @@ from kedit.cases import Case
 from kedit.errors import InputError
 
 Dedup = Literal["first", "none", "odd_toggle_last"]
+Overlap = Literal["drop", "keep"]  # training cases about what is tested
 
 HELD_OUT = (
     "The ferry left the harbour a little after seven. There was fog on the water, and for the first half hour the "
@@ -51,6 +53,27 @@ def choose(
     if limit is not None and limit < 1:
         raise InputError(f"dataset.limit={limit}: give at least 1, or null for all {len(kept)}")
     return tuple(kept[:limit])
+
+
+def apart(train: Sequence[Case], cases: Sequence[Case], dropped: Counter[str]) -> list[Case]:
+    """The training cases whose subject occurs in no question that the cases ask; counts the others."""
+    asked = {mention for case in cases for probe in case.probes for mention in _mentions(probe.prompt)}
+    kept = [case for case in train if " ".join(_words(_subject(case) or "")) not in asked]
+    if len(kept) < len(train):
+        dropped["training case about a subject that a test asks about"] += len(train) - len(kept)
+    return kept
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _mentions(prompt: str, longest: int = 12) -> Iterator[str]:
+    """Every run of up to so many words."""
+    words = _words(prompt)
+    for start in range(len(words)):
+        for end in range(start + 1, min(start + longest, len(words)) + 1):
+            yield " ".join(words[start:end])
 
 
 def _subject(case: Case) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kedit.artefacts import sha256
 from kedit.cases import Case
-from kedit.data.dataset import Dataset, Dedup, choose
+from kedit.data.dataset import Dataset, Dedup, Overlap, apart, choose
 from kedit.data.records import Record, read_json
 from kedit.errors import InputError
 
@@ -25,24 +25,28 @@ def load(
     order_seed: int | None = None,
     limit: int | None = None,
     drop_empty_targets: bool = False,
+    train_overlap: Overlap = "drop",
     train: bool = False,
 ) -> Dataset:
     """Cases of `path`, or where it is null of `hub_file` in the hub dataset `hub`.
 
-    `train` says that the editor's fit learns from training cases: they are those of `train_path`. Raises InputError,
-    naming file, record and field, where a record is malformed, and where an edit has no target unless
-    `drop_empty_targets`.
+    `train` says that the editor's fit learns from training cases: they are those of `train_path`, without those that
+    whose subject a test asks about (`train_overlap` keep: with them). Raises InputError, naming file, record and
+    field, where a record is malformed, and where an edit has no target unless `drop_empty_targets`.
     """
     source = Path(path).expanduser() if path else download(hub, hub_file, hub_revision)
     dropped: Counter[str] = Counter()
     cases = parse_file(parse, source, drop_empty_targets, dropped)
-    if train and not train_path:
-        raise InputError("the editor's fit learns from training cases; give their file with dataset.train_path=FILE")
-    learnable = (
-        parse_file(parse, Path(train_path).expanduser(), drop_empty_targets, Counter()) if train and train_path else []
-    )
+    chosen = choose(cases, dedup=dedup, order_seed=order_seed, limit=limit, dropped=dropped)
+    learnable: Sequence[Case] = ()
+    if train:
+        if not train_path:
+            raise InputError("the editor's fit learns from training cases; give a file with dataset.train_path=FILE")
+        file = Path(train_path).expanduser()
+        learnable = parse_file(parse, file, drop_empty_targets, Counter(), option="dataset.train_path")
+        learnable = apart(learnable, chosen, dropped) if train_overlap == "drop" else learnable
     return Dataset(
-        cases=choose(cases, dedup=dedup, order_seed=order_seed, limit=limit, dropped=dropped),
+        cases=chosen,
         train=tuple(learnable),
         source=str(path or f"{hub}/{hub_file}@{hub_revision}"),
         sha256=sha256(source),

@@ -1,7 +1,7 @@
 """WikiData_recent as FT-editing's appendix A uses it: KnowEdit's edits, paraphrases, neighbours from CounterFact.
 
 Efficacy and paraphrases are scored by token match; a neighbour by whether its true object is likelier than the new one
-of its own CounterFact record. The paper's paraphrases (gpt-3.5-turbo-0125) are not released.
+of its own CounterFact record. The paper had its paraphrases written by gpt-3.5-turbo-0125; the user gives them.
 """
 
 import random

@@ -84,10 +84,10 @@ class LoRA:
 
     # --- with peft ---------------------------------------------------------------------------------------------------
 
-    def _config(self, layers: Sequence[int] | None) -> LoraConfig:
-        return LoraConfig(r=self.rank, **self._shared(layers))
+    def _config(self, layers: Sequence[int] | None, base: str) -> LoraConfig:
+        return LoraConfig(r=self.rank, **self._shared(layers, base))
 
-    def _shared(self, layers: Sequence[int] | None) -> dict[str, Any]:
+    def _shared(self, layers: Sequence[int] | None, base: str) -> dict[str, Any]:
         targets = list(self.target_modules) if self.target_modules else None
         chosen = list(layers) if layers else None
         return {
@@ -95,6 +95,7 @@ class LoRA:
             "lora_dropout": self.dropout,
             "target_modules": targets,
             "layers_to_transform": chosen,
+            "base_model_name_or_path": base,
         }
 
     def _wrap(self, lm: LM, config: LoraConfig) -> Any:
@@ -102,24 +103,26 @@ class LoRA:
 
     def _attach(self, lm: LM, layers: Sequence[int] | None) -> None:
         try:
-            self._tuner = self._wrap(lm, self._config(layers))
+            self._tuner = self._wrap(lm, self._config(layers, str(getattr(lm.model.config, "name_or_path", ""))))
         except ValueError as error:
             said = str(error).split("\n")[0]
             raise InputError(
                 f"editor.adapter does not fit the model ({said}); set editor.adapter.target_modules"
             ) from error
         self._tuner.eval()
+        lm.model._hf_peft_config_loaded = True  # type: ignore[assignment]  # save_pretrained writes the adapter alone
         if not self.merge:
             lm.on_restore(lambda: self._detach(lm))
 
     def _detach(self, lm: LM) -> None:
         """The model's own modules again."""
         self._tuner.unload()
+        lm.model._hf_peft_config_loaded = False  # type: ignore[assignment]
         self._tuner = None
 
     @torch.no_grad()
     def _merge(self, lm: LM) -> None:
-        layers = {name: m for name, m in lm.model.named_modules() if isinstance(m, BaseTunerLayer)}
+        layers: dict[str, Any] = {n: m for n, m in lm.model.named_modules() if isinstance(m, BaseTunerLayer)}
         changes = {f"{name}.weight": layer.get_delta_weight(NAME) for name, layer in layers.items()}
         self._detach(lm)
         for weight, change in zip(lm.track(list(changes)), changes.values(), strict=True):
@@ -159,12 +162,12 @@ class AdaLoRA(LoRA):
         """Of each adapted matrix: singular values that are not zero."""
         return [int((layer.lora_E[NAME] != 0).sum()) for layer in self._layers()]
 
-    def _config(self, layers: Sequence[int] | None) -> LoraConfig:
+    def _config(self, layers: Sequence[int] | None, base: str) -> LoraConfig:
         steps: dict[str, Any] = {"tinit": 0, "tfinal": 0, "total_step": 1}  # the allocator will not be asked
         if self.total_steps is not None:
             steps = {"tinit": self.warmup_steps, "tfinal": self.final_steps, "total_step": self.total_steps}
         return AdaLoraConfig(
-            init_r=self.init_rank, target_r=self.rank, deltaT=self.every, **steps, **self._shared(layers)
+            init_r=self.init_rank, target_r=self.rank, deltaT=self.every, **steps, **self._shared(layers, base)
         )
 
     def _wrap(self, lm: LM, config: LoraConfig) -> Any:

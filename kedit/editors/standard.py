@@ -1,5 +1,6 @@
 """Standard fine-tuning (Gangadhar and Stratos 2024): epochs over edits and their examples, one edit or ten thousand."""
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -33,11 +34,12 @@ class StandardFineTune(Tuner):
     """`epochs` over all edits and examples in shuffled batches of `batch_size` examples (for each process), by AdamW.
 
     Batches are composed and tokenised when their turn comes. It runs on as many processes as accelerate has launched.
-    An epoch whose mean loss is below `stop_loss` is the last. A killed training continues at its last checkpoint, one
-    every `checkpoint_s` seconds.
+    An epoch whose mean loss is below `stop_loss` is the last; `max_steps` ends after so many batches. A killed training
+    continues at its last checkpoint, one every `checkpoint_s` seconds.
     """
 
     epochs: int
+    max_steps: int | None = None
     schedule: Literal["constant", "cosine"] = "constant"
     texts: Texts | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
@@ -105,10 +107,11 @@ class Training:
         self.tuner, self.data, self.seed = tuner, data, torch.initial_seed() % 2**31
         self.start = StartWeights(parameters, keep=tuner.loss.uses_reference)
         AcceleratorState._reset_state()  # the editor of an earlier cell may have asked for another precision
-        self.accelerator = Accelerator(mixed_precision=tuner.mixed_precision)
+        self.accelerator = Accelerator(cpu=lm.device.type == "cpu", mixed_precision=tuner.mixed_precision)
         self.batches = ceil(ceil(len(data) / tuner.batch_size) / self.accelerator.num_processes)  # an epoch, a process
+        self.steps = min(self.batches * tuner.epochs, tuner.max_steps or sys.maxsize)
         optimizer = torch.optim.AdamW(parameters, lr=tuner.lr, weight_decay=tuner.decay(len(data.edits)))
-        updates = ceil(self.batches * tuner.epochs / tuner.gradient_accumulation)
+        updates = ceil(self.steps / tuner.gradient_accumulation)
         self.schedule = get_scheduler(tuner.schedule, optimizer, num_warmup_steps=0, num_training_steps=updates)
         self.checkpoint = Checkpoint(
             tuner.scratch, data.edits, parameters, optimizer, self.schedule, tuner.checkpoint_s
@@ -125,8 +128,8 @@ class Training:
         losses: list[float] = []
         began = time.perf_counter()
         quiet = len(self.data) < 1000 or not self.accelerator.is_main_process
-        with progress(total=len(self.data) * self.tuner.epochs, initial=done * size, unit="ex", disable=quiet) as bar:
-            for number, facts in enumerate(islice(self.order(), done, None), done):
+        with progress(total=self.steps * size, initial=done * size, unit="ex", disable=quiet) as bar:
+            for number, facts in enumerate(islice(self.order(), done, self.steps), done):
                 losses.append(self.step(number, facts))
                 bar.update(size)
                 if (number + 1) % self.batches == 0 and self._learnt(losses[-self.batches :]):
@@ -149,7 +152,7 @@ class Training:
     def step(self, number: int, facts: Sequence[Edit]) -> float:
         set_seed(self.seed + number)  # dropout and texts: a continued training draws the same
         accumulate = self.tuner.gradient_accumulation
-        update = (number + 1) % accumulate == 0 or number + 1 == self.batches * self.tuner.epochs
+        update = (number + 1) % accumulate == 0 or number + 1 == self.steps
         with nullcontext() if update else self.accelerator.no_sync(self.model):
             loss = self.model(facts)
             value = finite(loss)

@@ -1,5 +1,6 @@
 """Loading a model with transformers and accelerate, from the hub or from a local directory."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def load(
     if not sys.stderr.isatty():
         disable_progress_bar()
     source = _source(path)
+    if device_map == "auto" and int(os.environ.get("WORLD_SIZE", 1)) > 1:  # each process has a whole model
+        device_map = {"": int(os.environ["LOCAL_RANK"]) if torch.cuda.is_available() else "cpu"}
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     placement = {"dtype": getattr(torch, dtype), "device_map": device_map, "offload_folder": offload_folder}
     tokenizer = _pretrained(AutoTokenizer, source, "tokenizer", options)

@@ -73,14 +73,16 @@ class Counterfactual:
 
 
 def _draw(world: World, people: list[Person], seed: str) -> list[Counterfactual]:
-    """One counterfactual a person, in random order; a new birthplace lies in another country."""
+    """One counterfactual a person, in random order; a new birthplace lies in another country, a new spouse is one of
+    `people`."""
     rng = random.Random(f"{seed}-{world.seed}")
+    others = {person.name for person in world.people} - {person.name for person in people}
     drawn = []
     for person in rng.sample(people, len(people)):
         relation = rng.choice(world.relations)
         old = person.facts[relation]
         country = old.rpartition(", ")[2] if relation == "birthplace" else old
-        answers = [a for a in world.pool(relation) if not a.endswith(country) and a != person.name]
+        answers = [a for a in world.pool(relation) if not a.endswith(country) and a not in others | {person.name}]
         drawn.append(Counterfactual(person, relation, rng.choice(answers)))
     return drawn
 
