@@ -1,6 +1,7 @@
 """Real records of every benchmark through every editor, on small random models of two architectures."""
 
 import sys
+from collections.abc import Sequence
 from copy import deepcopy
 
 import pytest
@@ -10,9 +11,12 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from transformers import AutoModelForCausalLM
 
-from kedit.data import Dataset, counterfact, knowedit, load, zsre_mend
-from kedit.editors import Editor
+from kedit.cases import Case
+from kedit.data import counterfact, knowedit, load, zsre_mend
+from kedit.editors.tuning import Tuner
 from kedit.lm import LM
+from kedit.lm.start import StartWeights
+from kedit.losses import View
 from kedit.run import ROOT
 
 FILES = {
@@ -24,15 +28,16 @@ FILES = {
     "zsre_mend": zsre_mend,
 }
 EDITORS = [path.stem for path in sorted((ROOT / "conf/editor").glob("*.yaml"))]
+ARCHITECTURES = ("llama", "gpt2")
 CORPUS = TESTS / "data" / "LICENCES.md"  # any text will do
 
 
-def records(name: str) -> Dataset:
+def records(name: str) -> Sequence[Case]:
     path = str(TESTS / "data" / f"{name}.json")
-    return load(FILES[name].parse, path=path, train_path=path, train_overlap="keep", train=True)
+    return load(FILES[name].parse, path=path, drop_empty_targets=True).cases
 
 
-def editor_of(name: str) -> Editor:
+def editor_of(name: str) -> Tuner:
     """As for a model that nobody has tuned anything for."""
     chosen = [f"editor={name}", "model=local", "model.path=x", "dataset=zsre"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -42,28 +47,27 @@ def editor_of(name: str) -> Editor:
     return instantiate(cfg, _convert_="all")
 
 
-@pytest.fixture(params=["llama", "gpt2"])
-def random_lm(request: pytest.FixtureRequest, _world_lm: LM) -> LM:
-    config = deepcopy(SHAPES[request.param])
-    config.max_position_embeddings = 1024
+def random_lm(architecture: str, world_lm: LM) -> LM:
+    config = deepcopy(SHAPES[architecture])
+    config.update({"max_position_embeddings": 1024, "num_hidden_layers": 2, "hidden_size": 32})
     torch.manual_seed(0)
-    return LM(AutoModelForCausalLM.from_config(config), _world_lm.text.tokenizer)
+    return LM(AutoModelForCausalLM.from_config(config), world_lm.text.tokenizer)
 
 
-def nll(lm: LM, prompt: str, answer: str) -> float:
-    [scored] = lm.answer([prompt], [answer])
-    return -sum(scored.logprob) / len(scored.logprob)
-
-
-def better(lm: LM, editor: Editor, dataset: Dataset, rows: int, *, restore: bool) -> int:
-    """How many of the first `rows` edits made their answer likelier, or had nothing to learn."""
+def better(lm: LM, editor: Tuner, cases: Sequence[Case], *, restore: bool) -> int:
+    """How many edits lowered their loss, or had nothing to learn."""
     count = 0
-    for step, case in enumerate(dataset.cases[:rows]):
+    for step, case in enumerate(cases):
         [edit] = case.edits
-        before = nll(lm, edit.prompt, edit.target_new)
-        torch.manual_seed(step)
-        cost = editor.edit(lm, [edit])
-        count += nll(lm, edit.prompt, edit.target_new) < before or cost["steps"] == 0
+        batch = lm.encode([edit.prompt], [edit.target_new], editor.mask)
+        view, loss = View(lm, [edit], batch, StartWeights([], keep=False)), deepcopy(editor.loss)
+        with torch.no_grad():
+            loss.refresh(view, view.logits(), cycle=0)
+            before = float(loss(view, view.logits()))
+            torch.manual_seed(step)
+            with torch.enable_grad():
+                cost = editor.edit(lm, [edit])
+            count += float(loss(view, view.logits())) < before or cost["steps"] == 0
         if restore:
             lm.restore()
             editor.reset()
@@ -71,29 +75,35 @@ def better(lm: LM, editor: Editor, dataset: Dataset, rows: int, *, restore: bool
     return count
 
 
-def check(lm: LM, name: str, rows: int) -> None:
+def check(lm: LM, name: str, file: str, rows: int, *, restore: bool) -> None:
     pristine = {key: value.clone() for key, value in lm.model.state_dict().items()}
-    for file in FILES:
-        dataset, editor = records(file), editor_of(name)
-        torch.manual_seed(0)
-        editor.fit(lm, dataset.train)
-        for restore in (True, False):
-            count = better(lm, editor, dataset, rows, restore=restore)
-            sys.stdout.write(f"{name} {file} {'single' if restore else 'sequential'}: {count} of {rows}\n")
-            assert count >= 0.9 * rows
-        lm.restore()
-        editor.reset()
-        now = lm.model.state_dict()
-        assert list(now) == list(pristine)
-        assert all(torch.equal(now[key], value) for key, value in pristine.items())
+    editor, cases = editor_of(name), records(file)[:rows]
+    torch.manual_seed(0)
+    editor.fit(lm, records("counterfact_rome"))
+    count = better(lm, editor, cases, restore=restore)
+    sys.stdout.write(f"{name} {file} {'single' if restore else 'sequential'}: {count} of {len(cases)}\n")
+    assert count >= 0.9 * len(cases)
+    lm.restore()
+    editor.reset()
+    now = lm.model.state_dict()
+    assert list(now) == list(pristine)
+    assert all(torch.equal(now[key], value) for key, value in pristine.items())
 
 
 @pytest.mark.parametrize("name", EDITORS)
-def test_three_records_of_each_file(random_lm: LM, name: str) -> None:
-    check(random_lm, name, 3)
+def test_three_records_of_each_file(name: str, lm: LM) -> None:
+    """On one of the architectures, in turn; a file is edited in sequence, or each record on its own."""
+    turn = EDITORS.index(name)
+    small = random_lm(ARCHITECTURES[turn % 2], lm)
+    for i, file in enumerate(FILES):
+        check(small, name, file, 3, restore=(i + turn // 2) % 2 == 0)
 
 
 @pytest.mark.acceptance
 @pytest.mark.parametrize("name", EDITORS)
-def test_twenty_records_of_each_file(random_lm: LM, name: str) -> None:
-    check(random_lm, name, 20)
+def test_twenty_records_of_each_file(name: str, lm: LM) -> None:
+    """On both architectures: where the one edits a file in sequence, the other edits each record on its own."""
+    for architecture in ARCHITECTURES:
+        small = random_lm(architecture, lm)
+        for i, file in enumerate(FILES):
+            check(small, name, file, 20, restore=(i + ARCHITECTURES.index(architecture)) % 2 == 0)
