@@ -53,14 +53,17 @@ def test_recipe_w_knows_its_world(w: LM) -> None:
 
 
 def scores(folder: Path) -> pd.DataFrame:
-    """ES (mean of reliability and generality) and LOC (mean over the three kinds of probe) by editor and T."""
+    """ES (mean of reliability and generality), LOC (mean over the three kinds of probe) and alias by editor and T."""
     lines = []
     for cell in find(folder / "runs"):
         tests = cell.rows[(cell.rows["when"] == "test") & (cell.rows["scoring"] == "forced")]
         for T, rows in tests.groupby("T"):
             kinds, groups = rows.groupby("kind")["token"].mean(), rows.groupby("group")["token"].mean()
             es, loc = (kinds["reliability"] + kinds["generality"]) / 2, groups[LOCALITY].mean()
-            lines.append({"editor": cell.meta["editor"], "T": T, "ES": 100 * es, "LOC": 100 * loc})
+            alias = groups["alias"]
+            lines.append(
+                {"editor": cell.meta["editor"], "T": T, "ES": 100 * es, "LOC": 100 * loc, "alias": 100 * alias}
+            )
     table = pd.DataFrame(lines).groupby(["editor", "T"]).mean().round(1)
     sys.stdout.write(f"\n{table}\n")
     return table

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,9 @@ from kedit.errors import InputError
 from kedit.journal import Journal
 from kedit.lm import LM
 
-RUN = [*S, "tracker=none", "T=20", "setting.checkpoints=[7]", "save=true", "keep_state=true", "eval.fluency_tokens=30"]
+RUN = [*S, "tracker=none", "save=true", "keep_state=true", "eval.fluency_tokens=30"]
+SEQUENCE = ["T=20", "setting.checkpoints=[7]"]
+MASS = ["setting=mass", "T=20", "editor=ft_mask_para", "editor.checkpoint_s=0", "editor.epochs=4"]
 Run = Callable[..., subprocess.Popen[str]]
 
 
@@ -28,10 +30,12 @@ Run = Callable[..., subprocess.Popen[str]]
 def start(tmp_path: Path) -> Run:
     """Start a run in its own folder of outputs; `killed`: what it is to die in, and when."""
 
-    def run(folder: str, *overrides: str, killed: tuple[str, int] | None = None) -> subprocess.Popen[str]:
+    def run(
+        folder: str, *overrides: str, killed: tuple[str, int] | None = None, edits: Sequence[str] = SEQUENCE
+    ) -> subprocess.Popen[str]:
         program = [str(TESTS / "killed.py"), killed[0], str(killed[1])] if killed else ["-m", "kedit.run"]
         env = {**os.environ, "KEDIT_RUNS": str(tmp_path / folder), "PYTHONPATH": str(TESTS.parent)}
-        command = [sys.executable, *program, *RUN, *overrides]
+        command = [sys.executable, *program, *RUN, *edits, *overrides]
         return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     return run
@@ -59,6 +63,17 @@ def assert_same(one: Path, other: Path) -> None:
     a, b = (load_file(path / "model" / "model.safetensors") for path in (one, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert (one / "status").read_text() == (other / "status").read_text() == "finished"
+
+
+def test_a_mass_edit_killed_in_its_training_continues_at_its_checkpoint(start: Run, tmp_path: Path) -> None:
+    finish(start("straight", edits=MASS))
+    process = start("killed", edits=MASS)
+    while process.poll() is None and not list((tmp_path / "killed").rglob("training.safetensors")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert "continues after its step" in finish(start("killed", edits=MASS))
+    assert_same(cell(tmp_path, "straight"), cell(tmp_path, "killed"))
 
 
 def test_a_run_killed_at_random_moments_and_inside_writes(start: Run, tmp_path: Path) -> None:
@@ -145,7 +160,7 @@ def test_what_was_written_after_the_last_commit_is_cut_off(tmp_path: Path, lm: L
         def state(self) -> dict[str, torch.Tensor | str]:
             return {"text": self.learnt, "tensor": torch.ones(2)}
 
-        def load_state(self, state: object) -> None:
+        def load_state(self, lm: LM, state: object) -> None:
             self.learnt = state["text"]  # type: ignore[index]
             assert torch.equal(state["tensor"], torch.ones(2))  # type: ignore[index]
 

@@ -189,7 +189,10 @@ def test_a_killed_training_continues_to_the_same_weights(
     lm: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulation: int
 ) -> None:
     given: dict[str, Any] = {"epochs": 4, "schedule": "cosine", "gradient_accumulation": accumulation}
-    straight = trained(lm, **given)
+    torch.manual_seed(0)
+    loss = editor(**given).edit(lm, EDITS)["loss"]
+    straight = lm.model.model.layers[2].mlp.down_proj.weight.detach().clone()
+    lm.restore()
     step = Training.step
 
     def killed(self: Training, number: int, facts: Sequence[Edit]) -> float:
@@ -208,7 +211,7 @@ def test_a_killed_training_continues_to_the_same_weights(
     monkeypatch.setattr(Training, "step", step)
     torch.manual_seed(0)
     taken = made.edit(lm, EDITS)
-    assert taken["steps"] == 8
+    assert (taken["steps"], taken["loss"]) == (8, loss)
     assert torch.equal(lm.model.model.layers[2].mlp.down_proj.weight, straight)
 
 

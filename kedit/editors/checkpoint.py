@@ -1,5 +1,6 @@
 """A long training's own checkpoint: what is trained, the optimiser's moments, and how far it has come."""
 
+import json
 import logging
 import os
 import time
@@ -37,18 +38,19 @@ class Checkpoint:
         self._last = time.monotonic()
 
     @torch.no_grad()
-    def load(self) -> int:
-        """Bring everything to where the checkpoint of the same edits was made; returns its step, 0 without one."""
+    def load(self) -> tuple[int, list[float]]:
+        """Bring everything to where the checkpoint of the same edits was made; returns its step (0 without one) and
+        the losses that were saved with it."""
         if self.path is None or not self.path.is_file():
-            return 0
+            return 0, []
         try:
             with safe_open(self.path, "pt") as file:
                 about = file.metadata()
                 held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except (OSError, SafetensorError):
-            return 0  # killed while it was made for the first time
+            return 0, []  # killed while it was made for the first time
         if about.get("of") != self.of:
-            return 0
+            return 0, []
         for i, parameter in enumerate(self.parameters):
             parameter.copy_(held[f"{i}"])
         moments = {i: {key: held[f"{i}.{key}"] for key in MOMENTS} for i in range(len(self.parameters))}
@@ -57,15 +59,15 @@ class Checkpoint:
         self.schedule.load_state_dict(self.schedule.state_dict() | {"last_epoch": updates - 1, "_step_count": updates})
         self.schedule.step()
         log.info("the training continues after its step %s", about["step"])
-        return int(about["step"])
+        return int(about["step"]), json.loads(about["losses"])
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, losses: Sequence[float]) -> None:
         """When it is time."""
         if self.path is None or time.monotonic() - self._last < self.every_s or not self.optimizer.state:
             return
         new = self.path.with_suffix(".new")
         new.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(self._tensors()), new, metadata={"step": str(step), "of": self.of})
+        save_file(dict(self._tensors()), new, metadata={"step": str(step), "of": self.of, "losses": json.dumps(losses)})
         os.replace(new, self.path)
         self._last = time.monotonic()
 

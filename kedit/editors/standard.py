@@ -122,23 +122,21 @@ class Training:
 
     def run(self) -> dict[str, float | int]:
         """Steps taken, the last epoch's mean loss, examples a second."""
-        done = self.checkpoint.load()
+        done, losses = self.checkpoint.load()  # losses: of the epoch so far
         self.start.moved = done > 0
         size = self.tuner.batch_size * self.accelerator.num_processes
-        losses: list[float] = []
-        began = time.perf_counter()
+        began, number = time.perf_counter(), done - 1
         quiet = len(self.data) < 1000 or not self.accelerator.is_main_process
         with progress(total=self.steps * size, initial=done * size, unit="ex", disable=quiet) as bar:
             for number, facts in enumerate(islice(self.order(), done, self.steps), done):
-                losses.append(self.step(number, facts))
+                losses = [*(losses if number % self.batches else []), self.step(number, facts)]
                 bar.update(size)
-                if (number + 1) % self.batches == 0 and self._learnt(losses[-self.batches :]):
+                if len(losses) == self.batches and self._learnt(losses):
                     break
                 if (number + 1) % self.tuner.gradient_accumulation == 0 and self.accelerator.is_main_process:
-                    self.checkpoint.save(number + 1)
-        rate = round(len(losses) * size / (time.perf_counter() - began), 2)
-        loss = mean(losses[-self.batches :]) if losses else 0.0
-        return {"steps": done + len(losses), "loss": loss, "examples_per_s": rate}
+                    self.checkpoint.save(number + 1, losses)
+        rate = round((number + 1 - done) * size / (time.perf_counter() - began), 2)
+        return {"steps": number + 1, "loss": mean(losses), "examples_per_s": rate}
 
     def order(self) -> Iterator[list[Edit]]:
         """This process's batches of all epochs, each epoch in its own order."""
