@@ -68,11 +68,12 @@ def test_kdpo_equals_a_plain_loop_with_a_frozen_copy_of_the_model(lm: LM) -> Non
     def logp(model: torch.nn.Module) -> torch.Tensor:
         return model(input_ids=ids).logits[0, start - 1 : -1].log_softmax(-1)
 
-    chosen = ids[0, start:]
+    chosen, cycles = ids[0, start:], 0
     for _ in range(3):
         rejected = logp(policy).argmax(-1)
         if torch.equal(rejected, chosen):
             break
+        cycles += 1
         for _ in range(4):
             now, then = logp(policy), logp(reference).detach()
             h = sum(p.gather(-1, y[:, None]).sum() * s for p, s, y in [(now, 1, chosen), (now, -1, rejected)])
@@ -80,6 +81,7 @@ def test_kdpo_equals_a_plain_loop_with_a_frozen_copy_of_the_model(lm: LM) -> Non
             optimizer.zero_grad()
             (-torch.nn.functional.logsigmoid(0.1 * h)).backward()
             optimizer.step()
+    assert cycles == 3
     editor.edit(lm, EDITS[1:2])
     assert torch.allclose(lm.model.model.layers[2].mlp.down_proj.weight, weight, atol=1e-10)
 
