@@ -39,7 +39,9 @@ def test_sequential_edits_of_the_family(tmp_path: Path) -> None:
 
 def test_kdpo_keeps_more_than_ft_m_at_the_papers_ratio_of_learning_rates(tmp_path: Path) -> None:
     """Five times KDPO's, as in the papers; at its own tuned rate FT-M keeps as much, and no more is claimed."""
-    faster = run(tmp_path / "ft_m", "editor=ft_m", "editor.lr=2.5e-3")
+    for folder in ("fast", "kdpo"):
+        (tmp_path / folder).mkdir()
+    faster = run(tmp_path / "fast", "editor=ft_m", "editor.lr=2.5e-3")
     kdpo = run(tmp_path / "kdpo", "editor=kdpo")
     assert kdpo.loc[("kdpo", 100), "LOC"] - faster.loc[("ft_m", 100), "LOC"] >= 5
 
