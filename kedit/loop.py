@@ -42,6 +42,7 @@ def experiment(
     left it.
     """
     steps, journal, tracker = list(steps), journal or Memory(), tracker or Tracker()
+    lm.keep_below(editor.touches(lm))
     runner = _Runner(lm, editor, evaluator, held_out, pristine_answers(lm, evaluator, all_questions(steps, evaluator)))
     editor.scratch = journal.scratch
     seed_step(seed, 0)

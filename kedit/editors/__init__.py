@@ -17,6 +17,11 @@ class Editor:
     needs_subject: ClassVar[bool] = False  # must an edit's subject be a span of its prompt?
     scratch: Path | None = None  # where a long edit may keep what it needs to continue after a kill; emptied after it
 
+    def touches(self, lm: LM) -> Sequence[str]:
+        """Names of the parameters that edits will change, where that is known beforehand: nothing that lies below
+        them is computed twice."""
+        return ()
+
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         """Once, before the first edit, on the pristine model: statistics, alignment, hypernetworks."""
 

@@ -112,7 +112,8 @@ class LoRA:
         self._tuner.eval()
         lm.model._hf_peft_config_loaded = True  # type: ignore[assignment]  # save_pretrained writes the adapter alone
         if not self.merge:
-            lm.on_restore(lambda: self._detach(lm))
+            adapted = [name for name, _ in lm.model.named_parameters() if "lora_" in name]
+            lm.on_restore(lambda: self._detach(lm), adapted)
 
     def _detach(self, lm: LM) -> None:
         """The model's own modules again."""

@@ -15,6 +15,7 @@ from kedit.editors.tuning import Tuner, finite
 from kedit.errors import InputError
 from kedit.lm import LM
 from kedit.lm.start import StartWeights
+from kedit.lm.tail import Passes
 from kedit.losses import Loss, View
 
 
@@ -57,7 +58,8 @@ class FineTune(Tuner):
     def _view(self, lm: LM, edits: Sequence[Edit], start: StartWeights) -> View:
         facts = [fact for edit in edits for fact in self.facts(edit)]
         batch = lm.encode([fact.prompt for fact in facts], [fact.target_new for fact in facts], self.mask)
-        return View(lm, facts, batch, start)
+        trained = [name for name, parameter in lm.model.named_parameters() if parameter.requires_grad]
+        return View(lm, facts, batch, start, Passes(lm, trained))
 
     def _train(self, tasks: Sequence["Task"], optimizer: torch.optim.Adam, start: StartWeights) -> list[float]:
         """The loss before each optimiser step."""

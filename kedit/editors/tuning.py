@@ -64,14 +64,19 @@ class Tuner(Editor):
         """What is trained for one edit: the edit, and its examples."""
         return [edit, *(fact for part in self.examples.values() for fact in part.of(edit))]
 
+    def touches(self, lm: LM) -> Sequence[str]:
+        part = "block" if self.adapter else str(self.parameters)
+        return lm.anatomy.parameters(lm.model, part, self._layers(lm))
+
+    def _layers(self, lm: LM) -> Sequence[int]:
+        if self.layers is not None:
+            return self.layers
+        return range(lm.anatomy.n_layers) if self.adapter else [lm.anatomy.layer(self.depth)]
+
     @contextmanager
     def tuned(self, lm: LM) -> Iterator[list[nn.Parameter]]:
         """The parameters to train; they, and no others, receive gradients inside, and nothing of it is left behind."""
-        if self.adapter:
-            parameters = self.adapter.open(lm, self.layers)
-        else:
-            layers = self.layers if self.layers is not None else [lm.anatomy.layer(self.depth)]
-            parameters = lm.track(lm.anatomy.parameters(lm.model, str(self.parameters), layers))
+        parameters = self.adapter.open(lm, self.layers) if self.adapter else lm.track(self.touches(lm))
         for parameter in parameters:
             parameter.requires_grad_(True)
         try:

@@ -33,6 +33,12 @@ class Anatomy:
         """The layer at this relative depth: floor(depth · n_layers)."""
         return int(depth * self.n_layers)
 
+    def first_layer(self, names: Sequence[str]) -> int:
+        """The first layer that a parameter of these names is in, 0 where one is in no layer (embeddings, the head)."""
+        before = self.block.partition("{}")[0]
+        inside = [name.removeprefix(before).partition(".")[0] for name in names if name.startswith(before)]
+        return min(map(int, inside)) if inside and len(inside) == len(names) else 0
+
     def parameters(self, model: nn.Module, part: str, layers: Sequence[int]) -> list[str]:
         """Names of the parameters of `part` in `layers`: a part (with weight and bias), or "<part>.weight"; "model"
         for all."""

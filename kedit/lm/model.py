@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedit.errors import InputError
 from kedit.lm.anatomy import inspect_anatomy
 from kedit.lm.generate import SeededTopK, continue_batch, greedy
+from kedit.lm.tail import Prefixes
 from kedit.lm.text import Batch, Mask, Pair, Side, Text, collate
 from kedit.lm.undo import UndoLog
 
@@ -60,9 +61,10 @@ class LM(UndoLog):
     """A causal language model with its tokenizer.
 
     `identity` says which model it is (file hashes, or a hub commit); what it answers is cached under it, and not at
-    all where it is None. `token_budget` (tokens of a scoring batch; halved when memory runs out) and `padding_side`
-    change no score. In-context and memory editors set `route`; it is called once for each batch of prompts before
-    they are scored or continued, and `restore` unsets it.
+    all where it is None. `token_budget` (tokens of a scoring batch; halved when memory runs out), `padding_side` and
+    `keep_mb` (memory for what lies below the edited layers, see `keep_below`) change no score. In-context and memory
+    editors set `route`; it is called once for each batch of prompts before they are scored or continued, and `restore`
+    unsets it.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class LM(UndoLog):
         token_budget: int = 4096,
         padding_side: Side = "right",
         keep_edge_spaces: bool = False,
+        keep_mb: float = 1024.0,
     ):
         super().__init__(model.eval().requires_grad_(False))
         self.text = Text(tokenizer, keep_edge_spaces)
@@ -82,6 +85,7 @@ class LM(UndoLog):
         self.route: Callable[[Sequence[str]], Sequence[Route]] = unrouted
         self._body = model.get_submodule(self.anatomy.body)
         self._head_module = model.get_submodule(self.anatomy.head)
+        self._prefixes = Prefixes(model, self.anatomy, int(keep_mb * 2**20))
         self._context = getattr(model.config, "max_position_embeddings", sys.maxsize)
         self._eos = self.text.eos | _ids(getattr(model.generation_config, "eos_token_id", None))
 
@@ -97,6 +101,15 @@ class LM(UndoLog):
     def restore(self) -> None:
         super().restore()
         self.route = unrouted
+
+    def keep_below(self, names: Sequence[str]) -> None:
+        """Say which parameters edits will change (none: nobody knows): scoring the same tokens again, before and after
+        edits, then begins at the first of their layers."""
+        self._prefixes.keep(names)
+
+    @property
+    def kept_bytes(self) -> int:
+        return self._prefixes.bytes
 
     # --- teacher-forced answers --------------------------------------------------------------------------------------
 
@@ -163,7 +176,9 @@ class LM(UndoLog):
         batch = self._collate(pairs)
         pred: list[int] = []
         logprob: list[float] = []
-        for states, gold in zip(self._answer_states(batch).split(512), batch.gold.split(512), strict=True):
+        with self._prefixes.using(batch, self.changed):
+            answer_states = self._answer_states(batch)
+        for states, gold in zip(answer_states.split(512), batch.gold.split(512), strict=True):
             logits = self._head(states).float()  # of 512 positions at a time: vocabularies are large
             pred += logits.argmax(-1).tolist()
             logprob += logits.log_softmax(-1).gather(-1, gold[:, None])[:, 0].tolist()

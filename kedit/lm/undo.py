@@ -15,7 +15,7 @@ class UndoLog:
     def __init__(self, model: nn.Module):
         self.model = model
         self._originals: dict[str, Tensor] = {}
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[tuple[Callable[[], None], Sequence[str]]] = []
         self._edit_start: dict[str, Tensor] | None = None  # inside a transaction
 
     def track(self, names: Sequence[str]) -> list[nn.Parameter]:
@@ -33,9 +33,17 @@ class UndoLog:
                 self._edit_start[name] = parameter.detach().clone()
         return parameters
 
-    def on_restore(self, undo: Callable[[], None]) -> None:
-        """Register any other undo (a hook's remove, an adapter's unload); `restore` runs them in reverse order."""
-        self._undo.append(undo)
+    def on_restore(self, undo: Callable[[], None], names: Sequence[str] = ("",)) -> None:
+        """Register any other undo (a hook's remove, an adapter's unload); `restore` runs them in reverse order.
+
+        `names`: of the modules or parameters that behave differently until then; not given: the whole model may.
+        """
+        self._undo.append((undo, names))
+
+    @property
+    def changed(self) -> list[str]:
+        """Names of what may differ from the pristine model."""
+        return [*self._originals, *(name for _, names in self._undo for name in names)]
 
     def restore(self) -> None:
         """All of it undone, bit for bit."""
@@ -74,7 +82,8 @@ class UndoLog:
 
     def _run_undos(self, keep: int) -> None:
         while len(self._undo) > keep:
-            self._undo.pop()()
+            undo, _ = self._undo.pop()
+            undo()
 
     @torch.no_grad()
     def _write(self, values: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from kedit.cases import Edit
 from kedit.lm import LM
 from kedit.lm.start import StartWeights
+from kedit.lm.tail import Passes
 from kedit.lm.text import Batch
 
 
@@ -21,9 +22,11 @@ class View:
     facts: Sequence[Edit]  # a row of the batch each
     batch: Batch
     start: StartWeights
+    passes: Passes | None = None  # a way to logits that skips what training cannot change
 
     def logits(self, batch: Batch | None = None) -> Float[Tensor, "k v"]:
-        return self.lm.answer_logits(batch or self.batch)
+        batch = batch or self.batch
+        return self.passes.logits(batch) if self.passes else self.lm.answer_logits(batch)
 
     @torch.no_grad()
     def reference(self, batch: Batch | None = None, now: Float[Tensor, "k v"] | None = None) -> Float[Tensor, "k v"]:

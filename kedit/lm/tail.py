@@ -1,0 +1,204 @@
+"""Run only what an edit can change: the layers from the first changed one on, from a recorded hidden state.
+
+An editor that trains layer k changes nothing below it. What enters layer k is recorded in one pass; every later pass on
+the same tokens skips the layers below and begins with the record, and where nothing of layer k changes but the MLP's
+output matrix, with what enters that matrix. It is the model's own forward that runs, so masks, positions and the final
+norm are its own, and the result is the same, bit for bit.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kedit.lm.anatomy import Anatomy
+from kedit.lm.text import Batch
+
+if TYPE_CHECKING:
+    from kedit.lm.model import LM
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """What a batch of tokens brings to the first layer that changes."""
+
+    hidden: Tensor  # [n t d], what enters the layer
+    residual: Tensor | None = None  # [n t d], what the MLP's result is added to; None where that is not all there is
+    matrix_in: Tensor | None = None  # [n t f], what enters the MLP's output matrix
+
+
+class Tail:
+    """The part of a model from layer `first` on; `matrix`: of that layer only the MLP's output matrix changes."""
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, first: int, matrix: bool = False):
+        self.layers = [model.get_submodule(anatomy.block.format(i)) for i in range(first + 1)]
+        self.matrix = model.get_submodule(anatomy.mlp_out.format(first)) if matrix else None
+        self.tuple = False  # does a layer return (hidden, ...)? seen while recording
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Record]]:
+        """A pass of the body inside makes one Record."""
+        seen: dict[str, Any] = {"norms": []}
+        made: list[Record] = []
+        layer = self.layers[-1]
+
+        def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            seen["hidden"] = args[0] if args else kwargs["hidden_states"]
+
+        def after(module: nn.Module, args: tuple, output: Any) -> None:
+            self.tuple = isinstance(output, tuple)
+            made.append(self._record(seen, output[0] if self.tuple else output))
+
+        with ExitStack() as hooks:
+            hooks.enter_context(_hook(layer.register_forward_pre_hook(before, with_kwargs=True)))
+            if self.matrix is not None:
+                for norm in _norms(layer):
+                    keep = norm.register_forward_pre_hook(lambda _, args: seen["norms"].append(args[0]))
+                    hooks.enter_context(_hook(keep))
+                entering = self.matrix.register_forward_pre_hook(lambda _, args: seen.update(matrix_in=args[0]))
+                hooks.enter_context(_hook(entering))
+            hooks.enter_context(_hook(layer.register_forward_hook(after)))
+            yield made
+
+    def _record(self, seen: dict[str, Any], output: Tensor) -> Record:
+        """With the residual where the layer is found to be residual + matrix(x), exactly."""
+        hidden = seen["hidden"].detach()
+        if self.matrix is not None:
+            added = self.matrix(seen["matrix_in"])
+            for residual in reversed(seen["norms"]):
+                if residual.shape == output.shape and torch.equal(residual + added, output):
+                    return Record(hidden, residual.detach(), seen["matrix_in"].detach())
+        return Record(hidden)
+
+    @contextmanager
+    def replaying(self, record: Record) -> Iterator[None]:
+        """A pass of the body inside, on the recorded tokens, runs no layer below and begins with the record."""
+        *below, layer = self.layers
+        with ExitStack() as patches:
+            for skipped in below:
+                patches.enter_context(_forward(skipped, self._returning(lambda hidden: hidden)))
+            if record.residual is not None and self.matrix is not None:
+                residual, matrix, matrix_in = record.residual, self.matrix, record.matrix_in
+                patches.enter_context(_forward(layer, self._returning(lambda _: residual + matrix(matrix_in))))
+            else:
+                begin = layer.register_forward_pre_hook(self._begin(record.hidden), with_kwargs=True)
+                patches.enter_context(_hook(begin))
+            yield
+
+    def _returning(self, made: Any) -> Any:
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return (made(hidden_states), None) if self.tuple else made(hidden_states)
+
+        return forward
+
+    @staticmethod
+    def _begin(hidden: Tensor) -> Any:
+        def begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+            return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+
+        return begin
+
+
+class Passes:
+    """Passes over batches while the parameters of these names are trained: what lies below them is computed once."""
+
+    def __init__(self, lm: "LM", names: Sequence[str]):
+        self.lm, self.tail = lm, tail_of(lm.model, lm.anatomy, names)
+        self.records: dict[Batch, Record] = {}
+
+    def logits(self, batch: Batch) -> Float[Tensor, "k v"]:
+        """As `lm.answer_logits`."""
+        if self.tail is None:
+            return self.lm.answer_logits(batch)
+        if batch in self.records:
+            with self.tail.replaying(self.records[batch]):
+                return self.lm.answer_logits(batch)
+        with self.tail.recording() as made:
+            logits = self.lm.answer_logits(batch)
+        [self.records[batch]] = made
+        return logits
+
+
+class Prefixes:
+    """What token sequences bring to the first layer that edits change, kept for later passes within a budget."""
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, budget: int):
+        self.model, self.anatomy, self.budget, self.bytes = model, anatomy, budget, 0
+        self.first = 0
+        self.tail: Tail | None = None
+        self._kept: dict[tuple[int, ...], Tensor] = {}  # ids -> [t d]
+
+    def keep(self, names: Sequence[str]) -> None:
+        """From now on keep what enters the first layer of these parameters."""
+        first = self.anatomy.first_layer(names)
+        if first != self.first:
+            self._kept.clear()
+            self.first, self.bytes = first, 0
+            self.tail = Tail(self.model, self.anatomy, first) if first else None
+
+    @contextmanager
+    def using(self, batch: Batch, changed: Sequence[str]) -> Iterator[None]:
+        """A pass over the batch inside begins with what is kept, or keeps it; neither where something below changed."""
+        if self.tail is None or (changed and self.anatomy.first_layer(changed) < self.first):
+            yield
+            return
+        kept = [self._kept.get(tuple(pair.ids)) for pair in batch.pairs]
+        if all(hidden is not None for hidden in kept):
+            with self.tail.replaying(Record(self._padded(batch, kept))):
+                yield
+            return
+        with self.tail.recording() as made:
+            yield
+        for pair, row, real in zip(batch.pairs, made[0].hidden, batch.mask, strict=True):
+            self._add(tuple(pair.ids), row[real.to(row.device)])
+
+    def _add(self, ids: tuple[int, ...], hidden: Tensor) -> None:
+        size = hidden.numel() * hidden.element_size()
+        if ids not in self._kept and self.bytes + size <= self.budget:
+            self._kept[ids] = hidden.clone()
+            self.bytes += size
+
+    @staticmethod
+    def _padded(batch: Batch, kept: Sequence[Any]) -> Tensor:
+        hidden = kept[0].new_zeros(*batch.ids.shape, kept[0].shape[-1])
+        hidden[batch.mask.to(hidden.device)] = torch.cat(list(kept))
+        return hidden
+
+
+def tail_of(model: nn.Module, anatomy: Anatomy, names: Sequence[str]) -> Tail | None:
+    """The tail that holds every parameter of these names; None where it is the whole model."""
+    first = anatomy.first_layer(names)
+    if not first:
+        return None
+    matrix = anatomy.mlp_out.format(first) + "."
+    block = anatomy.block.format(first) + "."
+    return Tail(model, anatomy, first, all(name.startswith(matrix) for name in names if name.startswith(block)))
+
+
+def _norms(layer: nn.Module) -> list[nn.Module]:
+    return [m for m in layer.modules() if "Norm" in type(m).__name__]
+
+
+@contextmanager
+def _hook(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _forward(module: nn.Module, forward: Any) -> Iterator[None]:
+    """Inside, calling the module runs this instead."""
+    own = module.__dict__.get("forward")  # accelerate's, where it places the module
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own

@@ -1,0 +1,144 @@
+"""Running only the layers that an edit can change gives what running all of them gives, bit for bit."""
+
+import pytest
+import torch
+
+from kedit.cases import Edit
+from kedit.editors.adapters import LoRA
+from kedit.editors.finetune import FineTune
+from kedit.lm import LM
+from kedit.lm.tail import Passes, tail_of
+from kedit.losses.cross_entropy import CrossEntropy
+
+PROMPTS = ["The first of them lives in", "Who is", "A longer prompt, of some words, that ends with"]
+ANSWERS = ["Paris", "that man over there", "nothing"]
+
+
+def names_of(lm: LM, part: str, layers: list[int]) -> list[str]:
+    return lm.anatomy.parameters(lm.model, part, layers)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("part", ["mlp_out.weight", "block"])
+def test_a_replayed_pass_is_the_pass(shaped: LM, part: str, side: str) -> None:
+    lm = LM(shaped.model, shaped.text.tokenizer, padding_side=side)  # type: ignore[arg-type]
+    names = names_of(lm, part, [2])
+    passes, batch = Passes(lm, names), lm.encode(PROMPTS, ANSWERS)
+    assert passes.tail is not None
+    assert torch.equal(passes.logits(batch), lm.answer_logits(batch))
+    with torch.no_grad():
+        for parameter in lm.track(names):
+            parameter.mul_(1.5)
+    calls = []
+    handle = lm.model.get_submodule(lm.anatomy.attn.format(0)).register_forward_hook(lambda *_: calls.append(1))
+    replayed = passes.logits(batch)
+    assert not calls  # nothing below was run
+    assert torch.equal(replayed, lm.answer_logits(batch))
+    assert calls
+    handle.remove()
+
+
+@pytest.mark.parametrize("part", ["mlp_out.weight", "block"])
+def test_gradients_are_those_of_the_whole_pass(shaped: LM, part: str) -> None:
+    parameters = shaped.track(names_of(shaped, part, [1]))
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    passes, batch = Passes(shaped, names_of(shaped, part, [1])), shaped.encode(PROMPTS, ANSWERS)
+    passes.logits(batch)
+    whole = torch.autograd.grad(shaped.answer_logits(batch).square().sum(), parameters, allow_unused=True)
+    tail = torch.autograd.grad(passes.logits(batch).square().sum(), parameters, allow_unused=True)
+    assert all(a is b or torch.equal(a, b) for a, b in zip(whole, tail, strict=True))
+
+
+def test_the_matrix_alone_is_replayed_where_a_layer_adds_it_to_its_residual(shaped: LM) -> None:
+    passes, batch = Passes(shaped, names_of(shaped, "mlp_out.weight", [1])), shaped.encode(PROMPTS, ANSWERS)
+    passes.logits(batch)
+    parallel = type(shaped.model).__name__.startswith("GPTJ")  # attention and MLP are added in one sum
+    assert (passes.records[batch].residual is None) == parallel
+
+
+def test_what_is_in_no_layer_or_in_the_first_leaves_no_tail(lm: LM) -> None:
+    assert tail_of(lm.model, lm.anatomy, ["model.embed_tokens.weight"]) is None
+    assert tail_of(lm.model, lm.anatomy, names_of(lm, "block", [0, 3])) is None
+    assert tail_of(lm.model, lm.anatomy, names_of(lm, "model", [])) is None
+
+
+def test_the_layers_are_their_own_again_after_an_error(lm: LM) -> None:
+    passes, batch = Passes(lm, names_of(lm, "mlp_out.weight", [2])), lm.encode(PROMPTS, ANSWERS)
+    passes.logits(batch)
+    with pytest.raises(ZeroDivisionError), passes.tail.replaying(passes.records[batch]):  # type: ignore[union-attr]
+        raise ZeroDivisionError
+    assert not any("forward" in vars(module) or module._forward_pre_hooks for module in lm.model.modules())
+
+
+def test_an_adapter_on_upper_layers_trains_from_there(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And to the same weights as through the whole model."""
+    states = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        adapter = LoRA(rank=2, alpha=4)
+        editor = FineTune(loss=CrossEntropy(), lr=1e-3, steps=5, parameters=None, adapter=adapter, layers=[2, 3])
+        editor.edit(lm, [Edit(PROMPTS[0], ANSWERS[0])])
+        states.append(editor.state())
+        lm.restore()
+        editor.reset()
+        monkeypatch.setattr("kedit.lm.tail.tail_of", lambda *_: None)  # the second time: all layers
+    assert states[0]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+# --- scoring ---------------------------------------------------------------------------------------------------------
+
+
+def watched(lm: LM) -> list[int]:
+    """Grows with every pass through the first layer."""
+    calls: list[int] = []
+    lm.model.get_submodule(lm.anatomy.block.format(0)).mlp.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_scoring_begins_where_the_first_change_is(shaped: LM, side: str) -> None:
+    lm = LM(shaped.model, shaped.text.tokenizer, padding_side=side)  # type: ignore[arg-type]
+    names = names_of(lm, "mlp_out.weight", [2])
+    lm.keep_below(names)
+    before = lm.answer(PROMPTS, ANSWERS)
+    with torch.no_grad():
+        lm.track(names)[0].mul_(3)
+    calls = watched(lm)
+    after = lm.answer(PROMPTS, ANSWERS)
+    assert not calls
+    lm.keep_below([])
+    whole = lm.answer(PROMPTS, ANSWERS)
+    assert calls
+    assert [s.pred for s in after] == [s.pred for s in whole]
+    assert all(a.logprob != b.logprob for a, b in zip(after, before, strict=True))
+    assert all(a.logprob == pytest.approx(b.logprob, abs=1e-5) for a, b in zip(after, whole, strict=True))
+    some = lm.answer(PROMPTS[1:], ANSWERS[1:])  # another batch
+    assert [s.pred for s in some] == [s.pred for s in whole[1:]]
+
+
+def test_a_change_below_is_known_and_everything_computed_again(lm: LM) -> None:
+    lm.keep_below(names_of(lm, "mlp_out.weight", [2]))
+    before = lm.answer(PROMPTS, ANSWERS)
+    with torch.no_grad():
+        lm.track(names_of(lm, "mlp_out.weight", [1]))[0].mul_(3)
+    changed = [s.logprob for s in lm.answer(PROMPTS, ANSWERS)]
+    assert changed != [s.logprob for s in before]
+    lm.restore()
+    assert [s.logprob for s in lm.answer(PROMPTS, ANSWERS)] == [s.logprob for s in before]
+    lm.on_restore(lambda: None)  # something was put in: nobody says where
+    calls = watched(lm)
+    lm.answer(PROMPTS, ANSWERS)
+    assert calls
+
+
+def test_what_is_kept_stays_within_its_budget(lm: LM) -> None:
+    small = LM(lm.model, lm.text.tokenizer, keep_mb=0.01)
+    names = names_of(small, "mlp_out.weight", [2])
+    small.keep_below(names)
+    small.answer(PROMPTS, ANSWERS)
+    assert 0 < small.kept_bytes <= 0.01 * 2**20
+    calls = watched(small)
+    assert [s.pred for s in small.answer(PROMPTS, ANSWERS)] == [s.pred for s in lm.answer(PROMPTS, ANSWERS)]
+    assert calls
