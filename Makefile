@@ -1,12 +1,13 @@
 # Every target sets up what it needs; `make` alone lists them.
 SHELL := /bin/bash
 VENV ?= .venv
+DEVICE ?= cpu
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check acceptance
+.PHONY: help setup run test check bench acceptance
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +29,9 @@ check: setup ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: setup ## kedit against plain loops, interleaved: seconds, ratios and their bounds (DEVICE=cuda, BENCH="--rows 200")
+	$(BIN)/python -m benchmarks --device $(DEVICE) $(BENCH)
 
 acceptance: setup ## the slower checks: the world's recipe, editing scores over three seeds, kills and restarts
 	$(BIN)/pytest -m acceptance -rP

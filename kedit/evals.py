@@ -83,6 +83,12 @@ class Evaluator:
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
+    def prepare(self, lm: LM, asked: Sequence[Question], touched: Sequence[str]) -> None:
+        """Before the first answer: let `lm` compute once what edits of the `touched` parameters cannot change."""
+        closed = [q for q in asked if q.probe.kind != "fluency"]
+        flat = self._forced(lm, closed) if self.easyedit_padding is None else []
+        lm.keep_below(touched, [prompt for _, prompt, _ in flat], [text for _, _, text in flat])
+
     def answer(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
         """One answer a question, in order; prompts are pooled over all questions."""
         free = [i for i, q in enumerate(asked) if q.probe.kind == "fluency"]
@@ -92,18 +98,21 @@ class Evaluator:
         return [found[i] for i in range(len(asked))]
 
     def _reply(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
-        prompts = [self._prompt(lm, q) for q in asked]
-        objects = [self._golds(q) + ((q.probe.contrast,) if q.probe.contrast else ()) for q in asked]
-        placed = zip(asked, prompts, objects, strict=True)
-        scored = iter(self._score(lm, [(q, prompt, text) for q, prompt, texts in placed for text in texts]))
+        scored = iter(self._score(lm, self._forced(lm, asked)))
         answers = []
         for q in asked:
             forced = tuple(next(scored) for _ in self._golds(q))
             answers.append(Answer(forced, info=forced[0].info, contrast=next(scored) if q.probe.contrast else None))
         if "generate" not in self.scoring:
             return answers
+        prompts = [self._prompt(lm, q) for q in asked]
         written = lm.generate(prompts, [max(len(s.gold) for s in a.forced) + ROOM for a in answers])
         return [replace(a, written=w.text, info=w.info) for a, w in zip(answers, written, strict=True)]
+
+    def _forced(self, lm: LM, asked: Sequence[Question]) -> list[tuple[Question, str, str]]:
+        """Every prompt with every object that is scored behind it."""
+        objects = [self._golds(q) + ((q.probe.contrast,) if q.probe.contrast else ()) for q in asked]
+        return [(q, self._prompt(lm, q), text) for q, texts in zip(asked, objects, strict=True) for text in texts]
 
     def _golds(self, question: Question) -> tuple[str, ...]:
         """The answers that count."""

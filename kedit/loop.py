@@ -42,8 +42,9 @@ def experiment(
     left it.
     """
     steps, journal, tracker = list(steps), journal or Memory(), tracker or Tracker()
-    lm.keep_below(editor.touches(lm))
-    runner = _Runner(lm, editor, evaluator, held_out, pristine_answers(lm, evaluator, all_questions(steps, evaluator)))
+    asked = all_questions(steps, evaluator)
+    evaluator.prepare(lm, asked, editor.touches(lm))
+    runner = _Runner(lm, editor, evaluator, held_out, pristine_answers(lm, evaluator, asked))
     editor.scratch = journal.scratch
     seed_step(seed, 0)
     started = time.perf_counter()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
@@ -121,10 +122,18 @@ def compute(cfg: DictConfig, names: Mapping[str, str], journal: Journal, parts: 
 
 
 def load_model(cfg: DictConfig) -> Any:
+    """The pristine model; the cells of one command share it, and what it keeps of the layers below their edits."""
     import torch
 
     torch.set_num_threads(cfg.threads or int(os.environ.get("OMP_NUM_THREADS", 1)))
-    return instantiate(cfg.model, _convert_="all")
+    lm = _loaded(OmegaConf.to_yaml(cfg.model, resolve=True))
+    lm.restore()
+    return lm
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str) -> Any:
+    return instantiate(OmegaConf.create(model), _convert_="all")
 
 
 def experiment_of(cfg: DictConfig, parts: Parts, lm: Any, journal: Memory, tracker: Any = None) -> None:

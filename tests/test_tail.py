@@ -1,5 +1,7 @@
 """Running only the layers that an edit can change gives what running all of them gives, bit for bit."""
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 
@@ -90,36 +92,57 @@ def test_an_adapter_on_upper_layers_trains_from_there(lm: LM, monkeypatch: pytes
 # --- scoring ---------------------------------------------------------------------------------------------------------
 
 
-def watched(lm: LM) -> list[int]:
-    """Grows with every pass through the first layer."""
-    calls: list[int] = []
-    lm.model.get_submodule(lm.anatomy.block.format(0)).mlp.register_forward_hook(lambda *_: calls.append(1))
-    return calls
+@pytest.fixture
+def watched() -> Iterator[Callable[[LM], list[int]]]:
+    """Gives a list that grows with every pass through a model's first layer."""
+    handles = []
+
+    def watch(lm: LM) -> list[int]:
+        calls: list[int] = []
+        first = lm.model.get_submodule(lm.anatomy.attn.format(0))
+        handles.append(first.register_forward_hook(lambda *_: calls.append(1)))
+        return calls
+
+    yield watch
+    for handle in handles:
+        handle.remove()
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_scoring_begins_where_the_first_change_is(shaped: LM, side: str) -> None:
+def test_scoring_begins_where_the_first_change_is(shaped: LM, side: str, watched: Callable[[LM], list[int]]) -> None:
     lm = LM(shaped.model, shaped.text.tokenizer, padding_side=side)  # type: ignore[arg-type]
     names = names_of(lm, "mlp_out.weight", [2])
-    lm.keep_below(names)
+    whole = lm.answer(PROMPTS, ANSWERS)
+    lm.keep_below(names, PROMPTS, ANSWERS)
+    calls = watched(lm)
     before = lm.answer(PROMPTS, ANSWERS)
     with torch.no_grad():
         lm.track(names)[0].mul_(3)
-    calls = watched(lm)
     after = lm.answer(PROMPTS, ANSWERS)
+    some = lm.answer(PROMPTS[1:], ANSWERS[1:])  # another batch
     assert not calls
     lm.keep_below([])
-    whole = lm.answer(PROMPTS, ANSWERS)
+    anew = lm.answer(PROMPTS, ANSWERS)
     assert calls
-    assert [s.pred for s in after] == [s.pred for s in whole]
+    for kept, computed in [(before, whole), (after, anew), (some, anew[1:])]:
+        assert [s.pred for s in kept] == [s.pred for s in computed]
+        assert all(a.logprob == pytest.approx(b.logprob, abs=1e-5) for a, b in zip(kept, computed, strict=True))
     assert all(a.logprob != b.logprob for a, b in zip(after, before, strict=True))
-    assert all(a.logprob == pytest.approx(b.logprob, abs=1e-5) for a, b in zip(after, whole, strict=True))
-    some = lm.answer(PROMPTS[1:], ANSWERS[1:])  # another batch
-    assert [s.pred for s in some] == [s.pred for s in whole[1:]]
 
 
-def test_a_change_below_is_known_and_everything_computed_again(lm: LM) -> None:
-    lm.keep_below(names_of(lm, "mlp_out.weight", [2]))
+def test_what_is_kept_is_computed_once_for_the_same_questions(lm: LM, watched: Callable[[LM], list[int]]) -> None:
+    names, calls = names_of(lm, "mlp_out.weight", [2]), watched(lm)
+    lm.keep_below(names, PROMPTS, ANSWERS)
+    first = len(calls)
+    assert first > 0
+    lm.keep_below(names, PROMPTS, ANSWERS)
+    assert len(calls) == first
+    lm.keep_below(names, PROMPTS[:2], ANSWERS[:2])  # batches are those of the questions alone
+    assert len(calls) > first
+
+
+def test_a_change_below_is_known_and_everything_computed_again(lm: LM, watched: Callable[[LM], list[int]]) -> None:
+    lm.keep_below(names_of(lm, "mlp_out.weight", [2]), PROMPTS, ANSWERS)
     before = lm.answer(PROMPTS, ANSWERS)
     with torch.no_grad():
         lm.track(names_of(lm, "mlp_out.weight", [1]))[0].mul_(3)
@@ -133,11 +156,9 @@ def test_a_change_below_is_known_and_everything_computed_again(lm: LM) -> None:
     assert calls
 
 
-def test_what_is_kept_stays_within_its_budget(lm: LM) -> None:
+def test_what_is_kept_stays_within_its_budget(lm: LM, watched: Callable[[LM], list[int]]) -> None:
     small = LM(lm.model, lm.text.tokenizer, keep_mb=0.01)
-    names = names_of(small, "mlp_out.weight", [2])
-    small.keep_below(names)
-    small.answer(PROMPTS, ANSWERS)
+    small.keep_below(names_of(small, "mlp_out.weight", [2]), PROMPTS, ANSWERS)
     assert 0 < small.kept_bytes <= 0.01 * 2**20
     calls = watched(small)
     assert [s.pred for s in small.answer(PROMPTS, ANSWERS)] == [s.pred for s in lm.answer(PROMPTS, ANSWERS)]

@@ -24,9 +24,10 @@ def load(
     device_map: str | dict[str, Any] = "auto",
     offload_folder: str | None = None,
     trust_remote_code: bool = False,
-    token_budget: int = 4096,
+    token_budget: int | None = None,
     padding_side: Side = "right",
     keep_edge_spaces: bool = False,
+    keep_mb: float = 1024.0,
 ) -> LM:
     """An LM from a local directory or a hub id; weights are read from safetensors only.
 
@@ -54,6 +55,7 @@ def load(
         token_budget=token_budget,
         padding_side=padding_side,
         keep_edge_spaces=keep_edge_spaces,
+        keep_mb=keep_mb,
     )
 
 

@@ -61,10 +61,10 @@ class LM(UndoLog):
     """A causal language model with its tokenizer.
 
     `identity` says which model it is (file hashes, or a hub commit); what it answers is cached under it, and not at
-    all where it is None. `token_budget` (tokens of a scoring batch; halved when memory runs out), `padding_side` and
-    `keep_mb` (memory for what lies below the edited layers, see `keep_below`) change no score. In-context and memory
-    editors set `route`; it is called once for each batch of prompts before they are scored or continued, and `restore`
-    unsets it.
+    all where it is None. `token_budget` (tokens of a scoring batch; null: by device; halved when memory runs out),
+    `padding_side` and `keep_mb` (memory for what lies below the edited layers, see `keep_below`) change no score.
+    In-context and memory editors set `route`; it is called once for each batch of prompts before they are scored or
+    continued, and `restore` unsets it.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class LM(UndoLog):
         tokenizer: PreTrainedTokenizerBase,
         *,
         identity: str | None = None,
-        token_budget: int = 4096,
+        token_budget: int | None = None,
         padding_side: Side = "right",
         keep_edge_spaces: bool = False,
         keep_mb: float = 1024.0,
@@ -81,7 +81,9 @@ class LM(UndoLog):
         super().__init__(model.eval().requires_grad_(False))
         self.text = Text(tokenizer, keep_edge_spaces)
         self.anatomy = inspect_anatomy(model)
-        self.identity, self.token_budget, self.padding_side = identity, token_budget, padding_side
+        self.identity, self.padding_side = identity, padding_side
+        # larger batches are slower on a CPU: what they compute leaves its cache
+        self.token_budget = token_budget or (512 if next(model.parameters()).device.type == "cpu" else 8192)
         self.route: Callable[[Sequence[str]], Sequence[Route]] = unrouted
         self._body = model.get_submodule(self.anatomy.body)
         self._head_module = model.get_submodule(self.anatomy.head)
@@ -102,10 +104,19 @@ class LM(UndoLog):
         super().restore()
         self.route = unrouted
 
-    def keep_below(self, names: Sequence[str]) -> None:
-        """Say which parameters edits will change (none: nobody knows): scoring the same tokens again, before and after
-        edits, then begins at the first of their layers."""
-        self._prefixes.keep(names)
+    @torch.no_grad()
+    def keep_below(self, names: Sequence[str], prompts: Sequence[str] = (), answers: Sequence[str] = ()) -> None:
+        """Say which parameters edits will change (none: nobody knows) and what will be asked: scoring it, before and
+        after edits, then begins at the first of their layers. Only on the pristine model."""
+        distinct = list(dict.fromkeys(zip(prompts, answers, strict=True))) if names else []
+        pairs = self.text.pairs([p for p, _ in distinct], [a for _, a in distinct])
+        if self._prefixes.begin(names, pairs):
+            self._batched([len(pair.ids) for pair in pairs], lambda now: self._keep([pairs[i] for i in now]))
+
+    def _keep(self, pairs: Sequence[Pair]) -> list[bool]:
+        batch = self._collate(pairs)
+        self._prefixes.add(batch, lambda: self._answer_states(batch))
+        return [True] * len(pairs)
 
     @property
     def kept_bytes(self) -> int:
@@ -229,7 +240,8 @@ class LM(UndoLog):
             asked = [encoded[i] for i in now], [limits[i] for i in now]
             return continue_batch(self._body, self._head, *asked, choose, eos, self.device)
 
-        new = self._batched([len(ids) + limit for ids, limit in zip(encoded, limits, strict=True)], run)
+        # a step reads one token of each row, so more of them go together than in scoring
+        new = self._batched([(len(ids) + limit) // 16 + 1 for ids, limit in zip(encoded, limits, strict=True)], run)
         texts = [(self.text.decode(n), self.text.decode(p + n)) for p, n in zip(encoded, new, strict=True)]
         return [Generated(*text, route.info) for text, route in zip(texts, routes, strict=True)]
 

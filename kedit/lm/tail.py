@@ -6,7 +6,7 @@ output matrix, with what enters that matrix. It is the model's own forward that 
 norm are its own, and the result is the same, bit for bit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kedit.lm.anatomy import Anatomy
-from kedit.lm.text import Batch
+from kedit.lm.text import Batch, Pair
 
 if TYPE_CHECKING:
     from kedit.lm.model import LM
@@ -37,7 +37,7 @@ class Tail:
     def __init__(self, model: nn.Module, anatomy: Anatomy, first: int, matrix: bool = False):
         self.layers = [model.get_submodule(anatomy.block.format(i)) for i in range(first + 1)]
         self.matrix = model.get_submodule(anatomy.mlp_out.format(first)) if matrix else None
-        self.tuple = False  # does a layer return (hidden, ...)? seen while recording
+        self.tuple = False  # does a layer return (hidden, ...)? seen in the first pass
 
     @contextmanager
     def recording(self) -> Iterator[list[Record]]:
@@ -63,6 +63,24 @@ class Tail:
                 hooks.enter_context(_hook(entering))
             hooks.enter_context(_hook(layer.register_forward_hook(after)))
             yield made
+
+    @torch.no_grad()
+    def entering(self, run: Callable[[], object]) -> Tensor:
+        """What a pass brings to the layer, [n t d]; the pass goes no further."""
+
+        def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            raise _Reached(args[0] if args else kwargs["hidden_states"])
+
+        def below(module: nn.Module, args: tuple, output: Any) -> None:
+            self.tuple = isinstance(output, tuple)
+
+        begin = self.layers[-1].register_forward_pre_hook(stop, with_kwargs=True)
+        with _hook(begin), _hook(self.layers[0].register_forward_hook(below)):
+            try:
+                run()
+            except _Reached as reached:
+                return reached.hidden
+        raise RuntimeError("the pass never came to the layer")
 
     def _record(self, seen: dict[str, Any], output: Tensor) -> Record:
         """With the residual where the layer is found to be residual + matrix(x), exactly."""
@@ -103,6 +121,12 @@ class Tail:
         return begin
 
 
+class _Reached(Exception):
+    def __init__(self, hidden: Tensor):
+        super().__init__()
+        self.hidden = hidden
+
+
 class Passes:
     """Passes over batches while the parameters of these names are trained: what lies below them is computed once."""
 
@@ -124,43 +148,50 @@ class Passes:
 
 
 class Prefixes:
-    """What token sequences bring to the first layer that edits change, kept for later passes within a budget."""
+    """What token sequences bring to the first layer that edits change, kept within a budget of bytes.
+
+    It is computed once for a run's questions, in batches that they alone determine, so that a continued run and one
+    whose answers before editing are cached read the same numbers.
+    """
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, budget: int):
-        self.model, self.anatomy, self.budget, self.bytes = model, anatomy, budget, 0
-        self.first = 0
+        self.model, self.anatomy, self.budget = model, anatomy, budget
+        self.first, self.bytes = 0, 0
         self.tail: Tail | None = None
+        self._asked: list[Pair] = []
         self._kept: dict[tuple[int, ...], Tensor] = {}  # ids -> [t d]
 
-    def keep(self, names: Sequence[str]) -> None:
-        """From now on keep what enters the first layer of these parameters."""
-        first = self.anatomy.first_layer(names)
-        if first != self.first:
-            self._kept.clear()
-            self.first, self.bytes = first, 0
-            self.tail = Tail(self.model, self.anatomy, first) if first else None
+    def begin(self, names: Sequence[str], pairs: Sequence[Pair]) -> bool:
+        """Keep for these pairs what enters the first layer of these parameters; False where that is kept already."""
+        first, asked = self.anatomy.first_layer(names), list(pairs)
+        if (first, asked) == (self.first, self._asked):
+            return False
+        self.first, self._asked, self.bytes = first, asked, 0
+        self._kept.clear()
+        self.tail = Tail(self.model, self.anatomy, first) if first else None
+        return self.tail is not None
+
+    def add(self, batch: Batch, run: Callable[[], object]) -> None:
+        """`run` is a pass over the batch; it is left where the layer begins."""
+        if self.tail is None or self.bytes >= self.budget:
+            return
+        for pair, row, real in zip(batch.pairs, self.tail.entering(run), batch.mask, strict=True):
+            hidden = row[real.to(row.device)].clone()
+            size = hidden.numel() * hidden.element_size()
+            if self.bytes + size <= self.budget:
+                self._kept[tuple(pair.ids)] = hidden
+                self.bytes += size
 
     @contextmanager
     def using(self, batch: Batch, changed: Sequence[str]) -> Iterator[None]:
-        """A pass over the batch inside begins with what is kept, or keeps it; neither where something below changed."""
-        if self.tail is None or (changed and self.anatomy.first_layer(changed) < self.first):
-            yield
-            return
+        """A pass over the batch inside begins with what is kept; with the tokens where something below has changed."""
+        below = bool(changed) and self.anatomy.first_layer(changed) < self.first
         kept = [self._kept.get(tuple(pair.ids)) for pair in batch.pairs]
-        if all(hidden is not None for hidden in kept):
+        if self.tail is None or below or any(hidden is None for hidden in kept):
+            yield
+        else:
             with self.tail.replaying(Record(self._padded(batch, kept))):
                 yield
-            return
-        with self.tail.recording() as made:
-            yield
-        for pair, row, real in zip(batch.pairs, made[0].hidden, batch.mask, strict=True):
-            self._add(tuple(pair.ids), row[real.to(row.device)])
-
-    def _add(self, ids: tuple[int, ...], hidden: Tensor) -> None:
-        size = hidden.numel() * hidden.element_size()
-        if ids not in self._kept and self.bytes + size <= self.budget:
-            self._kept[ids] = hidden.clone()
-            self.bytes += size
 
     @staticmethod
     def _padded(batch: Batch, kept: Sequence[Any]) -> Tensor:

@@ -20,7 +20,7 @@ def load(
     width: int = 128,
     layers: int = 4,
     mlp: int = 1024,
-    token_budget: int = 4096,
+    token_budget: int | None = None,
 ) -> LM:
     """The world's model, trained once (a few minutes on one core, with a progress bar) and then read from the cache."""
     world, recipe = World(people, relations, world_seed), Recipe(steps=steps, width=width, layers=layers, mlp=mlp)
