@@ -204,7 +204,7 @@ def test_dpos_rejected_answer_is_generated_and_has_its_own_context(lm: LM) -> No
         written = lm.generate([lm.text.decode(new.prompt)], len(new.answer), stop=False)[0].text
         assert lm.text.decode(own_tokens) == written
         assert own_tokens[0] == given_tokens[0]
-    assert dpo(view, logits).tolist() == pytest.approx([math.log(2)] * 2, abs=1e-6)
+    assert dpo(view, view.logits(dpo.reads(view))).tolist() == pytest.approx([math.log(2)] * 2, abs=1e-6)
 
 
 def test_the_preference_for_the_new_answer_is_added_where_the_old_one_is_known(lm: LM) -> None:

@@ -65,10 +65,10 @@ def better(lm: LM, editor: Tuner, cases: Sequence[Case], *, restore: bool) -> in
         losses = deepcopy(editor.loss), CrossEntropy()
         for loss in losses:
             loss.refresh(view, view.logits().detach(), cycle=0)
-        before = [float(loss(view, view.logits())) for loss in losses]
+        before = [float(loss(view, view.logits(loss.reads(view)))) for loss in losses]
         torch.manual_seed(step)
         cost = editor.edit(lm, [edit])
-        after = [float(loss(view, view.logits())) for loss in losses]
+        after = [float(loss(view, view.logits(loss.reads(view)))) for loss in losses]
         count += cost["steps"] == 0 or any(now < then for now, then in zip(after, before, strict=True))
         if restore:
             lm.restore()

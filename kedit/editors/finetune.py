@@ -106,9 +106,12 @@ class Task:
 
     def loss_at(self, cycle: int, step: int) -> Float[Tensor, ""] | None:
         """None where nothing is left to learn in this cycle."""
-        if step and self.learnt:
-            return None
-        logits = self.view.logits()
         if step == 0:
+            logits = self.view.logits()
             self.learnt = self.loss.refresh(self.view, logits, cycle)
-        return None if self.learnt else self.loss(self.view, logits).mean()
+        if self.learnt:
+            return None
+        read = self.loss.reads(self.view)
+        if step or read is not self.view.batch:
+            logits = self.view.logits(read)
+        return self.loss(self.view, logits).mean()

@@ -92,7 +92,8 @@ class Objective(nn.Module):
         view, loss = View(self.lm, facts, batch, self.start), deepcopy(self.tuner.loss)
         logits = view.logits()
         learnt = loss.refresh(view, logits, cycle=0)
-        total = loss(view, logits).mean()
+        read = loss.reads(view)
+        total = loss(view, logits if read is batch else view.logits(read)).mean()
         if learnt or not total.requires_grad:
             total = total.detach() + 0 * logits.sum()  # every process takes part in the backward pass
         if self.tuner.texts:

@@ -135,6 +135,10 @@ class LM(UndoLog):
         pairs = [Pair(ids[:length], 1) for ids in self.text.prompts(texts) if len(ids) > 1]
         return self._collate(pairs)
 
+    def joined(self, *batches: Batch) -> Batch:
+        """The rows of all of them, in order."""
+        return self._collate([pair for batch in batches for pair in batch.pairs])
+
     def continued(self, batch: Batch) -> Batch:
         """Each row's prompt with what the model greedily says next, as many tokens as the row's answer has."""
         prompts, limits = [pair.prompt for pair in batch.pairs], [len(pair.answer) for pair in batch.pairs]

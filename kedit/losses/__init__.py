@@ -50,8 +50,12 @@ class Loss:
         learn."""
         return False
 
+    def reads(self, view: View) -> Batch:
+        """The batch whose logits it is computed from, after `refresh`: the view's own, or one with more rows."""
+        return view.batch
+
     def __call__(self, view: View, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
-        """One value for each row; without a gradient where nothing is left to learn for now."""
+        """One value for each row of the view; without a gradient where nothing is left to learn for now."""
         raise NotImplementedError
 
 

@@ -22,15 +22,17 @@ class DPO(Loss):
 
     def refresh(self, view: View, logits: Float[Tensor, "k v"], cycle: int) -> bool:
         """Generate the negatives greedily. Done when all of them are the answers."""
-        if cycle == 0:
-            self.chosen_reference = log_likelihood(view.batch, view.reference(now=logits))
         self.rejected = view.lm.continued(view.batch)
-        self.rejected_reference = log_likelihood(self.rejected, view.reference(self.rejected))
+        self.both = view.lm.joined(view.batch, self.rejected)
+        self.reference = log_likelihood(self.both, view.reference(self.both))
         return bool((self.rejected.gold == view.batch.gold).all())
 
+    def reads(self, view: View) -> Batch:
+        """Chosen and rejected answers in one pass."""
+        return self.both
+
     def __call__(self, view: View, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
-        chosen = log_likelihood(view.batch, logits.log_softmax(-1)) - self.chosen_reference
-        rejected = log_likelihood(self.rejected, view.logits(self.rejected).log_softmax(-1)) - self.rejected_reference
+        chosen, rejected = (log_likelihood(self.both, logits.log_softmax(-1)) - self.reference).chunk(2)
         return -functional.logsigmoid(self.beta * (chosen - rejected))
 
 
