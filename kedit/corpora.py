@@ -9,6 +9,8 @@ from kedit.errors import InputError
 
 WIKIPEDIA = ("wikimedia/wikipedia", "20231101.en")  # https://huggingface.co/datasets/wikimedia/wikipedia
 
+NAMED = ("wikipedia", "world")
+
 
 @cache
 def texts(source: str) -> Sequence[str]:

@@ -98,7 +98,7 @@ def test_an_edit_that_is_true_is_its_own_known_fact() -> None:
     assert known_facts([Case("a", (Edit("p", "true"),), ())], 1)[0].target_new == "true"
 
 
-def test_texts_come_from_files_and_the_world(lm: LM, tmp_path: Path) -> None:
+def test_texts_come_from_files_and_the_world(tmp_path: Path) -> None:
     (tmp_path / "plain.txt").write_text("One.\n\nTwo\nlines.\n\n\n")
     (tmp_path / "lines.jsonl").write_text('{"text": "One."}\n{"text": "Two."}\n')
     assert list(texts(str(tmp_path / "plain.txt"))) == ["One.", "Two\nlines."]
@@ -108,7 +108,7 @@ def test_texts_come_from_files_and_the_world(lm: LM, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="line 2"):
         texts(str(tmp_path / "wrong.jsonl"))
     with pytest.raises(InputError, match="no file"):
-        editor(texts=Texts(source=str(tmp_path / "none"))).fit(lm, ())
+        Texts(source=str(tmp_path / "none"))
 
 
 def test_gamma_weighs_text_against_facts(lm: LM, tmp_path: Path) -> None:

@@ -106,9 +106,7 @@ class LoRA:
             self._tuner = self._wrap(lm, self._config(layers, str(getattr(lm.model.config, "name_or_path", ""))))
         except ValueError as error:
             said = str(error).split("\n")[0]
-            raise InputError(
-                f"editor.adapter does not fit the model ({said}); set editor.adapter.target_modules"
-            ) from error
+            raise InputError(f"editor.adapter does not fit ({said}); change {self}") from error
         self._tuner.eval()
         lm.model._hf_peft_config_loaded = True  # type: ignore[assignment]  # save_pretrained writes the adapter alone
         if not self.merge:

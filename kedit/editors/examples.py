@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kedit.cases import Case, Edit
-from kedit.corpora import texts
+from kedit.corpora import NAMED, texts
 from kedit.errors import InputError
 from kedit.lm import LM
 
@@ -118,6 +118,10 @@ class Texts:
     gamma: float = 0.1
     per_edit: int = 3
     max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.source not in NAMED:
+            texts(self.source)  # raises InputError where it is no file of texts
 
     def fit(self) -> None:
         """Raises InputError where the source cannot be had."""

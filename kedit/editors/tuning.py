@@ -45,9 +45,10 @@ class Tuner(Editor):
             given = f"editor.loss={self.loss!r}"
             raise InputError(f"{given} is not a loss; losses are chosen with a slash: editor/loss={self.loss}")
         if (self.parameters is None) == (self.adapter is None):
+            adapter = "null" if self.adapter is None else type(self.adapter).__name__
             raise InputError(
-                f"editor.parameters={self.parameters} and editor.adapter={self.adapter}: one of the two says what is "
-                "trained, the other must be null"
+                f"editor.parameters={self.parameters} and editor/adapter={adapter}: one of the two is trained; "
+                "set the other to null"
             )
         if isinstance(self.weight_decay, str) and self.weight_decay != "power_law":
             raise InputError(f"editor.weight_decay={self.weight_decay}: give a number, or power_law")
