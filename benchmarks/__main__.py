@@ -24,6 +24,7 @@ from benchmarks.plain import Plain
 from kedit import world
 from kedit.cases import Edit
 from kedit.data import knowedit, load
+from kedit.editors.adapters import LoRA
 from kedit.editors.finetune import FineTune
 from kedit.lm import LM
 from kedit.losses.cross_entropy import CrossEntropy
@@ -126,6 +127,34 @@ def editing(bench: Bench, repeats: int) -> list[list[str]]:
     ]:
         lines.append(line(what, *bench.edit(editor, loop, repeats), bound))
     return lines
+
+
+def adapters(bench: Bench, repeats: int) -> list[str]:
+    """LoRA on the last third of the layers, merged after the edit."""
+    n = bench.lm.anatomy.n_layers
+    layers = list(range(n - n // 3, n))
+    adapter = LoRA(rank=8, alpha=32, merge=True)
+    editor = FineTune(loss=CrossEntropy(), lr=1e-4, steps=25, parameters=None, adapter=adapter, layers=layers)
+    originals = {name: p.detach().clone() for name, p in bench.plain.model.named_parameters()}
+    ours, theirs, same = [], [], True
+    for i in range(repeats + 1):
+        torch.manual_seed(0)
+        mine = bench.timed(lambda i=i: editor.edit(bench.lm, [bench.edits[i % len(bench.edits)]]))
+        torch.manual_seed(0)
+        other = bench.timed(lambda i=i: bench.plain.lora(*bench.ids(i), 25, 8, 32, layers))
+        plain = bench.plain.model.state_dict()
+        same &= all(torch.allclose(w, plain[name], atol=2e-5) for name, w in bench.lm.model.state_dict().items())
+        bench.lm.restore()
+        for name, parameter in bench.plain.model.named_parameters():
+            parameter.data.copy_(originals[name])
+        if i:
+            ours.append(mine)
+            theirs.append(other)
+    tokens, places = len(bench.pairs[0].ids), len(bench.pairs[0].answer)
+    back = tokens * len(layers) * bench.cost.layer
+    whole = bench.cost.forward(tokens, tokens) + tokens * bench.cost.head + back
+    tail = bench.cost.forward(tokens, places, layers[0]) + places * bench.cost.head + back
+    return line("LoRA, last third, 25 steps", ours, theirs, same, whole / tail)
 
 
 def scoring(
@@ -260,7 +289,7 @@ def main() -> None:
         table = Table(title=f"{name}, {given.dtype}, {given.device}; matmul {rate:.0f} G multiply-adds/s")
         for column in ("", "kedit, s", "plain, s", "ratio (range)", "bound", "same"):
             table.add_column(column, justify="left" if not column else "right")
-        rows = [*editing(bench, given.repeats), fairness(bench, given.repeats)]
+        rows = [*editing(bench, given.repeats), adapters(bench, given.repeats), fairness(bench, given.repeats)]
         if given.device == "cpu":
             rows.append(memory(name, given.data))
         if "8k" in name or given.device != "cpu":

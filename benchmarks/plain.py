@@ -8,6 +8,7 @@ from collections.abc import Callable
 from copy import deepcopy
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -45,6 +46,19 @@ class Plain:
             lambda: False,
             lambda: functional.cross_entropy(self.logits(self.model, ids, start), ids[0, start:]),
         )
+
+    def lora(self, ids: Tensor, start: int, steps: int, rank: int, alpha: int, layers: list[int]) -> int:
+        """A new adapter by peft on these layers, trained through the whole model and merged."""
+        config = LoraConfig(r=rank, lora_alpha=alpha, layers_to_transform=layers)
+        wrapped = get_peft_model(self.model, config)
+        optimizer = torch.optim.Adam([p for p in wrapped.parameters() if p.requires_grad], lr=self.lr)
+        for _ in range(steps):
+            loss = functional.cross_entropy(self.logits(wrapped, ids, start), ids[0, start:])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        self.model = wrapped.merge_and_unload().requires_grad_(False)
+        return steps
 
     def kdpo(self, ids: Tensor, start: int, steps: int, cycles: int, beta: float, separately: bool = False) -> int:
         """`separately`: chosen and rejected in passes of their own, as trainers of DPO have them."""
