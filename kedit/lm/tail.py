@@ -82,6 +82,7 @@ class Tail:
                 return reached.hidden
         raise RuntimeError("the pass never came to the layer")
 
+    @torch.no_grad()
     def _record(self, seen: dict[str, Any], output: Tensor) -> Record:
         """With the residual where the layer is found to be residual + matrix(x), exactly."""
         hidden = seen["hidden"].detach()
