@@ -223,6 +223,8 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """A named sweep's table holds all its cells; without a name, those of this command."""
+        if FOLLOWS:
+            return
         from kedit.table import show
 
         if config.hydra.runtime.choices.sweeps == "adhoc":

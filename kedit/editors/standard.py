@@ -130,7 +130,9 @@ class Training:
         quiet = len(self.data) < 1000 or not self.accelerator.is_main_process
         with progress(total=self.steps * size, initial=done * size, unit="ex", disable=quiet) as bar:
             for number, facts in enumerate(islice(self.order(), done, self.steps), done):
-                losses = [*(losses if number % self.batches else []), self.step(number, facts)]
+                if number % self.batches == 0:
+                    losses = []
+                losses.append(self.step(number, facts))
                 bar.update(size)
                 if len(losses) == self.batches and self._learnt(losses):
                     break
