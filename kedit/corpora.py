@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from kedit.errors import InputError
+from kedit.errors import InputError, first_line
 
 WIKIPEDIA = ("wikimedia/wikipedia", "20231101.en")  # https://huggingface.co/datasets/wikimedia/wikipedia
 
@@ -50,8 +50,7 @@ def _wikipedia() -> Sequence[str]:
     try:
         return load_dataset(name, subset, split="train")["text"]
     except (OSError, ValueError) as error:
-        first = str(error).strip().split("\n")[0]
         raise InputError(
-            f"Wikipedia ({name}, {subset}) cannot be loaded ({first}); give a file of texts instead, e.g. "
+            f"Wikipedia ({name}, {subset}) cannot be loaded ({first_line(error)}); give a file of texts instead, e.g. "
             "editor.texts.source=FILE"
         ) from error

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from jaxtyping import Float
 from torch import Tensor
 
-from kedit.errors import InputError
+from kedit.errors import InputError, first_line
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -23,10 +23,9 @@ def load(encoder: str = MINILM) -> Callable[[Sequence[str]], Float[Tensor, "n d"
     try:
         model = SentenceTransformer(_source(encoder))
     except (OSError, ValueError) as error:
-        first = str(error).strip().split("\n")[0]
         raise InputError(
-            f"the sentence encoder {encoder} cannot be loaded ({first}); give a local directory, or a hub id that you "
-            "can reach"
+            f"the sentence encoder {encoder} cannot be loaded ({first_line(error)}); give a local directory, or "
+            "a hub id that you can reach"
         ) from error
     return lambda texts: model.encode(
         list(texts), normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False

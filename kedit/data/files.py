@@ -8,7 +8,7 @@ from kedit.artefacts import sha256
 from kedit.cases import Case
 from kedit.data.dataset import Dataset, Dedup, Overlap, apart, choose
 from kedit.data.records import Record, read_json
-from kedit.errors import InputError
+from kedit.errors import InputError, first_line
 
 Parse = Callable[[Record, str, Counter[str]], Case]
 
@@ -30,7 +30,7 @@ def load(
 ) -> Dataset:
     """Cases of `path`, or where it is null of `hub_file` in the hub dataset `hub`.
 
-    `train` says that the editor's fit learns from training cases: they are those of `train_path`, without those that
+    `train` says that the editor's fit learns from training cases: they are those of `train_path`, without those
     whose subject a test asks about (`train_overlap` keep: with them). Raises InputError, naming file, record and
     field, where a record is malformed, and where an edit has no target unless `drop_empty_targets`.
     """
@@ -84,9 +84,8 @@ def download(hub: str | None, hub_file: str | None, revision: str) -> Path:
     try:
         return Path(hf_hub_download(hub, hub_file, repo_type="dataset", revision=revision))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        first = str(error).strip().split("\n")[0]
         raise InputError(
-            f"{hub_file} of the hub dataset {hub} could not be downloaded ({first}); "
+            f"{hub_file} of the hub dataset {hub} could not be downloaded ({first_line(error)}); "
             "download it elsewhere and give it with dataset.path=FILE"
         ) from error
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from kedit.artefacts import digest, remembered_sha256
-from kedit.errors import InputError
+from kedit.errors import InputError, first_line
 from kedit.lm.model import LM
 from kedit.lm.text import Side
 
@@ -73,7 +73,7 @@ def _pretrained(auto: Any, source: str, what: str, options: dict[str, Any]) -> A
     try:
         return auto.from_pretrained(source, **options)
     except (OSError, ValueError, SafetensorError) as error:
-        first = str(error).strip().split("\n")[0].rstrip(".")
+        first = first_line(error).rstrip(".")
         remedy = "mend the folder" if Path(source).is_dir() else "give a folder, or a hub id that you can reach"
         raise InputError(f"{source}: its {what} cannot be loaded ({first}); {remedy}") from error
 
