@@ -10,7 +10,7 @@ from peft import AdaLoraConfig, AdaLoraModel, LoraConfig, LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from kedit.errors import InputError
+from kedit.errors import InputError, first_line
 from kedit.lm import LM
 
 NAME = "default"
@@ -37,7 +37,7 @@ class LoRA:
             self._attach(lm, layers)
         for layer in self._layers():
             layer.lora_dropout.train()
-        return [p for name, p in lm.model.named_parameters() if "lora_" in name]
+        return list(self._adapted().values())
 
     def stepped(self, step: int) -> None:
         """Called after each optimiser step, while the gradients are there."""
@@ -50,7 +50,7 @@ class LoRA:
         """The edit is made."""
         for layer in self._layers():
             layer.lora_dropout.eval()
-        if not all(bool(t.isfinite().all()) for t in self.state().values()):
+        if not all(bool(p.isfinite().all()) for p in self._adapted().values()):
             raise FloatingPointError("an edit left an adapter that is not finite")
         if self.merge:
             self._merge(lm)
@@ -66,10 +66,7 @@ class LoRA:
 
     def state(self) -> dict[str, Tensor]:
         """The adapter that stays in the model."""
-        if self._tuner is None:
-            return {}
-        named = self._tuner.model.named_parameters()
-        return {name: p.detach().clone() for name, p in named if "lora_" in name}
+        return {name: p.detach().clone() for name, p in self._adapted().items()} if self._tuner is not None else {}
 
     @torch.no_grad()
     def load_state(self, lm: LM, layers: Sequence[int] | None, state: Mapping[str, Tensor]) -> None:
@@ -105,13 +102,11 @@ class LoRA:
         try:
             self._tuner = self._wrap(lm, self._config(layers, str(getattr(lm.model.config, "name_or_path", ""))))
         except ValueError as error:
-            said = str(error).split("\n")[0]
-            raise InputError(f"editor.adapter does not fit ({said}); change {self}") from error
+            raise InputError(f"editor.adapter does not fit ({first_line(error)}); change {self}") from error
         self._tuner.eval()
         lm.model._hf_peft_config_loaded = True  # type: ignore[assignment]  # save_pretrained writes the adapter alone
         if not self.merge:
-            adapted = [name for name, _ in lm.model.named_parameters() if "lora_" in name]
-            lm.on_restore(lambda: self._detach(lm), adapted)
+            lm.on_restore(lambda: self._detach(lm), list(self._adapted()))
 
     def _detach(self, lm: LM) -> None:
         """The model's own modules again."""
@@ -126,6 +121,10 @@ class LoRA:
         self._detach(lm)
         for weight, change in zip(lm.track(list(changes)), changes.values(), strict=True):
             weight.add_(change.to(weight.dtype))
+
+    def _adapted(self) -> dict[str, nn.Parameter]:
+        """The adapter's parameters, by their names in the model."""
+        return {name: p for name, p in self._tuner.model.named_parameters() if "lora_" in name}
 
     def _layers(self) -> list[Any]:
         return [m for m in self._tuner.model.modules() if isinstance(m, BaseTunerLayer)]
