@@ -47,7 +47,7 @@ class Tail:
         layer = self.layers[-1]
 
         def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            seen["hidden"] = args[0] if args else kwargs["hidden_states"]
+            seen["hidden"] = _entered(args, kwargs)
 
         def after(module: nn.Module, args: tuple, output: Any) -> None:
             self.tuple = isinstance(output, tuple)
@@ -69,7 +69,7 @@ class Tail:
         """What a pass brings to the layer, [n t d]; the pass goes no further."""
 
         def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            raise _Reached(args[0] if args else kwargs["hidden_states"])
+            raise _Reached(_entered(args, kwargs))
 
         def below(module: nn.Module, args: tuple, output: Any) -> None:
             self.tuple = isinstance(output, tuple)
@@ -209,6 +209,11 @@ def tail_of(model: nn.Module, anatomy: Anatomy, names: Sequence[str]) -> Tail | 
     matrix = anatomy.mlp_out.format(first) + "."
     block = anatomy.block.format(first) + "."
     return Tail(model, anatomy, first, all(name.startswith(matrix) for name in names if name.startswith(block)))
+
+
+def _entered(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """The hidden state that a layer is called with."""
+    return args[0] if args else kwargs["hidden_states"]
 
 
 def _norms(layer: nn.Module) -> list[nn.Module]:
