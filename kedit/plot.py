@@ -11,9 +11,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from kedit.cells import Cell, find
 from kedit.errors import InputError
 from kedit.scores import per_case
-from kedit.table import Cell, find
 
 PANELS = (  # kind -> title; of these the first that was asked
     {"reliability": "edit success", "generality": "generality", "locality": "locality"},

@@ -144,15 +144,17 @@ def experiment_of(cfg: DictConfig, parts: Parts, lm: Any, journal: Memory, track
 
 
 def show_cells(directories: Sequence[Path]) -> None:
-    from kedit.table import find, show, tables
+    from kedit.cells import find
+    from kedit.table import show, tables
 
     show(list(tables([cell for directory in directories for cell in find(directory)])))
 
 
 def present(directory: Path) -> list[Any]:
     """Write the table and the picture of the cells below a directory; returns (caption, table) pairs."""
+    from kedit.cells import find
     from kedit.plot import retention
-    from kedit.table import find, write
+    from kedit.table import write
 
     cells = find(directory)
     if retention(cells, directory / "retention.png"):

@@ -10,7 +10,8 @@ import pytest
 from conftest import run_kedit
 from test_acceptance import run
 
-from kedit.table import find, tables
+from kedit.cells import find
+from kedit.table import tables
 
 pytestmark = pytest.mark.acceptance
 

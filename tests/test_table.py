@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from conftest import S, run_kedit
 
+from kedit.cells import Cell, find
 from kedit.errors import InputError
 from kedit.plot import ages, retention
 from kedit.scores import FLOOR, per_case, summary
-from kedit.table import Cell, find, markdown, show, tables, write
+from kedit.table import markdown, show, tables, write
 
 
 def row(case: str, kind: str, group: str, token: float, when: str = "test", **more: object) -> dict[str, object]:

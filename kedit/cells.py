@@ -1,0 +1,48 @@
+"""What has run, read back: a cell is one run's directory."""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kedit.cases import KNOWEDIT
+from kedit.errors import InputError
+from kedit.journal import META, ROWS, STEPS
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run's directory, finished or not."""
+
+    directory: Path
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        return json.loads((self.directory / META).read_text())
+
+    @property
+    def kinds(self) -> list[str]:
+        """What its tests were to ask; runs made before there was a choice asked KnowEdit's kinds."""
+        return self.meta.get("kinds", list(KNOWEDIT))
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        return pd.read_json(self.directory / ROWS, lines=True, dtype={"case": str, "gold": str, "pred": str})
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        return pd.read_json(self.directory / STEPS, lines=True)
+
+
+def find(place: str | Path) -> list[Cell]:
+    """The cells of a sweep (a name under the runs folder) or below a directory."""
+    runs = Path(os.environ.get("KEDIT_RUNS", "runs"))
+    root = runs / place if (runs / place).is_dir() else Path(place)
+    cells = [Cell(path.parent) for path in sorted(root.rglob(META)) if (path.parent / ROWS).exists()]
+    if not cells:
+        raise InputError(f"{root}: no run there; give a sweep that has run, or a directory below {runs}/")
+    return cells
