@@ -22,6 +22,7 @@ from kedit.lm.undo import UndoLog
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+POOL = 4096  # pairs that are tokenised and sorted by length together
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +181,10 @@ class LM(UndoLog):
         routes = self.route(prompts)
         wanted = [(route.prompt, answer) for route, answer in zip(routes, answers, strict=True)]
         distinct = list(dict.fromkeys(wanted))
-        pairs = self.text.pairs([p for p, _ in distinct], [a for _, a in distinct])
-        scored = dict(zip(distinct, self._score(pairs), strict=True))
+        scored: dict[tuple[str, str], Scored] = {}
+        for some in (distinct[i : i + POOL] for i in range(0, len(distinct), POOL)):
+            pairs = self.text.pairs([p for p, _ in some], [a for _, a in some])
+            scored |= zip(some, self._score(pairs), strict=True)
         return [replace(scored[pair], info=route.info) for pair, route in zip(wanted, routes, strict=True)]
 
     def _score(self, pairs: Sequence[Pair]) -> list[Scored]:
