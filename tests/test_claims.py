@@ -170,6 +170,14 @@ def test_a_paired_difference_tells_more() -> None:
     rows = [("kdpo", 80, 5), ("ft_m", 78, 5), ("ft_l", 20, 5)]
     assert verdict_of("kdpo-1", ours(*rows)).verdict == "cannot tell at this N"
     assert verdict_of("kdpo-1", ours(*rows, ("kdpo - ft_m", 2, 1))).verdict == "holds"
+    assert verdict_of("kdpo-1", ours(*rows, ("ft_m - kdpo", -2, 1))).verdict == "holds"
+    assert verdict_of("kdpo-1", ours(*rows, ("ft_m - kdpo", 2, 1))).verdict == "does not"
+
+
+def test_of_two_runs_that_of_the_claims_own_table_counts() -> None:
+    rows = [("kdpo", 80, 2), ("ft_m", 50, 2), ("ft_l", 20, 2)]
+    elsewhere, own = ours(("kdpo", 30, 2), table=6), ours(*rows, table=1)
+    assert verdict_of("kdpo-1", pd.concat([elsewhere, own])).verdict == "holds"
 
 
 def test_what_was_not_run_is_named() -> None:

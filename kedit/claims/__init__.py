@@ -64,11 +64,11 @@ def judge(frame: pd.DataFrame, paper: str, on: On = "paper") -> list[Verdict]:
 
 
 def judge_one(found: Claim, frame: pd.DataFrame, paper: str, on: On = "paper") -> Verdict:
-    """A claim on printed numbers sees the tables it is about; on ours, all that was run for the paper."""
-    rows = frame.assign(row=range(len(frame)))
-    rows = rows[rows["paper"] == paper]
-    if on == "paper":
-        rows = rows[rows["table"].isin(found.tables)]
+    """A claim on printed numbers sees the tables it is about; on ours all that was run for the paper, those first."""
+    rows = frame.assign(row=range(len(frame)), own=frame["table"].isin(found.tables))
+    rows = rows[(rows["paper"] == paper) & (rows["own"] | (on == "ours"))].sort_values(
+        "own", ascending=False, kind="stable"
+    )
     editors = _editors(paper, found.tables)
     numbers = Numbers(rows, exact=on == "paper", printed_editors=editors, T_in_average=paper != "kedas")
     comparisons = found.compare(numbers)

@@ -95,9 +95,11 @@ class Numbers:
         return absent(f"{editor} on {place}")
 
     def minus(self, place: Place, a: str, b: str, times: Real = 1) -> Quantity:
-        """a - times b; the paired difference where the frame has it, as an editor named "a - b"."""
-        paired = self.known.get((place, f"{a} - {b}"))
-        return self.at(place, a) - times * self.at(place, b) if paired is None or times != 1 else paired
+        """a - times b; the paired difference where the frame has it, as an editor named "a - b" or "b - a"."""
+        for name, sign in ((f"{a} - {b}", 1), (f"{b} - {a}", -1)):
+            if times == 1 and (place, name) in self.known:
+                return sign * self.known[place, name]
+        return self.at(place, a) - times * self.at(place, b)
 
     def places(self, *editors: str, **where: Any) -> list[Place]:
         """Where one of these editors (none given: any) has a number and the place meets all conditions."""

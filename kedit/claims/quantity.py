@@ -28,7 +28,8 @@ class Quantity:
         return Quantity(value, value - below, value + above, *_both(self, other))
 
     def __rmul__(self, factor: Real) -> "Quantity":
-        return Quantity(factor * self.value, factor * self.low, factor * self.high, self.cells, self.missing)
+        low, high = sorted((factor * self.low, factor * self.high))
+        return Quantity(factor * self.value, low, high, self.cells, self.missing)
 
     def __str__(self) -> str:
         if self.missing:
