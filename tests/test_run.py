@@ -221,12 +221,13 @@ def test_wandb_never_stops_a_run(tmp_path: Path) -> None:
     assert list((tmp_path / "runs").rglob("table.md"))
 
 
-def test_the_wheel_carries_conf_and_sweeps(tmp_path: Path) -> None:
+def test_the_wheel_carries_conf_sweeps_and_the_papers_numbers(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=TESTS.parent, check=True, capture_output=True)
     [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
+    assert len([*(tmp_path / "installed/kedit/papers").glob("*.csv")]) == 31
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     (tmp_path / "empty").mkdir()
     for arguments in (["--help"], ["--cfg", "job", "sweeps=quickstart"]):
