@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,6 +120,11 @@ class LM(UndoLog):
         self._prefixes.add(batch, lambda: self._answer_states(batch))
         return [True] * len(pairs)
 
+    def from_kept(self, batch: Batch) -> AbstractContextManager[None]:
+        """A pass over the batch inside begins with what is kept of all its rows, where that still holds. The edits of a
+        run are among its questions, so what lies below them is computed for all, in batches, before the first."""
+        return self._prefixes.using(batch, self.changed)
+
     @property
     def kept_bytes(self) -> int:
         return self._prefixes.bytes
@@ -194,7 +200,7 @@ class LM(UndoLog):
         batch = self._collate(pairs)
         pred: list[int] = []
         logprob: list[float] = []
-        with self._prefixes.using(batch, self.changed):
+        with self.from_kept(batch):
             answer_states = self._answer_states(batch)
         for states, gold in zip(answer_states.split(512), batch.gold.split(512), strict=True):
             logits = self._head(states).float()  # of 512 positions at a time: vocabularies are large
