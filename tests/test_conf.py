@@ -10,7 +10,8 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from kedit.run import ROOT, cell_directory, overrides
+from kedit.naming import cell_directory, overrides
+from kedit.run import ROOT
 
 GROUPS = ("model", "dataset", "editor", "editor/loss", "editor/adapter", "setting", "eval", "tracker")
 ABSTRACT = {"dataset=file"}  # what others inherit
