@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from kedit.cells import Cell
-from kedit.measured import AVERAGE, asked_T
+from kedit.measured import AVERAGE
 from kedit.mixing import mixed
+from kedit.samples import asked_T
 from kedit.scores import SAID, Score
 
 
@@ -56,10 +57,10 @@ def over_seeds(seeds: Sequence[int]) -> str:
 def failures(frame: pd.DataFrame) -> list[str]:
     """Edits that failed numerically and were undone: they count as they are, unedited."""
     each = _own(frame).drop_duplicates(["model", "setting", "T", "dataset", "editor"])
-    some = each[each["failed"] > 0].to_dict("records")
+    counts = each.groupby("editor", sort=False)["failed"].sum().astype(int)
     return [
-        f"{int(r['failed'])} edits of {r['editor']} ({r['model']}, {r['dataset']}, T={r['T']}) failed and were undone"
-        for r in some
+        f"{n} edit{'s' * (n > 1)} of {editor} failed and {'were' if n > 1 else 'was'} undone"
+        for editor, n in counts[counts > 0].items()
     ]
 
 

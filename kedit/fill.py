@@ -6,11 +6,10 @@ from typing import Any
 import pandas as pd
 
 from kedit.layout import Layout
-from kedit.measured import AVERAGE, KNOWEDIT_SETS, UNEDITED
+from kedit.measured import AVERAGE, KNOWEDIT_SETS
 from kedit.run import ROOT
+from kedit.samples import COSTS, UNEDITED
 from kedit.scores import PAPER
-
-COSTS = ("editing_hours", "inference_hours", "memory_gb")
 
 
 def command(record: Mapping[str, Any], layout: Layout, seeds: Sequence[int] = ()) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 
 from rich import box
@@ -48,7 +48,8 @@ class Grid:
     columns: tuple[tuple[str, ...], ...]
     lines: tuple[Line, ...]
     caption: str
-    commands: tuple[str, ...] = field(default=())  # that fill what is empty
+    commands: tuple[str, ...] = ()  # that fill what is empty
+    prose: tuple[str, ...] = ()  # columns of sentences
 
     def __post_init__(self) -> None:
         wrong = [line for line in self.lines if len(line.entries) != len(self.columns)]
@@ -71,7 +72,7 @@ def spans(columns: Sequence[tuple[str, ...]], level: int) -> Iterator[tuple[str,
 
 def markdown(grid: Grid) -> str:
     header = [*grid.stubs, *(" ".join(names) for names in grid.columns)]
-    rule = ["---"] * len(grid.stubs) + ["--:"] * len(grid.columns)
+    rule = ["---"] * len(grid.stubs) + ["---" if names[-1] in grid.prose else "--:" for names in grid.columns]
     lines = [[*line.head, *map(_markdown, line.entries)] for line in grid.lines]
     body = [[_escape_pipe(text) for text in line] for line in (header, rule, *lines)]
     title = f"**{grid.title}**\n\n" if grid.title else ""
@@ -112,7 +113,7 @@ def latex(grid: Grid) -> str:
         names = [_escape(name) for name in grid.stubs] if inner else [""] * stubs
         head.append(_tex_line([*names, *(_multicolumn(name, n) for name, n in spans(grid.columns, level))]))
     body = [_tex_line([*map(_escape, line.head), *map(_tex, line.entries)]) for line in grid.lines]
-    form = "l" * stubs + "r" * len(grid.columns)
+    form = "l" * stubs + "".join("p{7cm}" if names[-1] in grid.prose else "r" for names in grid.columns)
     tabular = [
         rf"\begin{{tabular}}{{{form}}}",
         r"\toprule",
@@ -179,9 +180,12 @@ def _rich(grid: Grid) -> Table:
         title=title, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0)
     )
     for name in grid.stubs:
-        table.add_column(Text(_broken(name)), justify="left", no_wrap=True, vertical="bottom")
-    for name in _headers(grid):
-        table.add_column(Text(name), justify="right", no_wrap=True)
+        table.add_column(Text(_broken(name)), justify="left", no_wrap=True)
+    for names, name in zip(grid.columns, _headers(grid), strict=True):
+        if names[-1] in grid.prose:
+            table.add_column(Text(name), max_width=56)
+        else:
+            table.add_column(Text(name), justify="right", no_wrap=True)
     above: tuple[str, ...] = ()
     for line in grid.lines:
         head = [("" if line.head[: i + 1] == above[: i + 1] else text) for i, text in enumerate(line.head[:-1])]

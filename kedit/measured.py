@@ -1,81 +1,28 @@
 """What the runs measured, as a tidy frame beside the papers' numbers: one line a number, with its interval.
 
 Columns are those of kedit.papers, `low` and `high` (ends of the 95 % bootstrap interval; `ci` is half their distance),
-`n` (cases), `seeds`, `failed` (edits) and `directories` (of the cells it rests on).
+`n` (cases), `seeds`, `failed` (edits), `directories` (of the cells it rests on) and `replicates`: the bootstrap's, from
+which the interval of any function of several numbers follows, paired where they are of the same cases.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kedit.bootstrap import interval, over_seeds, resampled_means
+from kedit.bootstrap import interval
 from kedit.cells import Cell
-from kedit.errors import InputError
 from kedit.papers import printed
-from kedit.scores import PAPER, PLAIN, Measures, Score, by_case, combined
+from kedit.samples import Key, Sample, samples
+from kedit.scores import PAPER, Score
 
 COLUMNS = "paper table model setting T dataset editor metric value ci note printed_as".split()
-MORE = "low high n seeds failed directories".split()
-UNEDITED = "none"
+MORE = "low high n seeds failed directories replicates".split()
 AVERAGE = "average"
 KNOWEDIT_SETS = ("zsre", "wikibio", "wikidata_counterfact", "wikidata_recent")
 WITHOUT = {("wikibio", "portability")}  # KnowEdit has no such questions: an average is over the others
-
-
-class Key(NamedTuple):
-    """Which column of numbers: all that a table distinguishes besides the metric."""
-
-    model: str
-    setting: str
-    T: int | None
-    dataset: str
-    editor: str
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One editor's case values, of each seed, and the cells they come from."""
-
-    key: Key
-    seeds: Mapping[int, pd.DataFrame]  # case x metric
-    measures: Measures
-    score: Score
-    cells: Sequence[Cell]
-    failed: int = 0
-    costs: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def metrics(self) -> list[str]:
-        return list(self.measures.kinds) + ([self.measures.combined] if self.measures.combined else [])
-
-    @cached_property
-    def values(self) -> np.ndarray:
-        """Of each metric: the mean over seeds of the score of each."""
-        with np.errstate(all="ignore"):
-            means = [self._scores(values.mean().to_numpy()[None]) for values in self.seeds.values()]
-        return np.mean(means, axis=0)[0]
-
-    @cached_property
-    def replicates(self) -> np.ndarray:
-        """Of each metric, in each resampling of seeds and cases."""
-        return over_seeds({seed: self._scores(resampled_means(values)) for seed, values in self.seeds.items()})
-
-    @property
-    def n(self) -> list[int]:
-        """Cases that count for each metric, of all seeds; all cases for a combined one."""
-        counts = sum(values.notna().sum() for values in self.seeds.values()).tolist()
-        return counts + [sum(map(len, self.seeds.values()))] * (len(self.metrics) - len(counts))
-
-    def _scores(self, means: np.ndarray) -> np.ndarray:
-        if not self.measures.combined:
-            return means
-        whole = combined(means, list(self.measures.kinds), self.measures, self.score)
-        return np.column_stack([means, whole])
 
 
 def measured(
@@ -104,15 +51,17 @@ def _lines(sample: Sample) -> Iterator[dict[str, Any]]:
     known = {"seeds": len(sample.seeds), "failed": sample.failed, "directories": [c.directory for c in sample.cells]}
     for i, metric in enumerate(sample.metrics):
         if math.isfinite(sample.values[i]):
-            ends = interval(sample.replicates[:, i]) if sample.n[i] > 1 else (math.nan, math.nan)
-            yield sample.key._asdict() | known | number(metric, sample.values[i], ends, sample.n[i])
+            drawn = sample.replicates[:, i] if sample.n[i] > 1 else None
+            yield sample.key._asdict() | known | number(metric, sample.values[i], drawn, sample.n[i])
     for metric, value in sample.costs.items():
-        yield sample.key._asdict() | known | number(metric, value, (math.nan, math.nan), max(sample.n))
+        yield sample.key._asdict() | known | number(metric, value, None, max(sample.n))
 
 
-def number(metric: str, value: float, ends: tuple[float, float], n: int) -> dict[str, Any]:
-    low, high = ends
-    return {"metric": metric, "value": float(value), "ci": (high - low) / 2, "low": low, "high": high, "n": n}
+def number(metric: str, value: float, replicates: np.ndarray | None, n: int) -> dict[str, Any]:
+    """One number with its interval; without replicates it has none."""
+    low, high = (math.nan, math.nan) if replicates is None else interval(replicates)
+    known = {"metric": metric, "value": float(value), "ci": (high - low) / 2, "low": low, "high": high}
+    return known | {"n": n, "replicates": replicates}
 
 
 # --- averages over datasets ------------------------------------------------------------------------------------------
@@ -151,113 +100,5 @@ def _average(key: Key, group: Mapping[str, Sample]) -> Iterator[dict[str, Any]]:
         parts = [sample for dataset, sample in group.items() if (dataset, metric) not in WITHOUT]
         value = float(np.mean([sample.values[i] for sample in parts]))
         if math.isfinite(value):
-            ends = interval(np.mean([sample.replicates[:, i] for sample in parts], axis=0))
-            yield key._asdict() | known | number(metric, value, ends, sum(sample.n[i] for sample in parts))
-
-
-# --- from cells to samples -------------------------------------------------------------------------------------------
-
-
-class _Test(NamedTuple):
-    """One cell's test at one T."""
-
-    cell: Cell
-    T: int  # as the rows have it
-    last: bool  # the T that the cell was run for, not a checkpoint before it
-
-
-def samples(
-    cells: Iterable[Cell],
-    paper: str | None = None,
-    *,
-    scoring: Score = "token",
-    same_as: Mapping[str, str] | None = None,
-) -> list[Sample]:
-    """One for each editor, model, dataset, setting and T; the unedited model's once for each of the last four.
-
-    A conf editor stands for a printed one (`same_as`) where that has not run itself.
-    """
-    measures = PAPER[paper] if paper else PLAIN
-    cells = list(cells)
-    ran = {cell.meta["editor"] for cell in cells}
-    stand_in = {ours: theirs for ours, theirs in (same_as or {}).items() if theirs not in ran}
-    tests: dict[Key, dict[int, _Test]] = {}
-    for cell in cells:
-        for key, test in _tests(cell, stand_in):
-            _keep(tests.setdefault(key, {}), key, test)
-    edited = [_sample(key, by_seed, measures, scoring, paper == "kedas") for key, by_seed in tests.items()]
-    first = {key._replace(editor=UNEDITED): by_seed for key, by_seed in reversed(tests.items())}
-    return [_sample(key, by_seed, measures, scoring) for key, by_seed in reversed(first.items())] + edited
-
-
-def asked_T(cell: Cell) -> int:
-    """The T that the cell was asked for; the effective one where it was asked for all."""
-    T = cell.meta["T"]
-    return T if isinstance(T, int) else cell.meta["effective_T"]
-
-
-def _tests(cell: Cell, same_as: Mapping[str, str]) -> Iterator[tuple[Key, _Test]]:
-    """Blocks of one are single editing, by definition."""
-    meta = cell.meta
-    rows = cell.rows
-    for T in sorted(rows[rows["when"] == "test"]["T"].unique()):
-        last = int(T) == meta["effective_T"]
-        stands_for = asked_T(cell) if last else int(T)
-        setting = "single" if meta["setting"] == "blocks" and stands_for == 1 else meta["setting"]
-        editor = same_as.get(meta["editor"], meta["editor"])
-        yield Key(meta["model"], setting, stands_for, meta["dataset"], editor), _Test(cell, int(T), last)
-
-
-def _keep(by_seed: dict[int, _Test], key: Key, test: _Test) -> None:
-    """A cell that was run for this T comes before another's checkpoint; two of them cannot both fill a place."""
-    seed = test.cell.meta["seed"]
-    there = by_seed.get(seed)
-    if there is None or (test.last and not there.last):
-        by_seed[seed] = test
-    elif test.last and there.last:
-        raise InputError(
-            f"{there.cell.directory} and {test.cell.directory} are both {key.editor} on {key.model}, {key.dataset}, "
-            f"T={key.T}, seed {seed}; choose one with --options TEXT (the overrides, as in the directory), or give "
-            "the table one of the directories"
-        )
-
-
-def _sample(key: Key, by_seed: Mapping[int, _Test], measures: Measures, scoring: Score, costs: bool = False) -> Sample:
-    unedited = key.editor == UNEDITED
-    return Sample(
-        key=key,
-        seeds={seed: by_case(_rows(test, unedited), measures, scoring) for seed, test in sorted(by_seed.items())},
-        measures=measures,
-        score=scoring,
-        cells=[test.cell for test in by_seed.values()],
-        failed=0 if unedited else sum(map(_failed, by_seed.values())),
-        costs=_costs(list(by_seed.values())) if costs else {},
-    )
-
-
-def _rows(test: _Test, unedited: bool) -> pd.DataFrame:
-    rows = test.cell.rows
-    tested = rows[(rows["when"] == "test") & (rows["T"] == test.T)]
-    return rows[(rows["when"] == "before") & rows["case"].isin(tested["case"])] if unedited else tested
-
-
-def _failed(test: _Test) -> int:
-    """Edits that failed and were undone, up to this test."""
-    steps, rows = test.cell.steps, test.cell.rows
-    if "failed" not in steps:
-        return 0
-    last = rows[(rows["when"] == "test") & (rows["T"] == test.T)]["step"].max()
-    return int(steps[steps["step"] <= last]["failed"].sum())
-
-
-def _costs(tests: Sequence[_Test]) -> dict[str, float]:
-    """KEDAS's Table 7, of finished cells: hours of editing and of asking, gigabytes at the peak; mean over seeds."""
-    metas = [test.cell.meta for test in tests if test.last and "seconds" in test.cell.meta]
-    if len(metas) < len(tests):
-        return {}
-    found = {
-        "editing_hours": [meta["seconds"]["edit"] / 3600 for meta in metas],
-        "inference_hours": [meta["seconds"]["evaluate"] / 3600 for meta in metas],
-        "memory_gb": [meta["peak_memory_mb"] / 1024 for meta in metas],
-    }
-    return {name: float(np.mean(values)) for name, values in found.items()}
+            drawn = np.mean([sample.replicates[:, i] for sample in parts], axis=0)
+            yield key._asdict() | known | number(metric, value, drawn, sum(sample.n[i] for sample in parts))

@@ -6,7 +6,7 @@ from typing import Any
 
 from kedit.cells import Cell
 from kedit.errors import InputError
-from kedit.measured import asked_T
+from kedit.samples import asked_T
 
 # of eval: these ask for more rows, and change none that two cells share
 MORE_ROWS = ("scoring", "each_edit")

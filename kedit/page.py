@@ -22,8 +22,10 @@ thead tr:last-child th { border-bottom: 1px solid #1c2024; cursor: pointer; user
 thead tr:last-child th:hover { background: #eef4fb }
 th { font-weight: 600; padding: .3rem .6rem } thead th { background: #f6f8fa } thead th[colspan] { text-align: center }
 tbody th { text-align: left; font-weight: 400; white-space: nowrap } tbody th.again { color: #a8b0b8 }
-td { text-align: right; padding: .2rem .6rem; white-space: nowrap }
+td { text-align: right; padding: .2rem .6rem; white-space: nowrap } tbody th, td { vertical-align: top }
+tbody th { padding: .2rem .6rem }
 td.first, th.first { border-left: 1px solid #d5d9dd } tr.group > * { border-top: 1px solid #d5d9dd }
+table.sorted th.again { color: inherit } table.sorted tr.group > * { border-top: 0 }
 tbody tr:hover > * { background: #f3f7fb }
 td small { color: #6a737d; font-size: .82em; font-weight: 400 } td.empty { color: #b0b7be; cursor: help }
 td a { color: #0b57a4; text-decoration: none } td a:hover { background: #dcebfa } th.stub { text-align: left }
@@ -89,8 +91,9 @@ def _table(grid: Grid) -> str:
         return title + foot
     heads = "\n".join(_head(grid, level) for level in range(grid.levels))
     firsts, above, lines = _firsts(grid), None, []
+    prose = {i for i, names in enumerate(grid.columns) if names[-1] in grid.prose}
     for line in grid.lines:
-        lines.append(_line(line, above, firsts))
+        lines.append(_line(line, above, firsts, prose))
         above = line
     body = "\n".join(lines)
     return (
@@ -116,26 +119,27 @@ def _head(grid: Grid, level: int) -> str:
     stubs = "".join(f'<th class="stub">{escape(name) if inner else ""}{way}</th>' for name in grid.stubs)
     texts, at, firsts = [], 0, _firsts(grid)
     for name, n in spans(grid.columns, level):
-        first = ' class="first"' if at in firsts else ""
+        classes = ["first"] * (at in firsts) + ["stub"] * (inner and name in grid.prose)
+        first = f' class="{" ".join(classes)}"' if classes else ""
         texts.append(f"<th{first}{f' colspan={n}' if n > 1 else ''}>{escape(name)}{way}</th>")
         at += n
     return f"<tr>{stubs}{''.join(texts)}</tr>"
 
 
-def _line(line: Line, above: Line | None, firsts: set[int]) -> str:
+def _line(line: Line, above: Line | None, firsts: set[int], prose: set[int]) -> str:
     again = [bool(above) and above.head[: i + 1] == line.head[: i + 1] for i in range(len(line.head))]  # type: ignore[union-attr]
     group = ' class="group"' if above and len(line.head) > 1 and not again[0] else ""
     heads = "".join(
         f'<th class="again">{escape(text)}</th>' if before else f"<th>{escape(text)}</th>"
         for text, before in zip(line.head, again, strict=True)
     )
-    cells = "".join(_cell(entry, i in firsts) for i, entry in enumerate(line.entries))
+    cells = "".join(_cell(entry, i in firsts, i in prose) for i, entry in enumerate(line.entries))
     return f"<tr{group}>{heads}{cells}</tr>"
 
 
-def _cell(entry: Entry, first: bool) -> str:
+def _cell(entry: Entry, first: bool, prose: bool) -> str:
     classes = [*(["first"] if first else []), *(["empty"] if entry.text == DASH else [])]
-    classes += ["text"] if len(entry.text) > 30 else []
+    classes += ["text"] if prose else []
     attributes = f' class="{" ".join(classes)}"' if classes else ""
     attributes += f' title="{escape(entry.hint)}"' if entry.hint else ""
     number, bracket = re.fullmatch(r"(.*?)( \([\d.]+\))?", entry.text, re.DOTALL).groups("")  # type: ignore[union-attr]

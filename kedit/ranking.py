@@ -9,10 +9,9 @@ import pandas as pd
 
 from kedit.formats import Entry
 from kedit.layout import Block, Place
-from kedit.measured import UNEDITED
+from kedit.samples import COSTS, UNEDITED
 
 Record = Mapping[str, Any]
-LOWER = ("editing_hours", "inference_hours", "memory_gb")  # is better
 GROUP = ("model", "setting", "T", "dataset", "metric")  # what is ranked: editors on the same
 BOLD = (
     "bold: the best editor on the same model, setting, T, dataset and metric, underlined: the second best of three or "
@@ -31,7 +30,7 @@ def ranked(
             groups.setdefault(group, []).append(at)
     marks: dict[tuple[Place, Place], tuple[bool, bool]] = {}
     for group, places in groups.items():
-        sign = -1 if group[-1] in LOWER else 1
+        sign = -1 if group[-1] in COSTS else 1  # of a cost, less is better
         marks |= zip(places, ranks([sign * float(text(block.records[at])) for at in places]), strict=True)
     found = {at: entry(record) for at, record in block.records.items()}
     for at, (best, second) in marks.items():

@@ -143,7 +143,7 @@ PAPER: dict[str, Measures] = {
         "fluency = n-gram entropy x100",
     ),
     "overtone": Measures(
-        {**_KNOWEDIT, "generality": "generality"},
+        {"edit_success": "reliability", "generality": "generality", **_KNOWEDIT},
         combined="avg",
         parts=("edit_success", "generality", "portability", "locality"),
         combine=fmean,

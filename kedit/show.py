@@ -10,13 +10,15 @@ import pandas as pd
 
 from kedit import formats, table, verdicts, versus, views
 from kedit.cells import Cell, find
+from kedit.entries import shown
 from kedit.errors import InputError
 from kedit.formats import Grid
 from kedit.layout import Layout, layout, layouts
-from kedit.measured import frame_of, samples
+from kedit.measured import frame_of
 from kedit.mixing import RULES, refuse_mixed
 from kedit.page import page
 from kedit.papers import PAPERS
+from kedit.samples import samples
 from kedit.scores import Score
 
 ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html", ".htm": "html"}
@@ -104,7 +106,7 @@ def paper_table(
     by_layout = {"settings"} if "setting" in (*known.rows, *known.columns) else set()
     refuse_mixed(cells, {*mix, *by_layout})
     found = frame_of(samples(cells, known.paper, scoring=score, same_as=known.same_as), known.paper, known.number)
-    given = views.shown(known, found, cells, score, out.parent if out else Path())
+    given = shown(known, found, cells, score, out.parent if out else Path())
     made = {
         "ours": lambda: views.ours(given),
         "paper": lambda: views.paper(known),

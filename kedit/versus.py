@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kedit.bootstrap import interval
 from kedit.captions import facts, failures
 from kedit.cells import Cell
 from kedit.errors import InputError
 from kedit.formats import DASH, Entry, Grid, Line
 from kedit.layout import named
-from kedit.measured import Sample, frame_of, number, samples
+from kedit.measured import frame_of, number
+from kedit.samples import Sample, samples
 from kedit.scores import PAPER, Score
 
 STUBS = ("model", "dataset", "setting", "T", "metric")
@@ -31,7 +31,7 @@ def compare(
         raise InputError(
             f"{one} and {other} have no case in common on one model, dataset, setting and T; there are {', '.join(ran)}"
         )
-    return pd.DataFrame(lines).rename(columns={"value": "difference"})
+    return pd.DataFrame(lines).drop(columns="replicates").rename(columns={"value": "difference"})
 
 
 def _pairs(found: Sequence[Sample], one: str, other: str) -> Iterator[tuple[Sample, Sample]]:
@@ -63,8 +63,8 @@ def _lines(one: Sample, other: Sample) -> Iterator[dict[str, Any]]:
     for i, metric in enumerate(one.metrics):
         a, b = float(one.values[i]), float(other.values[i])
         if np.isfinite(a - b):
-            ends = interval(one.replicates[:, i] - other.replicates[:, i]) if one.n[i] > 1 else (np.nan, np.nan)
-            yield place | {"one": a, "other": b} | number(metric, a - b, ends, one.n[i])
+            drawn = one.replicates[:, i] - other.replicates[:, i] if one.n[i] > 1 else None
+            yield place | {"one": a, "other": b} | number(metric, a - b, drawn, one.n[i])
 
 
 def grid(frame: pd.DataFrame, cells: Sequence[Cell], paper: str | None, score: Score) -> Grid:
