@@ -69,17 +69,21 @@ def _is(choice: str, value: Any) -> bool:
     return choice == value if isinstance(value, str) else choice in value
 
 
-def planned(config: DictConfig) -> list[dict[str, Any]]:
-    """The cells of a multirun's grid, as cells.json has them; none where another sweeper than Hydra's own chooses."""
+def jobs(config: DictConfig) -> list[list[str]]:
+    """The overrides of each point of a multirun's grid; none where another sweeper than Hydra's own chooses them."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     if not config.hydra.sweeper["_target_"].endswith(".BasicSweeper"):
         return []
     axes = [f"{axis}={values}" for axis, values in (config.hydra.sweeper.params or {}).items()]
     parsed = OverridesParser.create().parse_overrides([*axes, *config.hydra.overrides.task])
-    [jobs] = BasicSweeper.split_arguments(parsed, None)
+    return BasicSweeper.split_arguments(parsed, None)[0]
+
+
+def planned(config: DictConfig) -> list[dict[str, Any]]:
+    """The cells of a multirun, as cells.json has them."""
     general = list(config.hydra.overrides.hydra)
-    cells = (compose("config", [*general, *job], return_hydra_config=True) for job in jobs)
+    cells = (compose("config", [*general, *job], return_hydra_config=True) for job in jobs(config))
     return [_entry(cell) for cell in cells if not outside(cell, names_of(cell.hydra))]
 
 

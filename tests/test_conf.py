@@ -72,9 +72,9 @@ def test_numbers_of_an_editor_for_a_model_fit_the_editor(path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("sweep", [path.stem for path in sorted((ROOT / "sweeps").glob("*.yaml"))])
-def test_every_sweep_composes(sweep: str) -> None:
-    assert composed(f"sweeps={sweep}").setting
+def test_the_quickstart_composes() -> None:
+    """The papers' tables: test_sweeps.py."""
+    assert composed("sweeps=quickstart").setting.checkpoints == [10]
 
 
 def test_numbers_of_one_editor_for_one_model_come_after_the_editor_and_before_the_command_line() -> None:
