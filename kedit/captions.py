@@ -21,7 +21,10 @@ def facts(frame: pd.DataFrame, cells: Sequence[Cell], score: Score) -> list[str]
     said += [f"order seed {', '.join(orders)}"] if orders else []
     said += [f"options: {' and '.join(options)}"] if options else []
     mixes = mixed(cells)
-    return said + ([f"mixed: {', '.join(mixes)}"] if mixes else []) + noise(cells)
+    said += [f"mixed: {', '.join(mixes)}"] if mixes else []
+    unfinished = sum(not cell.finished for cell in cells)
+    said += [f"{unfinished} of {len(cells)} cells are not finished: what they have tested counts"] if unfinished else []
+    return said + noise(cells)
 
 
 def _own(frame: pd.DataFrame) -> pd.DataFrame:

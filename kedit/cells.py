@@ -12,7 +12,7 @@ import yaml
 
 from kedit.cases import KNOWEDIT
 from kedit.errors import InputError
-from kedit.journal import CONFIG, META, ROWS, STEPS
+from kedit.journal import CONFIG, META, ROWS, STATUS, STEPS
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Cell:
     @cached_property
     def meta(self) -> dict[str, Any]:
         return json.loads((self.directory / META).read_text())
+
+    @property
+    def finished(self) -> bool:
+        path = self.directory / STATUS
+        return path.exists() and path.read_text() == "finished"
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -26,7 +26,8 @@ def command(record: Mapping[str, Any], layout: Layout, seeds: Sequence[int] = ()
 
 
 def _joined(layout: Layout, choices: Mapping[str, Sequence[str]]) -> str:
-    return " ".join([f"kedit sweeps={layout.sweep}", *(f"{key}={','.join(some)}" for key, some in choices.items())])
+    axes = [f"{key}={','.join(some)}" for key, some in choices.items()]
+    return " ".join(filter(None, [f"kedit sweeps={layout.sweep}", *axes, layout.more]))
 
 
 def _datasets(record: Mapping[str, Any]) -> list[str]:

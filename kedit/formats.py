@@ -183,7 +183,7 @@ def _rich(grid: Grid) -> Table:
         table.add_column(Text(_broken(name)), justify="left", no_wrap=True)
     for names, name in zip(grid.columns, _headers(grid), strict=True):
         if names[-1] in grid.prose:
-            table.add_column(Text(name), max_width=56)
+            table.add_column(Text(name), max_width=max(24, (Console().width - 40) // len(grid.prose)))
         else:
             table.add_column(Text(name), justify="right", no_wrap=True)
     above: tuple[str, ...] = ()

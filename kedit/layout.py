@@ -34,6 +34,7 @@ class Layout:
     columns: tuple[str, ...]
     same_as: Mapping[str, str] = field(default_factory=dict)
     axes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # what the sweep runs
+    more: str = ""  # what every command that fills it needs besides
 
     @property
     def name(self) -> str:

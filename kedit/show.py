@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,10 +18,18 @@ from kedit.measured import frame_of
 from kedit.mixing import RULES, refuse_mixed
 from kedit.page import page
 from kedit.papers import PAPERS
-from kedit.samples import samples
+from kedit.samples import COSTS, samples
 from kedit.scores import Score
 
 ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html", ".htm": "html"}
+TEXTS = ("fluency", "consistency")  # are scored in one way
+GENERATE = "'eval.scoring=[forced,generate]'"
+NEEDS = {
+    "generate": f"run it with {GENERATE}",
+    "magnitude": "it needs two objects that compete (eval=rome)",
+    "token": "nothing was tested yet",
+    "exact": "nothing was tested yet",
+}
 Given = argparse.Namespace
 
 
@@ -105,7 +113,11 @@ def paper_table(
     """The table in the paper's layout: ours, the paper's, and the difference."""
     by_layout = {"settings"} if "setting" in (*known.rows, *known.columns) else set()
     refuse_mixed(cells, {*mix, *by_layout})
+    if score == "generate":
+        known = replace(known, more=GENERATE)
     found = frame_of(samples(cells, known.paper, scoring=score, same_as=known.same_as), known.paper, known.number)
+    if cells and set(found["metric"]) <= {*TEXTS, *COSTS}:
+        raise InputError(f"no run of {known.sweep} has rows for --scoring {score}; {NEEDS[score]}")
     given = shown(known, found, cells, score, out.parent if out else Path())
     made = {
         "ours": lambda: views.ours(given),

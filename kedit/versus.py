@@ -25,7 +25,10 @@ def compare(
     """One line a metric, model, dataset, setting and T: both means, their difference and its interval, on how many
     cases and seeds; of the cases and seeds that both have."""
     found = [sample for sample in samples(cells, paper, scoring=score) if sample.key.editor in (one, other)]
-    lines = [line for pair in _pairs(found, one, other) for line in _lines(*pair)]
+    pairs = list(_pairs(found, one, other))
+    lines = [line for pair in pairs for line in _lines(*pair)]
+    if pairs and not lines:
+        raise InputError(f"{one} and {other} have no rows for --scoring {score}")
     if not lines:
         ran = sorted({cell.meta["editor"] for cell in cells})
         raise InputError(

@@ -43,6 +43,7 @@ def make_cell(runs: Path, scores: Scores, *, failed: int = 0, eval_config: Any =
     _lines(directory / "rows.jsonl", rows)
     _lines(directory / "steps.jsonl", steps)
     (directory / "meta.json").write_text(json.dumps(full))
+    (directory / "status").write_text("finished")
     (directory / "config.yaml").write_text(yaml.safe_dump({"eval": eval_config or {"aliases": "first"}}))
     return Cell(directory)
 

@@ -308,6 +308,23 @@ def test_a_gap_of_the_world_has_its_command(tmp_path: Path) -> None:
     assert grid.commands[0] == empty.hint
 
 
+def test_another_way_of_scoring_is_from_the_same_rows_or_says_what_it_needs(tmp_path: Path) -> None:
+    cells = kdpo_cells(tmp_path)
+    [grid] = paper_table(KDPO, cells, "ours", "exact").grids
+    assert places(grid)[("zsre", "Edit Succ."), ("llama2-7b", "kdpo")].text.startswith("50.0 (")  # 4 of 8 are exact
+    assert "teacher-forced exact match" in grid.caption
+    with pytest.raises(InputError, match=r"no run of kdpo_table1 has rows for --scoring generate; run it with 'eval.s"):
+        paper_table(KDPO, cells, "ours", "generate")
+    [empty] = paper_table(KDPO, [], "ours", "generate").grids
+    assert empty.commands == ("kedit sweeps=kdpo_table1 'eval.scoring=[forced,generate]'",)
+
+
+def test_an_unfinished_cell_is_said(tmp_path: Path) -> None:
+    cells = kdpo_cells(tmp_path)
+    (cells[0].directory / "status").write_text("running")
+    assert "1 of 2 cells are not finished" in paper_table(KDPO, cells, "ours").grids[0].caption
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
