@@ -181,9 +181,9 @@ def _rich(grid: Grid) -> Table:
     )
     for name in grid.stubs:
         table.add_column(Text(_broken(name)), justify="left", no_wrap=True)
-    for names, name in zip(grid.columns, _headers(grid), strict=True):
+    for i, (names, name) in enumerate(zip(grid.columns, _headers(grid), strict=True)):
         if names[-1] in grid.prose:
-            table.add_column(Text(name), max_width=max(24, (Console().width - 40) // len(grid.prose)))
+            table.add_column(Text(name), max_width=_prose_width(grid, i))
         else:
             table.add_column(Text(name), justify="right", no_wrap=True)
     above: tuple[str, ...] = ()
@@ -192,6 +192,12 @@ def _rich(grid: Grid) -> Table:
         above = line.head
         table.add_row(*head, *line.head[-1:], *map(_text, line.entries))
     return table
+
+
+def _prose_width(grid: Grid, at: int) -> int:
+    """A fair part of the terminal, and no word broken."""
+    words = [word for line in grid.lines for word in line.entries[at].text.split()]
+    return max((Console().width - 40) // len(grid.prose), *map(len, words), 24)
 
 
 def _headers(grid: Grid) -> Iterator[str]:
