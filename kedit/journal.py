@@ -3,6 +3,7 @@
 <cell>/config.yaml   resolved config            rows.jsonl    one probe scored once a line
        meta.json     provenance, timings        steps.jsonl   one step a line: seconds, loss, weight change
        status        running | finished         state/        model and editor after the last commit
+       error         what stopped the last attempt, its last line in one sentence
 """
 
 import json
@@ -34,6 +35,8 @@ SCHEMA = 1
 FIXED = ("data", "files", "model_is", "versions")
 ROWS, STEPS, CONFIG, META, STATUS, STATE = "rows.jsonl", "steps.jsonl", "config.yaml", "meta.json", "status", "state"
 SCRATCH = "scratch"
+ERROR = "error"
+CELLS = "cells.json"  # of a sweep: what was ever asked of it
 
 
 class Memory:
