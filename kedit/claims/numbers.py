@@ -12,6 +12,7 @@ from copy import copy
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from kedit.claims.quantity import (
@@ -55,7 +56,9 @@ class Numbers:
         self.exact = exact
         self.printed_editors = {*printed_editors} - {UNEDITED}
         self.known: dict[tuple[Place, str], Quantity] = {}
-        needed = [name for name in (*Place._fields, "editor", "value", "low", "high", "row") if name in frame]
+        needed = [
+            name for name in (*Place._fields, "editor", "value", "low", "high", "row", "replicates") if name in frame
+        ]
         for row in frame[frame["value"].notna()][needed].to_dict("records"):
             place = Place(row["model"], row["setting"], _T(row["T"]), row["dataset"], row["metric"])
             self.known.setdefault((place, row["editor"]), self._quantity(row))
@@ -69,7 +72,8 @@ class Numbers:
             low = high = value
         elif math.isnan(low) or math.isnan(high):
             low, high = -math.inf, math.inf
-        return Quantity(value, low, high, (row["row"],))
+        drawn = row.get("replicates")
+        return Quantity(value, low, high, (row["row"],), drawn=drawn if isinstance(drawn, np.ndarray) else None)
 
     def _average(self, T_in_average: bool) -> None:
         """Add the mean over datasets of each editor that has all datasets that any editor has there."""
@@ -95,10 +99,7 @@ class Numbers:
         return absent(f"{editor} on {place}")
 
     def minus(self, place: Place, a: str, b: str, times: Real = 1) -> Quantity:
-        """a - times b; the paired difference where the frame has it, as an editor named "a - b" or "b - a"."""
-        for name, sign in ((f"{a} - {b}", 1), (f"{b} - {a}", -1)):
-            if times == 1 and (place, name) in self.known:
-                return sign * self.known[place, name]
+        """a - times b."""
         return self.at(place, a) - times * self.at(place, b)
 
     def places(self, *editors: str, **where: Any) -> list[Place]:

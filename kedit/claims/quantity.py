@@ -2,7 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kedit.bootstrap import interval
 
 Real = int | float
 
@@ -11,7 +15,9 @@ Real = int | float
 class Quantity:
     """A number, the interval it is known to, and the rows of the frame that it rests on.
 
-    A printed number is its own interval. A number that is not there is NaN and says in `missing` what is to be run.
+    `drawn`: the number in each resampling of cases and seeds. What is computed from several numbers is computed in each
+    resampling, so it is paired where they are of the same cases; without `drawn` they are taken as independent. A
+    printed number is its own interval. A number that is not there is NaN and says in `missing` what is to be run.
     """
 
     value: float
@@ -19,23 +25,32 @@ class Quantity:
     high: float
     cells: tuple[int, ...] = ()
     missing: tuple[str, ...] = ()
+    drawn: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def __sub__(self, other: "Quantity") -> "Quantity":
-        """The difference of two independent numbers: half-widths add in squares."""
+        """The difference; of independent numbers half-widths add in squares."""
         value = round(self.value - other.value, 9)  # 92.9 - 92.8 is 0.1
+        if self.drawn is not None and (other.drawn is not None or other.exact):
+            return _known(value, self.drawn - (other.value if other.drawn is None else other.drawn), self, other)
+        if other.drawn is not None and self.exact:
+            return _known(value, self.value - other.drawn, self, other)
         below = math.hypot(self.value - self.low, other.high - other.value)
         above = math.hypot(self.high - self.value, other.value - other.low)
         return Quantity(value, value - below, value + above, *_both(self, other))
 
     def __rmul__(self, factor: Real) -> "Quantity":
         low, high = sorted((factor * self.low, factor * self.high))
-        return Quantity(factor * self.value, low, high, self.cells, self.missing)
+        drawn = None if self.drawn is None else factor * self.drawn
+        return Quantity(factor * self.value, low, high, self.cells, self.missing, drawn)
+
+    @property
+    def exact(self) -> bool:
+        return self.low == self.high
 
     def __str__(self) -> str:
         if self.missing:
             return "(not run)"
-        interval = "" if self.low == self.high else f" [{self.low:.4g}, {self.high:.4g}]"
-        return f"{self.value:.4g}{interval}"
+        return f"{self.value:.4g}" + ("" if self.exact else f" [{self.low:.4g}, {self.high:.4g}]")
 
 
 def exactly(value: Real) -> Quantity:
@@ -47,11 +62,18 @@ def absent(what: str) -> Quantity:
 
 
 def mean(parts: Sequence[Quantity]) -> Quantity:
-    """Of independent numbers: half-widths add in squares."""
+    """Of several numbers; of independent ones half-widths add in squares."""
     value = sum(part.value for part in parts) / len(parts)
+    drawn = [part.drawn for part in parts if part.drawn is not None]
+    if len(drawn) == len(parts):
+        return _known(value, np.mean(drawn, axis=0), *parts)
     below = math.hypot(*(part.value - part.low for part in parts)) / len(parts)
     above = math.hypot(*(part.high - part.value for part in parts)) / len(parts)
     return Quantity(value, value - below, value + above, *_both(*parts))
+
+
+def _known(value: float, drawn: np.ndarray, *parts: Quantity) -> Quantity:
+    return Quantity(value, *interval(drawn), *_both(*parts), drawn)
 
 
 @dataclass(frozen=True)
