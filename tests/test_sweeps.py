@@ -157,6 +157,13 @@ def test_numbers_of_one_paper_reach_its_cells_only() -> None:
     assert setting.setting["_target_"] == "kedit.settings.blocks"
 
 
+def test_an_option_that_only_the_sweeps_own_choices_have_can_be_given() -> None:
+    """Hydra composes a sweep without its axes first: the yaml's choices stand in for them, not the world."""
+    given = ["sweeps=kdpo_table1", "model.dtype=bfloat16", "dataset.order_seed=3", "editor=ft_m,kdpo"]
+    assert {cell.model.dtype for cell in grid(*given)} == {"bfloat16"}
+    assert len(jobs(master(*given))) == 3 * 4 * 2
+
+
 def test_every_setting_takes_what_the_sweeps_give() -> None:
     for setting in ("single", "sequential", "blocks", "incremental", "mass"):
         assert "short" in inspect.signature(getattr(settings, setting)).parameters
