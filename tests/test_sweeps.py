@@ -72,8 +72,9 @@ def test_there_is_a_sweep_for_every_table_of_results() -> None:
 
 
 @pytest.mark.parametrize("sweep", TABLES)
-def test_every_sweep_composes_with_each_of_its_choices(sweep: str) -> None:
-    """Each choice of an axis, and each editor with each model and each dataset."""
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.acceptance)], ids=["choices", "cells"])
+def test_every_sweep_composes(sweep: str, whole: bool) -> None:
+    """Each choice of its axes, and all its cells."""
     wanted = axes(sweep)
     if not all(set(wanted[group]) & there(group) for group in ("editor", "dataset")):
         with pytest.raises(MissingConfigException):
@@ -81,11 +82,10 @@ def test_every_sweep_composes_with_each_of_its_choices(sweep: str) -> None:
         return
     points = [dict(override.split("=", 1) for override in job) for job in jobs(master(f"sweeps={sweep}"))]
     assert len(points) == prod(len(set(names) & there(axis) or names) for axis, names in wanted.items())
-    met: set[tuple[str, str, str]] = set()
+    met: set[tuple[str, str]] = set()
     for point in points:
-        pairs = {(point["editor"], axis, point[axis]) for axis in wanted}
-        if not pairs <= met:
-            met |= pairs
+        if whole or not met >= set(point.items()):
+            met |= set(point.items())
             cfg = compose("config", [f"{axis}={value}" for axis, value in point.items()], return_hydra_config=True)
             assert cfg.setting.get("short", "cap") == "cap"
             assert {axis: str(cfg.hydra.runtime.choices.get(axis, cfg.get(axis))) for axis in wanted} == {
