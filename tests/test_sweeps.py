@@ -210,7 +210,14 @@ def test_a_cell_that_fails_at_work_leaves_its_error(kedit: Kedit, tmp_path: Path
     [good] = [home for home in homes if (home / "status").read_text() == "finished"]
     assert (bad / "error").read_text() == "layers=[9]: the model has layers 0 to 3; choose from these\n"
     assert good != bad
-    assert kedit("sweeps=kdpo_table6", *TINY, "T=2", "editor=kdpo", "editor.layers=[3]").stdout.count("finished") == 1
+
+
+def test_a_grid_without_a_name_is_written_down_too(kedit: Kedit, tmp_path: Path) -> None:
+    done = kedit("-m", *TINY, "T=2", "editor=ft_m", "seed=1,2")
+    assert done.returncode == 0, done.stderr
+    assert "Callback" not in done.stderr
+    assert [(cell["editor"], cell["seed"]) for cell in cells(tmp_path)] == [("ft_m", 1), ("ft_m", 2)]
+    assert "(unedited)" in done.stdout
 
 
 # --- wandb's own sweeps ----------------------------------------------------------------------------------------------
