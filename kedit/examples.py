@@ -1,7 +1,8 @@
 """What was answered before and after editing, question by question: python -m kedit.examples SWEEP.
 
-KDPO's Table 4 (`kdpo_table3`, whose cells it shows) asks each edit's own prompt; KEDAS's Table 10 (`kedas_table4`) also
-what must not change and what follows from the edit. Needs no model; the prompts are read from the cells' dataset again.
+`--printed` shows the questions of a paper's own table, and what it prints: KDPO's Table 4 (the cells of kdpo_table3)
+asks each edit's prompt, KEDAS's Table 10 (kedas_table4) what must not change and what follows from the edit. Needs no
+model; the prompts are read from the cells' dataset again.
 """
 
 import argparse
@@ -21,10 +22,12 @@ from kedit.cases import KINDS, Case, Kind, questions
 from kedit.cells import Cell, find
 from kedit.errors import InputError
 from kedit.journal import CONFIG
+from kedit.papers import FOLDER
 
 SAME = ("model", "dataset", "setting", "T", "seed", "order_seed", "overrides")  # what one table's editors share
 PLACE = ["case", "kind", "group", "probe"]
 TEXT = {"forced": "pred", "generate": "generated"}
+PRINTED: dict[str, list[Kind]] = {"kdpo_table4": ["reliability"], "kedas_table10": ["locality", "portability"]}
 RIGHT, WRONG = "✓", "✗"
 
 
@@ -73,20 +76,42 @@ def examples(cells: Sequence[Cell], kinds: Sequence[Kind], *, scoring: str = "fo
 
 
 def choose(table: pd.DataFrame, wanted: Sequence[str], n: int) -> pd.DataFrame:
-    """The cases that an id or a part of one of their prompts names; without any the first `n`."""
+    """The cases that an id or a part of one of their prompts names; without any the first `n`. Of several names some
+    may be of no case here."""
     ids = list(dict.fromkeys(table["case"]))
     if not wanted:
         return table[table["case"].isin(ids[:n])]
     plain = table["prompt"].map(_plain)
     named = [(table["case"] == text) | plain.str.contains(_plain(text), regex=False) for text in wanted]
-    for text, found in zip(wanted, named, strict=True):
-        if not found.any():
-            raise InputError(f"--case {text!r}: no case has this id or asks this; the first is {ids[0]}")
-    return table[table["case"].isin(table["case"][pd.concat(named, axis=1).any(axis=1)])]
+    found = pd.concat(named, axis=1).any(axis=1)
+    if not found.any():
+        raise InputError(f"{', '.join(map(repr, wanted))}: no case has this id or asks this; the first is {ids[0]}")
+    return table[table["case"].isin(table["case"][found])]
 
 
 def _plain(text: str) -> str:
     return text.lower().replace("\u2019", "'")
+
+
+def printed(name: str) -> pd.DataFrame:
+    """What a paper's table of examples prints, in the form of `examples`; a mark only where the paper has one."""
+    table = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    lines = []
+    for case in table.get("examples", ()):  # KDPO
+        said = {editor: _marked(**post) for editor, post in case["post_edit"].items()}
+        asked = {"case": "", "kind": "reliability", "prompt": case["prompt"], "wanted": case["edit_target"]}
+        lines.append(asked | {"(unedited)": _marked(case["pre_edit_output"])} | said)
+    for kind in ("locality", "portability"):  # KEDAS
+        if kind in table:
+            case = table[kind]
+            asked = {"case": table["edit_qa"], "kind": kind, "prompt": case.pop("query")}
+            before = case.pop("original_output", "-")
+            lines.append(asked | {"wanted": case.pop("ground_truth", before), "(unedited)": before} | case)
+    return pd.DataFrame(lines).assign(group="", probe=0)
+
+
+def _marked(output: str, correct: bool | None = None) -> str:
+    return f"{output or '(empty)'}{ {None: '', True: ' ' + RIGHT, False: ' ' + WRONG}[correct] }"
 
 
 def groups(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
@@ -116,23 +141,31 @@ def show(caption: str, table: pd.DataFrame) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m kedit.examples", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m kedit.examples", description=str(__doc__))
     parser.add_argument("place", help="a sweep's name, or a directory of runs")
     parser.add_argument("--case", action="append", default=[], metavar="TEXT", help="an id, or part of a prompt")
     parser.add_argument("--kinds", nargs="+", choices=KINDS[:4], default=["reliability"], help="what is asked")
+    parser.add_argument("--printed", choices=list(PRINTED), help="the questions of this table, and what it prints")
     parser.add_argument("--scoring", choices=list(TEXT), default="forced", help="whose answers are shown")
     parser.add_argument("-n", type=int, default=8, help="number of cases where none is named (8)")
     parser.add_argument("--markdown", action="store_true", help="instead of a table for the terminal")
     given = parser.parse_args()
+    out = _write if given.markdown else show
     try:
-        for caption, cells in groups(find(given.place)):
-            table = choose(examples(cells, given.kinds, scoring=given.scoring), given.case, given.n)
-            if given.markdown:
-                sys.stdout.write(f"{markdown(table)}\n\n{caption}\n\n")
-            else:
-                show(caption, table)
+        cells = list(groups(find(given.place)))
+        wanted, kinds = list(given.case), given.kinds
+        if given.printed:
+            table, kinds = printed(given.printed), PRINTED[given.printed]
+            out(f"printed: {given.printed}", table)
+            wanted += list(table["prompt"])
+        for caption, together in cells:
+            out(caption, choose(examples(together, kinds, scoring=given.scoring), wanted, given.n))
     except InputError as error:
         sys.exit(str(error))
+
+
+def _write(caption: str, table: pd.DataFrame) -> None:
+    sys.stdout.write(f"{markdown(table)}\n\n{caption}\n\n")
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -46,8 +46,10 @@ class Seen:
 
     @property
     def row(self) -> str:
-        model, dataset, editor, _, _, *overrides = Path(self.directory).parts
-        return "\n".join([f"{model} / {dataset} / {editor}", *overrides])
+        model, dataset, editor, _, _, *hashed = Path(self.directory).parts
+        return "\n".join(
+            [f"{model} / {dataset} / {editor}", *([self.meta.get("overrides", hashed[0])] if hashed else [])]
+        )
 
     @property
     def column(self) -> tuple[str, ...]:
@@ -161,7 +163,7 @@ def grid(cells: Sequence[Seen]) -> Table:
     """One line for each model, dataset and editor; one column for each setting, T and seed."""
     columns = sorted({cell.column for cell in cells}, key=_natural)
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("model / dataset / editor", no_wrap=True)
+    table.add_column("model / dataset / editor", max_width=60, overflow="fold")
     for column in columns:
         table.add_column(Text("\n".join(column)), justify="right", no_wrap=True)
     by_place = {(cell.row, cell.column): cell for cell in cells}

@@ -47,7 +47,7 @@ OmegaConf.register_new_resolver("kedit.paper", lambda sweep: sweep.partition("_t
 
 def left_out(config: DictConfig) -> list[str]:
     """One line for each axis of which the sweep's yaml names choices that do not exist yet."""
-    axes = OmegaConf.to_container(config.hydra.sweeper.get("params") or {}, resolve=False)
+    axes = OmegaConf.to_container(OmegaConf.create(config.hydra.sweeper.get("params") or {}), resolve=False)
     given = {override.partition("=")[0] for override in config.hydra.overrides.task}
     lines = []
     for axis, text in axes.items():  # type: ignore[union-attr]

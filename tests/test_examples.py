@@ -8,7 +8,7 @@ from conftest import run_kedit
 
 from kedit.cells import Cell, find
 from kedit.errors import InputError
-from kedit.examples import choose, examples, groups, markdown, outputs
+from kedit.examples import PRINTED, choose, examples, groups, markdown, outputs, printed
 
 TINY = ["model.people=20", "model.steps=2", "model.width=32", "model.mlp=32", "eval.fluency_tokens=20"]
 
@@ -69,3 +69,22 @@ def test_markdown_has_a_line_for_each_question(cells: list[Cell]) -> None:
     lines = markdown(table).splitlines()
     assert lines[0] == "| case | prompt | wanted | (unedited) | ft_m | kdpo |"
     assert len(lines) == 2 + len(table)
+
+
+@pytest.mark.parametrize(("name", "n", "editors"), [("kdpo_table4", 8, 5), ("kedas_table10", 2, 3)])
+def test_the_papers_own_examples_have_the_same_form(cells: list[Cell], name: str, n: int, editors: int) -> None:
+    table = printed(name)
+    ours = examples(cells, ["reliability"])
+    assert (len(table), table.shape[1]) == (n, len(ours.columns) - 2 + editors)
+    assert set(ours.columns) - {"ft_m", "kdpo"} <= set(table.columns)
+    assert list(dict.fromkeys(table["kind"])) == PRINTED[name]
+    assert markdown(table).count("\n") == n + 1
+    with pytest.raises(InputError, match="no case has this id or asks this"):
+        choose(ours, list(table["prompt"]), 8)
+
+
+def test_marks_are_the_papers() -> None:
+    table = printed("kdpo_table4").set_index("prompt")
+    assert table.loc["What network first aired The Smothers Brothers Comedy Hour?", "kdpo"] == "NBC ✓"
+    assert table.loc["What network first aired The Smothers Brothers Comedy Hour?", "memit"] == "(empty) ✗"
+    assert table.loc["What species is ZIC3 specific to?", "dpo"] == "male"

@@ -72,8 +72,9 @@ def test_there_is_a_sweep_for_every_table_of_results() -> None:
 
 
 @pytest.mark.parametrize("sweep", TABLES)
-def test_every_sweep_composes_with_each_of_its_choices(sweep: str) -> None:
-    """Each choice of an axis, and each editor with each model and each dataset."""
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.acceptance)], ids=["choices", "cells"])
+def test_every_sweep_composes(sweep: str, whole: bool) -> None:
+    """Each choice of its axes, and all its cells."""
     wanted = axes(sweep)
     if not all(set(wanted[group]) & there(group) for group in ("editor", "dataset")):
         with pytest.raises(MissingConfigException):
@@ -81,11 +82,10 @@ def test_every_sweep_composes_with_each_of_its_choices(sweep: str) -> None:
         return
     points = [dict(override.split("=", 1) for override in job) for job in jobs(master(f"sweeps={sweep}"))]
     assert len(points) == prod(len(set(names) & there(axis) or names) for axis, names in wanted.items())
-    met: set[tuple[str, str, str]] = set()
+    met: set[tuple[str, str]] = set()
     for point in points:
-        pairs = {(point["editor"], axis, point[axis]) for axis in wanted}
-        if not pairs <= met:
-            met |= pairs
+        if whole or not met >= set(point.items()):
+            met |= set(point.items())
             cfg = compose("config", [f"{axis}={value}" for axis, value in point.items()], return_hydra_config=True)
             assert cfg.setting.get("short", "cap") == "cap"
             assert {axis: str(cfg.hydra.runtime.choices.get(axis, cfg.get(axis))) for axis in wanted} == {
@@ -157,6 +157,13 @@ def test_numbers_of_one_paper_reach_its_cells_only() -> None:
     assert setting.setting["_target_"] == "kedit.settings.blocks"
 
 
+def test_an_option_that_only_the_sweeps_own_choices_have_can_be_given() -> None:
+    """Hydra composes a sweep without its axes first: the yaml's choices stand in for them, not the world."""
+    given = ["sweeps=kdpo_table1", "model.dtype=bfloat16", "dataset.order_seed=3", "editor=ft_m,kdpo"]
+    assert {cell.model.dtype for cell in grid(*given)} == {"bfloat16"}
+    assert len(jobs(master(*given))) == 3 * 4 * 2
+
+
 def test_every_setting_takes_what_the_sweeps_give() -> None:
     for setting in ("single", "sequential", "blocks", "incremental", "mass"):
         assert "short" in inspect.signature(getattr(settings, setting)).parameters
@@ -203,7 +210,14 @@ def test_a_cell_that_fails_at_work_leaves_its_error(kedit: Kedit, tmp_path: Path
     [good] = [home for home in homes if (home / "status").read_text() == "finished"]
     assert (bad / "error").read_text() == "layers=[9]: the model has layers 0 to 3; choose from these\n"
     assert good != bad
-    assert kedit("sweeps=kdpo_table6", *TINY, "T=2", "editor=kdpo", "editor.layers=[3]").stdout.count("finished") == 1
+
+
+def test_a_grid_without_a_name_is_written_down_too(kedit: Kedit, tmp_path: Path) -> None:
+    done = kedit("-m", *TINY, "T=2", "editor=ft_m", "seed=1,2")
+    assert done.returncode == 0, done.stderr
+    assert "Callback" not in done.stderr
+    assert [(cell["editor"], cell["seed"]) for cell in cells(tmp_path)] == [("ft_m", 1), ("ft_m", 2)]
+    assert "(unedited)" in done.stdout
 
 
 # --- wandb's own sweeps ----------------------------------------------------------------------------------------------
