@@ -11,7 +11,7 @@ import pandas as pd
 
 from kedit.cases import KNOWEDIT
 from kedit.errors import InputError
-from kedit.journal import META, ROWS, STEPS
+from kedit.journal import META, ROWS, STEPS, TRACES
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,12 @@ class Cell:
     @cached_property
     def steps(self) -> pd.DataFrame:
         return pd.read_json(self.directory / STEPS, lines=True)
+
+    @cached_property
+    def traces(self) -> pd.DataFrame:
+        """What was heard over the optimiser steps of its edits; empty where nobody listened."""
+        path = self.directory / TRACES
+        return pd.read_json(path, lines=True, dtype={"case": str}) if path.exists() else pd.DataFrame()
 
 
 def find(place: str | Path) -> list[Cell]:

@@ -93,6 +93,11 @@ def assemble(cfg: DictConfig) -> Parts:
     steps = list(instantiate(cfg.setting, _convert_="all")(dataset.cases, cfg.T))
     if editor.needs_subject:
         check_subjects(case for step in steps for case in step.edit)
+    if evaluator.each_step and not editor.tells_steps:
+        raise InputError(
+            f"eval.each_step={list(evaluator.each_step)}: {type(editor).__name__} does not tell its optimiser steps; "
+            "set eval.each_step=[], or choose an editor that trains edit by edit"
+        )
     return Parts(editor, evaluator, tracker, dataset, steps)
 
 
