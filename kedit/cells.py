@@ -44,11 +44,19 @@ class Cell:
         return pd.read_json(path, lines=True, dtype={"case": str}) if path.exists() else pd.DataFrame()
 
 
+def home(place: str | Path) -> Path:
+    """The folder of a sweep (a name under the runs folder), or the directory itself."""
+    return runs() / place if (runs() / place).is_dir() else Path(place)
+
+
+def runs() -> Path:
+    return Path(os.environ.get("KEDIT_RUNS", "runs"))
+
+
 def find(place: str | Path) -> list[Cell]:
     """The cells of a sweep (a name under the runs folder) or below a directory."""
-    runs = Path(os.environ.get("KEDIT_RUNS", "runs"))
-    root = runs / place if (runs / place).is_dir() else Path(place)
+    root = home(place)
     cells = [Cell(path.parent) for path in sorted(root.rglob(META)) if (path.parent / ROWS).exists()]
     if not cells:
-        raise InputError(f"{root}: no run there; give a sweep that has run, or a directory below {runs}/")
+        raise InputError(f"{root}: no run there; give a sweep that has run, or a directory below {runs()}/")
     return cells

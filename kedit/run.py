@@ -156,14 +156,17 @@ def show_cells(directories: Sequence[Path]) -> None:
 
 
 def present(directory: Path) -> list[Any]:
-    """Write the table and the picture of the cells below a directory; returns (caption, table) pairs."""
+    """Write the table and the pictures of the cells below a directory; returns (caption, table) pairs."""
     from kedit.cells import find
-    from kedit.plot import retention
+    from kedit.plot import draw
     from kedit.table import write
 
     cells = find(directory)
-    if retention(cells, directory / "retention.png"):
-        log.info("%s", directory / "retention.png")
+    try:
+        for picture in filter(None, (drawn.path for drawn in draw(cells, directory))):
+            log.info("%s", picture)
+    except Exception:  # a run is never lost for a picture
+        log.exception("a picture could not be drawn; python -m kedit.plot %s tries again", directory)
     return write(cells, directory)
 
 
