@@ -16,7 +16,7 @@ from kedit.journal import Memory
 from kedit.lm import LM
 from kedit.pristine import pristine_answers
 from kedit.progress import progress
-from kedit.scores import per_case
+from kedit.scores import COLUMNS, per_case
 from kedit.settings import Step
 from kedit.traces import Trace
 from kedit.tracker import Tracker
@@ -159,5 +159,6 @@ def _metrics(record: Row, rows: Sequence[Row]) -> dict[str, Any]:
     frame = pd.DataFrame(rows)
     for when, asked in frame.groupby("when") if rows else ():
         scores = {kind: per_case(asked, kind) for kind in KINDS}
-        numbers |= {f"{when}/{kind}": float(values.mean()) for kind, values in scores.items() if len(values)}
+        named = {COLUMNS[kind].replace(" ", "_"): values for kind, values in scores.items() if len(values)}
+        numbers |= {f"{when}/{name}": float(values.mean()) for name, values in named.items()}
     return numbers

@@ -103,26 +103,30 @@ def assemble(cfg: DictConfig) -> Parts:
 
 def compute(cfg: DictConfig, names: Mapping[str, str], journal: Journal, parts: Parts) -> None:
     """The part that needs the model."""
+    from kedit.cells import Cell
+    from kedit.dashboard import flat_config, report
     from kedit.provenance import costs, describe, named_files
 
     started = time.perf_counter()
     lm = load_model(cfg)
     load_s = time.perf_counter() - started
     cell = {**names, "T": cfg.T, "seed": cfg.seed, "order_seed": cfg.dataset.get("order_seed")}
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     meta = cell | describe(lm, parts.dataset, parts.steps, parts.evaluator) | {"files": named_files(config)}
     journal.describe(meta)
     parts.tracker.start(
         directory=journal.directory,
         name=str(journal.directory.relative_to(Path(cfg.runs) / names["sweeps"])),
         group=names["sweeps"],
-        config=config,
+        tags=[f"{group}:{names[group]}" for group in GROUPS],
+        config=flat_config(without(config, BOOKKEEPING), meta),
     )
     experiment_of(cfg, parts, lm, journal, parts.tracker)
     journal.describe(meta | costs(lm, journal.steps, len(journal.rows), load_s, time.perf_counter() - started))
     if cfg.save:
         lm.save(journal.directory / "model")
-    parts.tracker.finish(present(journal.directory)[0][1])
+    [(_, table), *_] = present(journal.directory)
+    parts.tracker.finish(report(Cell(journal.directory), table))
     journal.finish()
 
 
@@ -170,10 +174,27 @@ def present(directory: Path) -> list[Any]:
     return write(cells, directory)
 
 
+def track(cfg: DictConfig, made: Sequence[Any]) -> None:
+    """A named sweep's tables and pictures in a run of their own, beside those of its cells."""
+    from kedit.cells import find
+    from kedit.dashboard import is_new, sweep_report
+
+    directory, sweep = Path(cfg.hydra.sweep.dir), cfg.hydra.runtime.choices.sweeps
+    cells = find(directory)
+    if is_new(directory, cells):
+        tracker = instantiate(cfg.tracker, _convert_="all")
+        tracker.start(directory=directory, name="all cells", group=sweep, tags=["all cells"], config={"sweeps": sweep})
+        tracker.finish(sweep_report(cells, made, directory))
+
+
 def identity(cfg: DictConfig) -> str:
     """What a cell is: the resolved config without what changes no row."""
     whole: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return OmegaConf.to_yaml({key: value for key, value in whole.items() if key not in BOOKKEEPING})
+    return OmegaConf.to_yaml(without(whole, BOOKKEEPING))
+
+
+def without(options: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in names}
 
 
 def cell_directory(runs: Path, names: Mapping[str, str], T: int | str, seed: int) -> Path:
@@ -240,7 +261,9 @@ class Sweep(Callback):
         if config.hydra.runtime.choices.sweeps == "adhoc":
             show_cells(self.cells)
         else:
-            show(present(Path(config.hydra.sweep.dir)))
+            made = present(Path(config.hydra.sweep.dir))
+            show(made)
+            track(config, made)
 
     def _check(self, folder: str) -> None:
         try:
