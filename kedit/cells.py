@@ -31,17 +31,21 @@ class Cell:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        return pd.read_json(self.directory / ROWS, lines=True, dtype={"case": str, "gold": str, "pred": str})
+        return _read(self.directory / ROWS, dtype={"case": str, "gold": str, "pred": str})
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        return pd.read_json(self.directory / STEPS, lines=True)
+        return _read(self.directory / STEPS)
 
     @cached_property
     def traces(self) -> pd.DataFrame:
         """What was heard over the optimiser steps of its edits; empty where nobody listened."""
         path = self.directory / TRACES
-        return pd.read_json(path, lines=True, dtype={"case": str}) if path.exists() else pd.DataFrame()
+        return _read(path, dtype={"case": str}) if path.exists() else pd.DataFrame()
+
+
+def _read(path: Path, **kwargs: Any) -> pd.DataFrame:
+    return pd.read_json(path, lines=True, precise_float=True, **kwargs)
 
 
 def home(place: str | Path) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from kedit.cells import Cell
 from kedit.journal import META
@@ -73,7 +74,7 @@ def report(cell: Cell, table: pd.DataFrame) -> Report:
     costs |= {f"seconds_{part}": value for part, value in cell.meta["seconds"].items()}
     costs |= {"failed_edits": int(cell.steps["failed"].sum()) if "failed" in cell.steps else 0}
     known = {name: value for name, value in costs.items() if value is not None}
-    tables = {"table": table, "rows": plain(cell.rows), "steps": plain(cell.steps)}
+    tables = {"table": table, "rows": plain(cell.rows)}
     return Report(scores_of(cell) | known, tables, pictures_in(cell.directory))
 
 
@@ -84,8 +85,9 @@ def pictures_in(directory: Path) -> dict[str, Path]:
 
 def plain(frame: pd.DataFrame) -> pd.DataFrame:
     """A column holds numbers, or texts: lists and objects as JSON, what is unknown as None."""
-    columns = {name: _plain(frame[name]) if frame[name].dtype == object else frame[name] for name in frame}
-    return pd.DataFrame(columns)
+    return pd.DataFrame(
+        {name: column if is_numeric_dtype(column) else _plain(column) for name, column in frame.items()}
+    )
 
 
 def _plain(column: pd.Series) -> pd.Series:

@@ -69,7 +69,7 @@ def sync(root: Path, jobs: int = 4, timeout: float = 600.0) -> Iterator[Synced]:
     if any(not _marked(part) for parts in found.values() for part in parts) and (url := unreachable()):
         raise InputError(f"{url}: no server answers, nothing was uploaded; try again later, or set WANDB_BASE_URL")
     with ThreadPoolExecutor(max(1, jobs)) as pool:
-        for one in pool.map(lambda item: _sync(*item, timeout), found.items()):
+        for one in pool.map(lambda item: _sync(item[0], item[1], timeout), found.items()):
             if NO_KEY in one.said:
                 raise InputError("wandb has no API key, nothing was uploaded; run `wandb login`, or set WANDB_API_KEY")
             yield one
