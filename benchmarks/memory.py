@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.__main__ import SHAPES, Bench
-from kedit.data import knowedit, load
+from benchmarks.bench import Bench
+from benchmarks.shapes import SHAPES, build, material
 from kedit.editors.finetune import FineTune
 from kedit.losses.kdpo import KDPO
 
@@ -19,15 +19,16 @@ def kilobytes(name: str) -> int:
 def main() -> None:
     who, shape, data = sys.argv[1:]
     torch.set_num_threads(1)
-    edits = [case.edits[0] for case in load(knowedit.parse, path=data).cases[:4]]
-    bench = Bench(SHAPES[shape], edits, "cpu", torch.float32, alone=True)
-    model = sum(p.numel() * p.element_size() for p in bench.lm.model.parameters())
+    asked = material(SHAPES[shape], data, 4)
+    lm = build(SHAPES[shape], asked.tokenizer, "cpu", torch.float32)
+    bench = Bench(lm, asked, alone=True)
+    model = sum(p.numel() * p.element_size() for p in lm.model.parameters())
     with torch.no_grad():
-        bench.lm.model(input_ids=bench.ids(0)[0])  # what a first pass allocates for good
+        lm.model(input_ids=bench.ids(0)[0])  # what a first pass allocates for good
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = kilobytes("VmRSS")
     if who == "kedit":
-        FineTune(loss=KDPO(0.1), lr=1e-4, steps=8, cycles=3, layers=[bench.layer]).edit(bench.lm, edits[:1])
+        FineTune(loss=KDPO(0.1), lr=1e-4, steps=8, cycles=3, layers=[bench.layer]).edit(lm, bench.edits[:1])
     else:
         bench.plain.kdpo(*bench.ids(0), 8, 3, 0.1)
     sys.stdout.write(f"{(kilobytes('VmHWM') - before) * 1024 / model}\n")

@@ -10,7 +10,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,58 @@ def artefact(kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -
                 new.rename(home)
             finally:
                 shutil.rmtree(new, ignore_errors=True)
+        used(home)
     return home
+
+
+def used(folder: Path) -> None:
+    """Note that a run has just used what is in a folder of the cache: `kept` tells."""
+    os.utime(folder)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder of the cache."""
+
+    kind: str
+    path: Path
+    lock: Path
+    size: int  # bytes
+    used: float  # when a run last used it, in seconds since the epoch
+
+
+def kept() -> Iterator[Kept]:
+    """All that the cache holds."""
+    for path in sorted(path for path in cache().glob("*/*") if path.is_dir()):
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        inside = path / ".lock"  # where what is there grows from run to run
+        lock = inside if inside.exists() else path.with_name(f"{path.name.removeprefix('.building-')}.lock")
+        yield Kept(path.parent.name, path, lock, size, path.stat().st_mtime)
+
+
+def contents() -> str:
+    """What the cache holds, in one line."""
+    sizes: dict[str, int] = {}
+    for artefact in kept():
+        sizes[artefact.kind] = sizes.get(artefact.kind, 0) + artefact.size
+    parts = ", ".join(f"{kind} {_size(size)}" for kind, size in sorted(sizes.items()))
+    return f"cache {cache()}: {_size(sum(sizes.values()))}" + (f" ({parts})" if parts else "")
+
+
+def _size(n: int) -> str:
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+
+
+def prune(days: float, *, really: bool) -> Iterator[str]:
+    """Delete what no run has used for so many days; only says so unless `really`. All of it can be made again."""
+    old = [artefact for artefact in kept() if time.time() - artefact.used > days * 86400]
+    for artefact in old:
+        if really:
+            with FileLock(artefact.lock):
+                shutil.rmtree(artefact.path)
+        yield f"{'deleted' if really else 'would delete'} {artefact.path} ({_size(artefact.size)})"
+    total = f"{_size(sum(artefact.size for artefact in old))} not used for {days:g} days"
+    yield total if really or not old else f"{total}; --yes deletes them (each is made again where a run needs it)"
 
 
 def _write_manifest(folder: Path, key: Mapping[str, Any]) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from kedit.cases import KNOWEDIT
 from kedit.errors import InputError
-from kedit.journal import META, ROWS, STEPS, TRACES
+from kedit.journal import CONFIG, META, ROWS, STATUS, STEPS, TRACES
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,17 @@ class Cell:
     @cached_property
     def meta(self) -> dict[str, Any]:
         return json.loads((self.directory / META).read_text())
+
+    @property
+    def finished(self) -> bool:
+        path = self.directory / STATUS
+        return path.exists() and path.read_text() == "finished"
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """As it was resolved; empty where the cell has none."""
+        path = self.directory / CONFIG
+        return yaml.safe_load(path.read_text()) if path.exists() else {}
 
     @property
     def kinds(self) -> list[str]:

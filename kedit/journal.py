@@ -4,6 +4,7 @@
        meta.json     provenance, timings        steps.jsonl   one step a line: seconds, loss, weight change
        status        running | finished         traces.jsonl  one probe at one optimiser step a line (kedit/traces.py)
        state/        model and editor after the last commit
+       error         what stopped the last attempt, its last line in one sentence
 """
 
 import json
@@ -43,6 +44,8 @@ ROWS, STEPS, TRACES, CONFIG, META, STATUS, STATE = (
     "state",
 )
 SCRATCH = "scratch"
+ERROR = "error"
+CELLS = "cells.json"  # of a sweep: what was ever asked of it
 
 
 class Memory:

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 from zlib import crc32
 
@@ -22,6 +23,8 @@ from kedit.traces import Trace
 from kedit.tracker import Tracker
 
 log = logging.getLogger(__name__)
+
+PART = 4096  # questions that are answered and graded together
 
 
 def experiment(
@@ -105,15 +108,18 @@ class _Runner:
         trace = Trace(self.lm, self.evaluator, step.edit, {"step": number, "edits_so_far": self.edits})
         record |= self._edit(step, trace)
         started = time.perf_counter()
-        each = [q for case in step.edit for q in questions(case, self.evaluator.each_edit)]
-        tests = [q for case in step.test for q in questions(case, self.evaluator.kinds)]
-        answers = self.evaluator.answer(self.lm, each + tests)
-        right_after = self.evaluator.grade_all(each, answers[: len(each)], self.before)
-        tested = self.evaluator.grade_all(tests, answers[len(each) :], self.before)
-        rows = [self._place(number, "edit") | row for row in right_after]
-        rows += [self._place(number, "test") | {"T": step.T} | row for row in tested]
+        rows = [row for part in in_parts(step, self.evaluator) for row in self._ask(number, step.T, part)]
         alarm = self._alarm() if step.test and not step.restore else {}
         return record | alarm | {"eval_s": round(time.perf_counter() - started, 3)}, rows, trace.records
+
+    def _ask(self, number: int, T: int, part: Sequence[tuple[str, Question]]) -> Iterator[Row]:
+        """Rows of some questions, pooled; each comes with the moment it is asked at."""
+        answers = iter(self.evaluator.answer(self.lm, [question for _, question in part]))
+        for when, group in groupby(part, lambda asked: asked[0]):
+            asked = [question for _, question in group]
+            graded = self.evaluator.grade_all(asked, [next(answers) for _ in asked], self.before)
+            tested = {"T": T} if when == "test" else {}
+            yield from (self._place(number, when) | tested | row for row in graded)
 
     def _edit(self, step: Step, trace: Trace) -> Row:
         """Apply the step's edits; on a numerical failure undo them."""
@@ -143,6 +149,21 @@ class _Runner:
 def seed_step(seed: int, step: int) -> None:
     """Seed Python, NumPy and torch for one step of a run."""
     set_seed(crc32(f"{seed}/{step}".encode()))
+
+
+def in_parts(step: Step, evaluator: Evaluator) -> Iterator[list[tuple[str, Question]]]:
+    """What a step asks, with the moment ("edit": right after a case's own edit, "test"), in parts of some thousand
+    questions: whole cases, so that of their answers only rows pile up."""
+    moments = (("edit", step.edit, evaluator.each_edit), ("test", step.test, evaluator.kinds))
+    part: list[tuple[str, Question]] = []
+    for when, cases, kinds in moments:
+        for case in cases:
+            part += ((when, question) for question in questions(case, kinds))
+            if len(part) >= PART:
+                yield part
+                part = []
+    if part:
+        yield part
 
 
 def all_questions(steps: Sequence[Step], evaluator: Evaluator) -> list[Question]:

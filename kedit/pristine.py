@@ -12,7 +12,7 @@ import torch
 import transformers
 from filelock import FileLock
 
-from kedit.artefacts import cache, digest
+from kedit.artefacts import cache, digest, used
 from kedit.cases import Question
 from kedit.evals import Answer, Evaluator
 from kedit.lm import LM, Scored
@@ -38,6 +38,7 @@ def pristine_answers(lm: LM, evaluator: Evaluator, asked: Sequence[Question]) ->
             new = {_key(q): asdict(answer) for q, answer in zip(missing, evaluator.answer(lm, missing), strict=True)}
             _append(folder, new)
             known |= new
+        used(folder)
     log.debug(
         "%d answers of the unedited model: %d asked, %d read", len(asked), len(missing), len(asked) - len(missing)
     )

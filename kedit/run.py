@@ -6,38 +6,31 @@ runs: a finished one is recognised at once.
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from kedit.cases import check_subjects
 from kedit.errors import InputError
-from kedit.journal import Follower, Journal, Memory
+from kedit.journal import ERROR, Follower, Journal, Memory
+from kedit.naming import BOOKKEEPING, GROUPS, cell_directory, names_of
+from kedit.sweep import FOLLOWS, Sweep, leave_error, outside
 
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).parent
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent  # the wheel carries conf/ and sweeps/ inside kedit/
-GROUPS = ("model", "dataset", "editor", "setting")  # the choices that name a cell, with T and seed
-# change no row, so are no part of what a cell is
-BOOKKEEPING = ("runs", "threads", "save", "keep_state", "commit_every_s", "tracker")
-
-FOLLOWS = os.environ.get("RANK", "0") != "0"  # of several processes that accelerate launched: not the one that writes
-
 OmegaConf.register_new_resolver("kedit.root", lambda: str(ROOT), replace=True)
 
 
@@ -45,15 +38,25 @@ OmegaConf.register_new_resolver("kedit.root", lambda: str(ROOT), replace=True)
 def main(cfg: DictConfig) -> None:
     """One cell, and its table; a multirun shows one table of all its cells when it is through."""
     job = HydraConfig.get()
-    names = {group: str(job.runtime.choices[group]) for group in (*GROUPS, "sweeps")}
-    with one_sentence():
-        directory = run(cfg, names | {"overrides": overrides(job.overrides.task)})
-    if FOLLOWS:
+    names = names_of(job)
+    directory = cell_directory(Path(cfg.runs), names, cfg.T, cfg.seed)
+    alone = job.mode == RunMode.RUN
+    if not alone and outside(cfg, names):
+        log.info("not in the printed table (table.without): %s", directory)
         return
-    if job.mode == RunMode.RUN:
+    try:
+        with one_sentence():
+            run(cfg, names)
+    except Exception as error:
+        said = leave_error(directory, error)
+        if alone:
+            raise
+        log.error("%s: %s", directory, said)
+        Sweep.failed.append(directory)
+        return
+    if alone and not FOLLOWS:
         show_cells([directory])
-    else:
-        Sweep.cells.append(directory)
+    Sweep.cells.append(directory)
 
 
 def run(cfg: DictConfig, names: Mapping[str, str]) -> Path:
@@ -70,6 +73,7 @@ def run(cfg: DictConfig, names: Mapping[str, str]) -> Path:
         experiment_of(cfg, parts, load_model(cfg), Follower(directory))
         return directory
     with journal, log_file(directory / "run.log"):
+        (directory / ERROR).unlink(missing_ok=True)  # of an attempt before
         log.info("%s: %d steps", directory, len(parts.steps))
         compute(cfg, names, journal, parts)
     return directory
@@ -197,25 +201,6 @@ def without(options: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key not in names}
 
 
-def cell_directory(runs: Path, names: Mapping[str, str], T: int | str, seed: int) -> Path:
-    """runs/<sweep>/<model>/<dataset>/<editor>/<setting>-T<T>/seed<seed>[/<overrides>]: choices, never the clock."""
-    choices = Path(names["sweeps"], names["model"], names["dataset"], names["editor"])
-    text = names["overrides"]
-    if len(text) > 80 or "/" in text:
-        text = sha256(text.encode()).hexdigest()[:12]  # the full text is in meta.json
-    return runs / choices / f"{names['setting']}-T{T}" / f"seed{seed}" / text
-
-
-def overrides(task: Sequence[str]) -> str:
-    """The command line's overrides that the rest of a directory's name does not tell, sorted."""
-
-    def told(override: str) -> bool:
-        key = override.lstrip("+~").partition("=")[0]
-        return key in (*GROUPS, "sweeps", "T", "seed") or key.partition(".")[0] in BOOKKEEPING
-
-    return ",".join(sorted(override for override in task if not told(override)))
-
-
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """What the user can mend is said without a stack trace, also when it is met while instantiating."""
@@ -239,37 +224,6 @@ def log_file(path: Path) -> Iterator[None]:
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
-
-
-class Sweep(Callback):
-    """Around Hydra's runs: an output folder that cannot be made is said in one sentence; a sweep ends with a table."""
-
-    cells: ClassVar[list[Path]] = []  # that this process has run
-
-    def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        self._check(config.runs)
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        self._check(config.hydra.sweep.dir)
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """A named sweep's table holds all its cells; without a name, those of this command."""
-        if FOLLOWS:
-            return
-        from kedit.table import show
-
-        if config.hydra.runtime.choices.sweeps == "adhoc":
-            show_cells(self.cells)
-        else:
-            made = present(Path(config.hydra.sweep.dir))
-            show(made)
-            track(config, made)
-
-    def _check(self, folder: str) -> None:
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # an exception would only be warned of by Hydra
-            sys.exit(f"{folder} cannot be made ({error.strerror}); set KEDIT_RUNS to a writable folder")
 
 
 if __name__ == "__main__":

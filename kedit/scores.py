@@ -6,9 +6,12 @@ its N.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from kedit.cases import KNOWEDIT
@@ -17,6 +20,12 @@ from kedit.metrics import half_width, harmonic_mean
 Score = Literal["token", "exact", "generate", "magnitude"]
 Merge = Literal["case_macro", "group_macro", "prompt_micro"]
 
+SAID = {  # of each way, in a caption
+    "token": "teacher-forced token match",
+    "exact": "teacher-forced exact match",
+    "generate": "free greedy generation",
+    "magnitude": "probability of the right object less that of the competing one",
+}
 FLOOR = "(unedited)"
 COLUMNS = {  # a probe's kind -> the papers' word for its score
     "reliability": "edit success",
@@ -77,11 +86,17 @@ def _line(model: str, T: int, rows: pd.DataFrame, kinds: Sequence[str], score: S
     return line | {"N": rows["case"].nunique()} | {f"n_{kind}": len(found) for kind, found in values.items()}
 
 
-def per_case(rows: pd.DataFrame, kind: str, score: Score = "token", merge: Merge = "case_macro") -> pd.Series:
+def per_case(
+    rows: pd.DataFrame, kind: str | Sequence[str], score: Score = "token", merge: Merge = "case_macro"
+) -> pd.Series:
     """One value (x100) for each case that has probes of this kind; for other merges one for each group or probe.
 
-    "token" is success where the rows of one of ROME's three kinds have it, and token match elsewhere.
+    "token" is success where the rows of one of ROME's three kinds have it, and token match elsewhere. The probes of
+    several kinds together count as those of one group.
     """
+    if not isinstance(kind, str):
+        together = rows[rows["kind"].isin(kind)].assign(kind=kind[0], group="")
+        return per_case(together, kind[0], score, merge)
     column, scoring = _TEXTS.get(kind, _SOURCES[score])
     chosen = rows[(rows["kind"] == kind) & (rows["scoring"] == scoring)]
     if column not in chosen:
@@ -95,3 +110,76 @@ def per_case(rows: pd.DataFrame, kind: str, score: Score = "token", merge: Merge
         return 100 * chosen[column]
     groups = chosen.groupby(["step", "case", "group"])[column].mean()
     return 100 * groups.groupby("group" if merge == "group_macro" else ["step", "case"]).mean()
+
+
+# --- what each paper's columns mean ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measures:
+    """A paper's metrics: of which kinds' probes (x `scale`), and the one that is combined from others."""
+
+    kinds: Mapping[str, str | tuple[str, ...]]
+    combined: str | None = None
+    parts: tuple[str, ...] = ()
+    combine: Callable[[Sequence[float]], float] = harmonic_mean
+    partial: bool = True  # of the parts that the dataset has; else only of all
+    scale: Mapping[str, float] = field(default_factory=dict)
+    said: str = ""  # in a caption
+
+
+_KNOWEDIT = {"edit_success": "reliability", "portability": "portability", "locality": "locality"}
+PAPER: dict[str, Measures] = {
+    "kdpo": Measures(
+        {**_KNOWEDIT, "edit_success": ("reliability", "generality"), "fluency": "fluency"},  # §4
+        scale={"fluency": 0.01},
+        said="edit success = the edit's prompt and its paraphrases together; fluency = n-gram entropy",
+    ),
+    "kedas": Measures(
+        {**_KNOWEDIT, "fluency": "fluency"},
+        combined="hm",
+        parts=("edit_success", "locality", "portability"),
+        said="edit success = reliability; HM = harmonic mean of the scores that the dataset has; "
+        "fluency = n-gram entropy x100",
+    ),
+    "overtone": Measures(
+        {"edit_success": "reliability", "generality": "generality", **_KNOWEDIT},
+        combined="avg",
+        parts=("edit_success", "generality", "portability", "locality"),
+        combine=fmean,
+        said="reliability = the edit's prompt; Avg. = arithmetic mean of the scores that the dataset has",
+    ),
+    "ft_editing": Measures(
+        {
+            "efficacy": "efficacy",
+            "generalization": "paraphrase",
+            "locality": "neighborhood",
+            "fluency": "fluency",
+            "consistency": "consistency",
+        },
+        combined="score",
+        parts=("efficacy", "generalization", "locality"),
+        partial=False,
+        said="Score = harmonic mean of efficacy, generalization and locality; fluency and consistency x100",
+    ),
+}
+# of no paper: every kind by its own name
+PLAIN = Measures({name.replace(" ", "_"): kind for kind, name in COLUMNS.items()}, "hm", ("edit_success", *HM[1:]))
+
+
+def by_case(rows: pd.DataFrame, measures: Measures, score: Score = "token") -> pd.DataFrame:
+    """One line a case, one column a metric; NaN where a case has no probe of it. What a bootstrap draws from."""
+    found = {name: per_case(rows, kind, score) for name, kind in measures.kinds.items()}
+    columns = {
+        name: values.droplevel("step") * measures.scale.get(name, 1) for name, values in found.items() if len(values)
+    }
+    cases = pd.Index(sorted(rows["case"].unique()), name="case")
+    return pd.DataFrame(columns, index=cases, columns=list(measures.kinds), dtype=float)
+
+
+def combined(means: np.ndarray, names: Sequence[str], measures: Measures, score: Score = "token") -> np.ndarray:
+    """The combined metric of each line of means (columns: `names`); NaN where it is not defined."""
+    has = [name for name in measures.parts if name in names and not np.isnan(means[:, names.index(name)]).all()]
+    if not has or (len(has) < len(measures.parts) and not measures.partial) or score == "magnitude":
+        return np.full(len(means), np.nan)
+    return np.array([measures.combine(line) for line in means[:, [names.index(name) for name in has]].tolist()])

@@ -28,8 +28,8 @@ class Step:
     T: int = 0
 
 
-def single(cases: Cases, T: Horizon = 1) -> Iterator[Step]:
-    """Edit one, test it, restore: every case on its own. T is 1 by definition."""
+def single(cases: Cases, T: Horizon = 1, *, short: Short = "error") -> Iterator[Step]:
+    """Edit one, test it, restore: every case on its own. T is 1 by definition, so no data are too short for it."""
     if T != 1:
         raise InputError(
             f"T={T} with setting=single, which restores after each edit; drop T, or choose setting=blocks or sequential"

@@ -9,24 +9,19 @@ from pathlib import Path
 from typing import get_args
 
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
 
-from kedit.cells import Cell, find
+from kedit import formats
+from kedit.captions import noise
+from kedit.cells import Cell
 from kedit.errors import InputError
-from kedit.scores import COLUMNS, FLOOR, SCORE, Merge, Score, summary
+from kedit.formats import Entry, Grid, Line
+from kedit.scores import COLUMNS, FLOOR, SAID, SCORE, Merge, Score, summary
 
+VIEWS = ("ours", "paper", "difference", "all")
+FORMATS = ("terminal", "markdown", "csv", "latex", "html")
+MIX = ("settings", "scoring", "orders", "versions", "options", "data", "models", "all")
 # a table mixes none of these
 SAME = ("model", "dataset", "setting", "order_seed", "overrides", "versions")
-SCORING = {
-    "token": "teacher-forced token match",
-    "exact": "teacher-forced exact match",
-    "generate": "free greedy generation",
-    "magnitude": "probability of the right object less that of the competing one",
-}
 MEANING = {  # column -> what a caption says of it
     "edit success": "edit success = reliability",
     "locality": "locality = agreement with the unedited model",
@@ -37,14 +32,6 @@ MEANING = {  # column -> what a caption says of it
 }
 SUCCESS = "efficacy, paraphrase, neighborhood = is the right object likelier than the competing one, if one competes"
 BRACKETS = "in brackets: half-width of the mean's 95 % confidence interval"
-# headers that would not fit 80 columns
-BROKEN = {
-    "generality": "gener-\nality",
-    "portability": "porta-\nbility",
-    "locality": "loca-\nlity",
-    "neighborhood": "neighbor-\nhood",
-    "consistency": "consis-\ntency",
-}
 
 
 def tables(
@@ -102,7 +89,7 @@ def _caption(cells: Sequence[Cell], lines: pd.DataFrame, score: Score, merge: Me
     horizons = "/".join(str(T) for T in sorted({cell.meta["effective_T"] for cell in cells}))
     parts = [
         f"{meta['model']} on {meta['dataset']}, {meta['setting']}, effective T={horizons}",
-        f"{SCORING[score]} x100, {merge}, N cases",
+        f"{SAID[score]} x100, {merge}, N cases",
         *([SUCCESS] if score == "token" and rome else []),
         *(said for name, said in MEANING.items() if name in lines),
         *([BRACKETS] if rome else []),
@@ -133,11 +120,7 @@ def _alarms(cells: Sequence[Cell], lines: pd.DataFrame) -> list[str]:
         failed = int(cell.steps["failed"].sum()) if "failed" in cell.steps else 0
         if failed:
             said.append(f"{failed} edits of {cell.meta['editor']} (seed {cell.meta['seed']}) failed and were undone")
-    meta = cells[0].meta
-    if "noise_floor" in meta:
-        agreement = f"{100 * meta['noise_floor']:.1f} % of tokens"
-        said.append(f"in {meta['model_is']['dtype']} the unedited model agrees with itself on {agreement}")
-    return said
+    return said + noise(cells)
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------
@@ -161,45 +144,64 @@ def _texts(column: pd.Series) -> list[str]:
     return [v if isinstance(v, str) else "-" if pd.isna(v) else f"{v:.{decimals}f}" for v in column]
 
 
-def markdown(caption: str, table: pd.DataFrame) -> str:
+def grid(caption: str, table: pd.DataFrame) -> Grid:
+    """As the table is printed: each line's model, then its numbers."""
     text = shown(table)
-    lines = [list(text), ["---"] + ["--:"] * (len(text.columns) - 1), *text.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{caption}.\n"
+    lines = [Line((head,), tuple(map(Entry, entries))) for head, *entries in text.to_numpy().tolist()]
+    return Grid("", ("model",), tuple((name,) for name in text if name != "model"), tuple(lines), f"{caption}.")
+
+
+def markdown(caption: str, table: pd.DataFrame) -> str:
+    return formats.markdown(grid(caption, table))
 
 
 def write(cells: Sequence[Cell], directory: Path) -> list[tuple[str, pd.DataFrame]]:
     """table.md and table.csv in `directory`; returns what was written."""
     made = list(tables(cells))
     (directory / "table.md").write_text("\n".join(markdown(caption, table) for caption, table in made))
-    pd.concat([table.assign(caption=caption) for caption, table in made]).to_csv(directory / "table.csv", index=False)
+    as_csv(made).to_csv(directory / "table.csv", index=False)
     return made
+
+
+def as_csv(made: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
+    return pd.concat([table.assign(caption=caption) for caption, table in made])
 
 
 def show(made: Sequence[tuple[str, pd.DataFrame]]) -> None:
     """Print tables on the terminal."""
-    for caption, table in made:
-        grid = Table(caption=Text(caption + "."), caption_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
-        text = shown(table)
-        for name in text:
-            header = BROKEN.get(name, name.replace(" ", "\n"))
-            grid.add_column(Text(header), justify="left" if name == "model" else "right", no_wrap=True)
-        for row in text.to_numpy().tolist():
-            grid.add_row(*row)
-        console = Console()
-        whole = Measurement.get(console, console.options.update(max_width=1000), grid).maximum
-        Console(width=max(console.width, whole)).print(grid)  # a narrow terminal breaks lines: nothing is cut off
+    formats.show([grid(caption, table) for caption, table in made])
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m kedit.table", description="Show the table of what has run.")
-    parser.add_argument("place", nargs="?", default="quickstart", help="a sweep's name, or a directory of runs")
-    parser.add_argument("--scoring", choices=get_args(Score), default="token", help="of the answers: " + str(SCORING))
-    parser.add_argument("--merge", choices=get_args(Merge), default="case_macro", help="how probes become one number")
-    given = parser.parse_args()
+    given = parser().parse_args()
     try:
-        show(list(tables(find(given.place), score=given.scoring, merge=given.merge)))
+        from kedit.show import output
+
+        output(given)
     except InputError as error:
         sys.exit(str(error))
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m kedit.table", description="Show a paper's table beside what has run, or the table of any runs."
+    )
+    add = made.add_argument
+    add("place", nargs="?", help="a sweep's name, or a directory of runs (default: quickstart); of claims a paper")
+    add("--view", choices=VIEWS, default="all", help="of a paper's table")
+    add("--scoring", choices=get_args(Score), default="token", help="of the answers: " + str(SAID))
+    add("--merge", choices=get_args(Merge), help="how probes become one number, of a table without a paper")
+    add("--versus", nargs=2, metavar=("EDITOR", "EDITOR"), help="the difference of two, on the same cases")
+    add("--mix", action="append", default=[], metavar="WHAT", help="allow cells that differ in this: " + ", ".join(MIX))
+    add("--options", metavar="TEXT", help="only cells run with these overrides (as in their directory; '': with none)")
+    add("--claims", action="store_true", help="what the papers claim, judged on their numbers and on ours")
+    add("--plain", action="store_true", help="not in the paper's layout")
+    add("--format", choices=FORMATS, help="default: the terminal's, or by the ending of --out")
+    add("--out", type=Path, metavar="FILE", help="write there")
+    return made
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from kedit.run import ROOT, cell_directory, overrides
+from kedit.naming import cell_directory, overrides
+from kedit.run import ROOT
 
 GROUPS = ("model", "dataset", "editor", "editor/loss", "editor/adapter", "setting", "eval", "tracker")
 ABSTRACT = {"dataset=file"}  # what others inherit
@@ -71,9 +72,9 @@ def test_numbers_of_an_editor_for_a_model_fit_the_editor(path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("sweep", [path.stem for path in sorted((ROOT / "sweeps").glob("*.yaml"))])
-def test_every_sweep_composes(sweep: str) -> None:
-    assert composed(f"sweeps={sweep}").setting
+def test_the_quickstart_composes() -> None:
+    """The papers' tables: test_sweeps.py."""
+    assert composed("sweeps=quickstart").setting.checkpoints == [10]
 
 
 def test_numbers_of_one_editor_for_one_model_come_after_the_editor_and_before_the_command_line() -> None:

@@ -123,3 +123,15 @@ def test_perplexity_of_the_held_out_text_is_the_alarm(lm: LM) -> None:
     dataset = world.cases(edits=2, seed=3)
     experiment(lm, sequential(dataset.cases, 2), Trace(), QUICK, held_out=dataset.held_out, journal=journal)
     assert [("perplexity" in step) for step in journal.steps] == [True, False, True]
+
+
+def test_questions_are_asked_in_parts_of_whole_cases(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows() -> list[dict]:
+        lm.restore()
+        made = experiment(lm, sequential(CASES, 5), Trace(), Evaluator(fluency_tokens=20))
+        return [row | {"nll": pytest.approx(row["nll"], abs=1e-4)} if "nll" in row else row for row in made]
+
+    whole = rows()
+    monkeypatch.setattr("kedit.loop.PART", 7)
+    monkeypatch.setattr("kedit.lm.model.POOL", 3)
+    assert rows() == whole

@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 from kedit.cells import Cell, find
 from kedit.plot import PICTURES, draw
 from kedit.plot.bars import bars
-from kedit.plot.data import Nothing, half_widths, resampled, scores
+from kedit.plot.data import Nothing, resampled, scores, spread
 from kedit.plot.radar import average, radar
 from kedit.plot.retention import ages, retention
 from kedit.plot.scatter import scatter
@@ -168,9 +168,9 @@ def test_the_underfitting_degree_by_hand(tmp_path: Path) -> None:
 
 def test_intervals_are_of_cases_drawn_again(tmp_path: Path) -> None:
     frame = scores([made(tmp_path)]).loc["one"][["reliability"]]
-    assert half_widths(resampled(frame)[:, 0]) == (0, 0)
+    assert spread(100.0, resampled(frame)[:, 0]) == ([0], [0])
     frame.iloc[:2] = 0
-    below, above = half_widths(resampled(frame)[:, 0])
+    [below], [above] = spread(50.0, resampled(frame)[:, 0])
     assert 25 <= below <= 50
     assert 25 <= above <= 50
 

@@ -187,12 +187,13 @@ def test_help_and_tables_need_no_model() -> None:
     assert re.search(r"^editor: .*ft_m, .*kdpo", shown.stdout, re.MULTILINE)
 
 
-def test_the_wheel_carries_conf_and_sweeps(tmp_path: Path) -> None:
+def test_the_wheel_carries_conf_sweeps_and_the_papers_numbers(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=TESTS.parent, check=True, capture_output=True)
     [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
+    assert len([*(tmp_path / "installed/kedit/papers").glob("*.csv")]) == 31
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     (tmp_path / "empty").mkdir()
     for arguments in (["--help"], ["--cfg", "job", "sweeps=quickstart"]):

@@ -163,3 +163,19 @@ def test_what_is_kept_stays_within_its_budget(lm: LM, watched: Callable[[LM], li
     calls = watched(small)
     assert [s.pred for s in small.answer(PROMPTS, ANSWERS)] == [s.pred for s in lm.answer(PROMPTS, ANSWERS)]
     assert calls
+
+
+@pytest.mark.parametrize("matrix", [True, False])
+def test_an_edit_that_was_asked_begins_with_what_is_kept(
+    shaped: LM, matrix: bool, watched: Callable[[LM], list[int]]
+) -> None:
+    names = names_of(shaped, "mlp_out.weight" if matrix else "attn", [2])
+    [batch, alone] = [shaped.encode(PROMPTS[:n], ANSWERS[:n]) for n in (len(PROMPTS), 1)]
+    whole = [shaped.answer_logits(one) for one in (batch, alone)]
+    shaped.keep_below(names, PROMPTS, ANSWERS)
+    calls = watched(shaped)
+    for one, expected in zip((batch, alone), whole, strict=True):
+        passes = Passes(shaped, names)
+        for _ in range(2):  # recorded, replayed
+            assert torch.allclose(passes.logits(one), expected, atol=1e-5)
+    assert not calls

@@ -51,7 +51,7 @@ def load(
     return LM(
         model,
         tokenizer,
-        identity=_identity(source, model),
+        identity=identity(source, model),
         token_budget=token_budget,
         padding_side=padding_side,
         keep_edge_spaces=keep_edge_spaces,
@@ -78,7 +78,7 @@ def _pretrained(auto: Any, source: str, what: str, options: dict[str, Any]) -> A
         raise InputError(f"{source}: its {what} cannot be loaded ({first}); {remedy}") from error
 
 
-def _identity(source: str, model: PreTrainedModel) -> str:
+def identity(source: str, model: PreTrainedModel) -> str:
     """Hub commit, or the hash of the files in a local directory."""
     commit = getattr(model.config, "_commit_hash", None)
     if commit:

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from kedit.lm.undo import UndoLog
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+POOL = 4096  # pairs that are tokenised and sorted by length together
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,11 @@ class LM(UndoLog):
         self._prefixes.add(batch, lambda: self._answer_states(batch))
         return [True] * len(pairs)
 
+    def from_kept(self, batch: Batch) -> AbstractContextManager[None]:
+        """A pass over the batch inside begins with what is kept of all its rows, where that still holds. The edits of a
+        run are among its questions, so what lies below them is computed for all, in batches, before the first."""
+        return self._prefixes.using(batch, self.changed)
+
     @property
     def kept_bytes(self) -> int:
         return self._prefixes.bytes
@@ -180,8 +187,10 @@ class LM(UndoLog):
         routes = self.route(prompts)
         wanted = [(route.prompt, answer) for route, answer in zip(routes, answers, strict=True)]
         distinct = list(dict.fromkeys(wanted))
-        pairs = self.text.pairs([p for p, _ in distinct], [a for _, a in distinct])
-        scored = dict(zip(distinct, self._score(pairs), strict=True))
+        scored: dict[tuple[str, str], Scored] = {}
+        for some in (distinct[i : i + POOL] for i in range(0, len(distinct), POOL)):
+            pairs = self.text.pairs([p for p, _ in some], [a for _, a in some])
+            scored |= zip(some, self._score(pairs), strict=True)
         return [replace(scored[pair], info=route.info) for pair, route in zip(wanted, routes, strict=True)]
 
     @torch.no_grad()
@@ -198,7 +207,7 @@ class LM(UndoLog):
         batch = self._collate(pairs)
         pred: list[int] = []
         logprob: list[float] = []
-        with self._prefixes.using(batch, self.changed):
+        with self.from_kept(batch):
             answer_states = self._answer_states(batch)
         for states, gold in zip(answer_states.split(512), batch.gold.split(512), strict=True):
             logits = self._head(states).float()  # of 512 positions at a time: vocabularies are large

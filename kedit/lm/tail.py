@@ -142,7 +142,7 @@ class Passes:
         if batch in self.records:
             with self.tail.replaying(self.records[batch]):
                 return self.lm.answer_logits(batch)
-        with self.tail.recording() as made:
+        with self.lm.from_kept(batch), self.tail.recording() as made:
             logits = self.lm.answer_logits(batch)
         [self.records[batch]] = made
         return logits

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from kedit.cells import Cell
-from kedit.plot.data import Nothing, editors, half_widths, horizons, kinds_of, resampled, scores
+from kedit.plot.data import Nothing, editors, horizons, kinds_of, resampled, scores, spread
 from kedit.plot.style import OVERTONE, legend, looks, title
 from kedit.scores import COLUMNS
 
@@ -75,12 +75,12 @@ def _bar(
     lines = frame.xs(which[0], level="editor").xs(which[1], level="T")[kinds] if which in _there(frame) else None
     if lines is None:
         return
-    below, above = half_widths(resampled(lines).mean(1))
+    height = float(lines.mean().mean())
     with_overtone = which[0].endswith(OVERTONE)
     shift = width * (0.12 if with_overtone else -0.12)
-    axis.bar(at, lines.mean().mean(), width, zorder=3 if with_overtone else 2, **look)
+    axis.bar(at, height, width, zorder=3 if with_overtone else 2, **look)
     line: dict[str, Any] = {"color": "black" if with_overtone else "#555555", "lw": 1, "capsize": 2, "zorder": 4}
-    axis.errorbar(at + shift, lines.mean().mean(), [[below], [above]], fmt="none", **line)
+    axis.errorbar(at + shift, height, spread(height, resampled(lines).mean(1)), fmt="none", **line)
 
 
 def _there(frame: pd.DataFrame) -> pd.Index:

@@ -8,6 +8,7 @@ from hashlib import sha256
 import numpy as np
 import pandas as pd
 
+from kedit.bootstrap import interval, over_seeds, resampled_means
 from kedit.cells import Cell
 from kedit.errors import InputError
 from kedit.scores import FLOOR, per_case
@@ -76,20 +77,20 @@ def kinds_of(frame: pd.DataFrame) -> list[str]:
     return next((found for kinds in KNOWN if (found := [kind for kind in kinds if kind in frame])), [])
 
 
-def resampled(frame: pd.DataFrame, times: int = 1000) -> np.ndarray:
-    """Means of the columns over cases drawn again, [times columns]: the bootstrap, always with the same draws."""
-    values = frame.to_numpy(float)
-    drawn = np.random.default_rng(0).integers(len(values), size=(times, len(values)))
-    known = ~np.isnan(values)
-    counts = known[drawn].sum(1)
-    sums = np.where(known, values, 0)[drawn].sum(1)
-    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+def resampled(frame: pd.DataFrame) -> np.ndarray:
+    """Means of the columns over cases drawn again, [replicates columns]; over seeds first, where there are several."""
+    by_seed = {seed: resampled_means(_cases(lines)) for seed, lines in frame.groupby("seed")}
+    return over_seeds(by_seed) if len(by_seed) > 1 else next(iter(by_seed.values()))
 
 
-def half_widths(means: np.ndarray) -> tuple[float, float]:
-    """How far the 95 % percentile interval of these means goes below and above their middle."""
-    low, middle, high = np.nanpercentile(means, [2.5, 50, 97.5])
-    return float(middle - low), float(high - middle)
+def _cases(lines: pd.DataFrame) -> pd.DataFrame:
+    return lines.set_axis(lines.index.get_level_values("case"))
+
+
+def spread(value: float, replicates: np.ndarray) -> tuple[list[float], list[float]]:
+    """How far the 95 % interval goes below and above the value, as an error bar has it."""
+    low, high = interval(replicates)
+    return [max(0.0, value - low)], [max(0.0, high - value)]
 
 
 def horizons(frame: pd.DataFrame) -> list[int]:

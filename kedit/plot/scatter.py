@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from kedit.cells import Cell
-from kedit.plot.data import Nothing, editors, half_widths, horizons, resampled, scores
+from kedit.plot.data import Nothing, editors, horizons, resampled, scores, spread
 from kedit.plot.style import Look, legend, looks, title
 from kedit.scores import COLUMNS, FLOOR
 
@@ -54,8 +54,11 @@ def _point(axis: plt.Axes, lines: pd.DataFrame, look: Look, shape: str) -> None:
     seeds = lines.groupby("seed").mean()
     if len(seeds) > 1:
         axis.plot(*seeds.to_numpy().T, marker=shape, ms=3, ls="", color=look.colour, alpha=0.5, zorder=2)
-    means = resampled(lines)
-    x, y = half_widths(means[:, 0]), half_widths(means[:, 1])
-    here = lines.mean()
-    spread: dict[str, Any] = {"xerr": [[x[0]], [x[1]]], "yerr": [[y[0]], [y[1]]], "elinewidth": 0.9, "capsize": 2}
-    axis.errorbar(here.iloc[0], here.iloc[1], **spread, fmt=shape, ms=7, color=look.colour, mfc=look.face, zorder=4)
+    (x, y), means = lines.mean(), resampled(lines)
+    bars: dict[str, Any] = {
+        "xerr": spread(x, means[:, 0]),
+        "yerr": spread(y, means[:, 1]),
+        "elinewidth": 0.9,
+        "capsize": 2,
+    }
+    axis.errorbar(x, y, **bars, fmt=shape, ms=7, color=look.colour, mfc=look.face, zorder=4)

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from kedit.bootstrap import interval, resampled_means
 from kedit.cells import Cell
-from kedit.plot.data import Nothing, editors, resampled
+from kedit.plot.data import Nothing, editors
 from kedit.plot.style import BEFORE, COLOURS, GREY, legend, looks, title
 from kedit.scores import COLUMNS
 
@@ -33,7 +34,7 @@ def losses(cells: Sequence[Cell]) -> Figure:
             by_case = over_steps(traces[editor], kind, longest)
             if by_case.empty:
                 continue
-            low, high = np.nanpercentile(resampled(by_case), [2.5, 97.5], axis=0)
+            low, high = zip(*(interval(means) for means in resampled_means(by_case).T), strict=True)
             axis.plot(by_case.columns, by_case.mean(), **look.line, label=editor)
             axis.fill_between(by_case.columns, low, high, color=look.colour, alpha=0.13, lw=0)
             axis.axhline(by_case[0].mean(), color=GREY, ls=":", lw=1.2, label=BEFORE, zorder=1)

@@ -1,0 +1,186 @@
+"""A sweep: the cells that its grid has, what went wrong in them, and the table at its end.
+
+A sweep's yaml gives the axes of a grid (hydra.sweeper.params); an axis on the command line replaces the yaml's.
+`cells.json` in the sweep's folder lists every cell that was ever asked for.
+"""
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from filelock import FileLock
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from kedit.errors import InputError, first_line
+from kedit.journal import CELLS, ERROR, STATUS, write_text
+from kedit.naming import GROUPS, cell_directory, names_of
+
+log = logging.getLogger(__name__)
+
+FOLLOWS = os.environ.get("RANK", "0") != "0"  # of several processes that accelerate launched: not the one that writes
+
+
+def present(group: str, *names: str) -> str:
+    """Those of `names` that conf/<group> has, as an axis; where it has none all of them, for Hydra to say so."""
+    return ",".join(name for name in names if name not in _absent(group, names)) or ",".join(names)
+
+
+def _absent(group: str, names: Sequence[str]) -> list[str]:
+    known = GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG)
+    return [name for name in names if name not in known]
+
+
+OmegaConf.register_new_resolver("kedit.present", present, replace=True)
+OmegaConf.register_new_resolver("kedit.paper", lambda sweep: sweep.partition("_table")[0], replace=True)
+
+
+def left_out(config: DictConfig) -> list[str]:
+    """One line for each axis of which the sweep's yaml names choices that do not exist yet."""
+    axes = OmegaConf.to_container(config.hydra.sweeper.get("params") or {}, resolve=False)
+    given = {override.partition("=")[0] for override in config.hydra.overrides.task}
+    lines = []
+    for axis, text in axes.items():  # type: ignore[union-attr]
+        if axis not in given and str(text).startswith("${kedit.present:"):
+            group, *names = (part.strip() for part in text.removeprefix("${kedit.present:").rstrip("}").split(","))
+            if absent := _absent(group, names):
+                lines.append(f"left out, conf/{group} does not have them yet: {', '.join(absent)}")
+    return lines
+
+
+def outside(cfg: DictConfig, names: Mapping[str, str]) -> bool:
+    """Is this a cell of the grid that the printed table does not have (table.without in the sweep's yaml)?"""
+    cell = {**names, "T": str(cfg.T)}
+    rules = OmegaConf.select(cfg, "table.without") or []
+    return any(all(_is(cell[key], value) for key, value in rule.items()) for rule in rules)
+
+
+def _is(choice: str, value: Any) -> bool:
+    return choice == value if isinstance(value, str) else choice in value
+
+
+def jobs(config: DictConfig) -> list[list[str]]:
+    """The overrides of each point of a multirun's grid; none where another sweeper than Hydra's own chooses them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    if not config.hydra.sweeper["_target_"].endswith(".BasicSweeper"):
+        return []
+    axes = [f"{axis}={values}" for axis, values in (config.hydra.sweeper.params or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*axes, *config.hydra.overrides.task])
+    return BasicSweeper.split_arguments(parsed, None)[0]
+
+
+def planned(config: DictConfig) -> list[dict[str, Any]]:
+    """The cells of a multirun, as cells.json has them."""
+    general = list(config.hydra.overrides.hydra)
+    cells = (compose("config", [*general, *job], return_hydra_config=True) for job in jobs(config))
+    return [_entry(cell) for cell in cells if not outside(cell, names_of(cell.hydra))]
+
+
+def _entry(cfg: DictConfig) -> dict[str, Any]:
+    names = names_of(cfg.hydra)
+    home = cell_directory(Path(), names, cfg.T, cfg.seed).relative_to(names["sweeps"])
+    chosen = {group: names[group] for group in GROUPS}
+    return {"directory": str(home), **chosen, "T": cfg.T, "seed": cfg.seed, "overrides": list(cfg.hydra.overrides.task)}
+
+
+def record(sweep: Path, asked: Iterable[Mapping[str, Any]]) -> None:
+    """Add cells to what was ever asked of a sweep."""
+    with FileLock(sweep / f".{CELLS}.lock"):
+        cells = {cell["directory"]: cell for cell in [*recorded(sweep), *asked]}
+        write_text(sweep / CELLS, json.dumps([cells[key] for key in sorted(cells)], indent=1, ensure_ascii=False))
+
+
+def recorded(sweep: Path) -> list[dict[str, Any]]:
+    """What was ever asked of a sweep, sorted by directory."""
+    path = sweep / CELLS
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def leave_error(directory: Path, error: Exception) -> str:
+    """Write what went wrong into the cell, where it has a directory: the last line says it. Returns that line."""
+    expected = isinstance(error, HydraException | InputError)
+    said = str(error).strip().replace("\n", " ") if expected else f"{type(error).__name__}: {first_line(error)}"
+    if directory.is_dir():
+        trace = "" if expected else "".join(traceback.format_tb(error.__traceback__))
+        write_text(directory / ERROR, f"{trace}{said}\n")
+    elif not expected:
+        log.debug("%s", directory, exc_info=error)
+    return said
+
+
+class Sweep(Callback):
+    """Around Hydra's runs: an output folder that cannot be made is said in one sentence; a sweep ends with a table.
+
+    A cell that fails does not stop the others; the command then ends with exit status 1, after its table.
+    """
+
+    cells: ClassVar[list[Path]] = []  # that this process has run
+    failed: ClassVar[list[Path]] = []  # that this process has not finished
+
+    def __init__(self) -> None:
+        self.asked: list[Path] = []
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        self._check(config.runs)
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        home = Path(config.hydra.sweep.dir)
+        self._check(str(home))
+        if FOLLOWS:
+            return
+        for line in left_out(config):
+            log.warning("%s", line)
+        try:
+            cells = planned(config)
+        except HydraException:
+            return  # Hydra says it in a moment
+        self.asked = [home / cell["directory"] for cell in cells]
+        record(home, cells)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """A named sweep's table holds all its cells; without a name, those of this command."""
+        if FOLLOWS:
+            return
+        name, home = config.hydra.runtime.choices.sweeps, Path(config.hydra.sweep.dir)
+        self._show(config, home, name)
+        failed = {*self.failed, *(cell for cell in self.asked if not finished(cell))}
+        if failed:
+            asked = max(len(self.asked), len(failed))
+            sys.exit(f"{len(failed)} of {asked} cells did not finish: python -m kedit.status {name}")
+
+    def _show(self, config: DictConfig, home: Path, name: str) -> None:
+        from kedit.run import present as written
+        from kedit.run import show_cells, track
+        from kedit.table import show
+
+        try:
+            if name == "adhoc":
+                show_cells(self.cells)
+            else:
+                made = written(home)
+                show(made)
+                track(config, made)
+        except InputError as error:
+            log.warning("no table: %s", error)
+
+    def _check(self, folder: str) -> None:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # an exception would only be warned of by Hydra
+            sys.exit(f"{folder} cannot be made ({error.strerror}); set KEDIT_RUNS to a writable folder")
+
+
+def finished(directory: Path) -> bool:
+    status = directory / STATUS
+    return status.exists() and status.read_text() == "finished"

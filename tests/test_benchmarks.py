@@ -1,0 +1,66 @@
+"""The benchmarks compare what is comparable: the plain loops are fair, and both sides give the same."""
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig
+
+from benchmarks.bench import Bench
+from benchmarks.editing import adapters, editing, fairness
+from benchmarks.profiling import profiled
+from benchmarks.scoring import fluency, scoring
+from benchmarks.shapes import SHAPES, build, zsre
+
+FILE = str(Path(__file__).parent / "data/zsre.json")
+TINY = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, vocab_size=8192)
+
+
+def bench_of(config: LlamaConfig, rows: int = 3) -> Bench:
+    asked = zsre(FILE, rows)
+    return Bench(build(config, asked.tokenizer, "cpu", torch.float32), asked)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return bench_of(TINY)
+
+
+def test_both_make_the_same_weights_and_answers(bench: Bench) -> None:
+    lines = [*editing(bench, 1, 1e9), adapters(bench, 1, 1e9), *scoring(bench, 1, 1e9), fluency(bench, 1, 2)]
+    assert {line[-1] for line in lines} == {"yes"}
+
+
+def test_the_profile_is_of_the_whole_time(bench: Bench) -> None:
+    for column in (1, 2):
+        assert sum(float(line[column].rstrip(" %")) for line in profiled(bench)) == pytest.approx(100, abs=4)
+
+
+def multiplications(run: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def test_a_plain_step_multiplies_no_more_than_the_passes_it_consists_of(bench: Bench) -> None:
+    ids, start = bench.ids(0)
+
+    def bare() -> None:
+        bench.plain.weight.requires_grad_(True)
+        logits = bench.plain.model(input_ids=ids).logits
+        functional.cross_entropy(logits[0, start - 1 : -1], ids[0, start:]).backward()
+
+    forward = multiplications(lambda: bench.plain.model(input_ids=ids))
+    once = multiplications(bare)
+    assert multiplications(lambda: bench.plain.ft_m(ids, start, 3)) == 3 * once
+    assert multiplications(lambda: bench.plain.kdpo(ids, start, 3, 1, 0.1)) == 3 * (once + forward) + forward
+
+
+@pytest.mark.acceptance
+def test_a_plain_step_costs_at_most_a_tenth_more_than_its_bare_passes() -> None:
+    timing = fairness(bench_of(SHAPES["llama 16x512, 8k"]), 9)
+    assert statistics.median(timing.ours) <= 1.1 * statistics.median(timing.theirs)
