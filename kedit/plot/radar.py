@@ -35,8 +35,13 @@ def radar(cells: Sequence[Cell]) -> Figure:
     """One panel for each T; dotted the unedited model. Seeds are pooled."""
     frame = scores(cells)
     shown = horizons(frame)[-PANELS:]
-    means = {f"T = {T}" if len(shown) > 1 else "": _means(frame, T) for T in shown}
+    means = {_panel(frame, T) if len(shown) > 1 else "": _means(frame, T) for T in shown}
     return _figure(means, cells, "Scores of each editor")
+
+
+def _panel(frame: pd.DataFrame, T: int) -> str:
+    cases = frame.xs(T, level="T").groupby(["editor", "seed"]).size().max()
+    return f"T = {T}, N = {cases}"
 
 
 def average(cells: Sequence[Cell]) -> Figure:
