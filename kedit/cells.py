@@ -12,7 +12,7 @@ import yaml
 
 from kedit.cases import KNOWEDIT
 from kedit.errors import InputError
-from kedit.journal import CONFIG, META, ROWS, STATUS, STEPS
+from kedit.journal import CONFIG, META, ROWS, STATUS, STEPS, TRACES
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,36 @@ class Cell:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        return pd.read_json(self.directory / ROWS, lines=True, dtype={"case": str, "gold": str, "pred": str})
+        return _read(self.directory / ROWS, dtype={"case": str, "gold": str, "pred": str})
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        return pd.read_json(self.directory / STEPS, lines=True)
+        return _read(self.directory / STEPS)
+
+    @cached_property
+    def traces(self) -> pd.DataFrame:
+        """What was heard over the optimiser steps of its edits; empty where nobody listened."""
+        path = self.directory / TRACES
+        return _read(path, dtype={"case": str}) if path.exists() else pd.DataFrame()
+
+
+def _read(path: Path, **kwargs: Any) -> pd.DataFrame:
+    return pd.read_json(path, lines=True, precise_float=True, **kwargs)
+
+
+def home(place: str | Path) -> Path:
+    """The folder of a sweep (a name under the runs folder), or the directory itself."""
+    return runs() / place if (runs() / place).is_dir() else Path(place)
+
+
+def runs() -> Path:
+    return Path(os.environ.get("KEDIT_RUNS", "runs"))
 
 
 def find(place: str | Path) -> list[Cell]:
     """The cells of a sweep (a name under the runs folder) or below a directory."""
-    runs = Path(os.environ.get("KEDIT_RUNS", "runs"))
-    root = runs / place if (runs / place).is_dir() else Path(place)
+    root = home(place)
     cells = [Cell(path.parent) for path in sorted(root.rglob(META)) if (path.parent / ROWS).exists()]
     if not cells:
-        raise InputError(f"{root}: no run there; give a sweep that has run, or a directory below {runs}/")
+        raise InputError(f"{root}: no run there; give a sweep that has run, or a directory below {runs()}/")
     return cells

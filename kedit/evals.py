@@ -19,6 +19,7 @@ Aliases = Literal["first", "any"]
 Reference = Literal["pre_model", "ground_truth"]
 Template = Literal["off", "on_prompts", "on_all"]
 
+_TEXTS = ("fluency", "consistency")  # what is asked for in free text
 ROOM = 16  # tokens that free generation may go on after the answer's: a model that uses them has not stopped
 
 
@@ -64,6 +65,8 @@ class Evaluator:
         consistency: Consistency | None = None,
         # kinds that the loop also asks of every edit right after it
         each_edit: Sequence[Kind] = ("reliability",),
+        # kinds whose loss is followed over the optimiser steps of every edit (kedit/traces.py)
+        each_step: Sequence[Kind] = (),
     ):
         _known("kinds", kinds, KINDS)
         _known("scoring", scoring, get_args(Scoring))
@@ -72,14 +75,15 @@ class Evaluator:
         _known("easyedit_padding", [easyedit_padding], (None, *get_args(Side)))
         _known("chat_template", [chat_template], get_args(Template))
         _known("each_edit", each_edit, [kind for kind in KINDS if kind != "consistency"])
+        _known("each_step", each_step, [kind for kind in KINDS if kind not in _TEXTS])
         if "consistency" in kinds and "fluency" not in kinds:
             raise InputError(f"eval.kinds={list(kinds)}: consistency compares the texts of fluency; add fluency")
         self.scoring, self.aliases, self.locality_reference = tuple(scoring), aliases, locality_reference
         self.easyedit_padding, self.chat_template, self.double_bos = easyedit_padding, chat_template, double_bos
         self.fluency_tokens, self.fluency_top_k, self.fluency_seed = fluency_tokens, fluency_top_k, fluency_seed
-        self.consistency, self.each_edit = consistency, tuple(each_edit)
+        self.consistency, self.each_edit, self.each_step = consistency, tuple(each_edit), tuple(each_step)
         self.columns = tuple(kinds)  # of a table: without fluency tokens, fluency is a column of dashes
-        self.kinds = tuple(kind for kind in kinds if self.fluency_tokens or kind not in ("fluency", "consistency"))
+        self.kinds = tuple(kind for kind in kinds if self.fluency_tokens or kind not in _TEXTS)
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
@@ -96,6 +100,17 @@ class Evaluator:
         found = dict(zip(free, self._write(lm, [asked[i] for i in free]), strict=True))
         found |= zip(closed, self._reply(lm, [asked[i] for i in closed]), strict=True)
         return [found[i] for i in range(len(asked))]
+
+    def follow(self, lm: LM, asked: Sequence[Question]) -> list[Scored]:
+        """The first answer of each question, teacher-forced: what is asked after an optimiser step."""
+        return lm.answer(*self._first(lm, asked))
+
+    def own_words(self, lm: LM, asked: Sequence[Question]) -> list[Scored]:
+        """What the model itself says, greedily, to each question, as many tokens as the first answer has."""
+        return lm.answer_greedily(*self._first(lm, asked))
+
+    def _first(self, lm: LM, asked: Sequence[Question]) -> tuple[list[str], list[str]]:
+        return [self._prompt(lm, q) for q in asked], [q.probe.answers[0] for q in asked]
 
     def _reply(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
         scored = iter(self._score(lm, self._forced(lm, asked)))

@@ -2,7 +2,8 @@
 
 <cell>/config.yaml   resolved config            rows.jsonl    one probe scored once a line
        meta.json     provenance, timings        steps.jsonl   one step a line: seconds, loss, weight change
-       status        running | finished         state/        model and editor after the last commit
+       status        running | finished         traces.jsonl  one probe at one optimiser step a line (kedit/traces.py)
+       state/        model and editor after the last commit
        error         what stopped the last attempt, its last line in one sentence
 """
 
@@ -33,7 +34,15 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 # parts of meta.json that a continued run must share with its beginning
 FIXED = ("data", "files", "model_is", "versions")
-ROWS, STEPS, CONFIG, META, STATUS, STATE = "rows.jsonl", "steps.jsonl", "config.yaml", "meta.json", "status", "state"
+ROWS, STEPS, TRACES, CONFIG, META, STATUS, STATE = (
+    "rows.jsonl",
+    "steps.jsonl",
+    "traces.jsonl",
+    "config.yaml",
+    "meta.json",
+    "status",
+    "state",
+)
 SCRATCH = "scratch"
 ERROR = "error"
 CELLS = "cells.json"  # of a sweep: what was ever asked of it
@@ -47,6 +56,7 @@ class Memory:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.steps: list[dict[str, Any]] = []
+        self.traces: list[dict[str, Any]] = []
 
     def resume(self, lm: "LM", editor: "Editor") -> int:
         """Bring model and editor to the last committed step and return it; -1 where nothing was committed."""
@@ -56,6 +66,10 @@ class Memory:
         """Append one step and its rows."""
         self.steps.append(dict(step))
         self.rows.extend(map(dict, rows))
+
+    def trace(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append what was heard during the step that is written next."""
+        self.traces.extend(map(dict, records))
 
     def commit(self, lm: "LM", editor: "Editor", *, now: bool) -> None:
         """Make what was written so far the point where a killed run continues: `now`, or when it is time."""
@@ -168,15 +182,30 @@ class Journal(Memory):
                 whole.truncate(done[name])  # what was written after the last commit is done again
             with open(self.directory / name, encoding="utf-8") as file:
                 kept += map(json.loads, file)
-            self._files[name] = open(self.directory / name, "a", encoding="utf-8")  # noqa: SIM115 (see __exit__)
+            self._open(name)
+        if (self.directory / TRACES).exists():
+            os.truncate(self.directory / TRACES, done.get(TRACES, 0))
         return bring_back(self.directory / STATE, lm, editor)
 
     def write(self, step: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
         before = len(self.rows)
         super().write(step, rows)
-        for name, records in ((ROWS, self.rows[before:]), (STEPS, self.steps[-1:])):
-            self._files[name].writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            self._files[name].flush()
+        self._append(ROWS, self.rows[before:])
+        self._append(STEPS, self.steps[-1:])
+
+    def trace(self, records: Iterable[Mapping[str, Any]]) -> None:
+        records = list(records)
+        if records:  # few cells have any
+            if TRACES not in self._files:
+                self._open(TRACES)
+            self._append(TRACES, records)
+
+    def _open(self, name: str) -> None:
+        self._files[name] = open(self.directory / name, "a", encoding="utf-8")  # noqa: SIM115 (see __exit__)
+
+    def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        self._files[name].writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        self._files[name].flush()
 
     def commit(self, lm: "LM", editor: "Editor", *, now: bool) -> None:
         if not now and self._stop is None and time.monotonic() - self._last_commit < self.every_s:

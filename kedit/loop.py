@@ -17,8 +17,9 @@ from kedit.journal import Memory
 from kedit.lm import LM
 from kedit.pristine import pristine_answers
 from kedit.progress import progress
-from kedit.scores import per_case
+from kedit.scores import COLUMNS, per_case
 from kedit.settings import Step
+from kedit.traces import Trace
 from kedit.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ def experiment(
         runner.edits += len(step.edit)
         if number > done:
             seed_step(seed, number)
-            record, rows = runner.step(number, step)
+            record, rows, traced = runner.step(number, step)
+            journal.trace(traced)
             journal.write(record, rows)
             metrics = _metrics(record, rows)
             tracker.log(number, metrics)
@@ -96,18 +98,19 @@ class _Runner:
         record = {"step": 0, "edits_so_far": 0, "cases": [], "tested": len(tested), "fit_s": round(fit_s, 3)}
         return record | self._alarm() | {"eval_s": round(time.perf_counter() - started, 3)}, rows
 
-    def step(self, number: int, step: Step) -> tuple[Row, list[Row]]:
+    def step(self, number: int, step: Step) -> tuple[Row, list[Row], list[Row]]:
         record: Row = {
             "step": number,
             "edits_so_far": self.edits,
             "cases": [case.id for case in step.edit],
             "tested": len(step.test),
         }
-        record |= self._edit(step)
+        trace = Trace(self.lm, self.evaluator, step.edit, {"step": number, "edits_so_far": self.edits})
+        record |= self._edit(step, trace)
         started = time.perf_counter()
         rows = [row for part in in_parts(step, self.evaluator) for row in self._ask(number, step.T, part)]
         alarm = self._alarm() if step.test and not step.restore else {}
-        return record | alarm | {"eval_s": round(time.perf_counter() - started, 3)}, rows
+        return record | alarm | {"eval_s": round(time.perf_counter() - started, 3)}, rows, trace.records
 
     def _ask(self, number: int, T: int, part: Sequence[tuple[str, Question]]) -> Iterator[Row]:
         """Rows of some questions, pooled; each comes with the moment it is asked at."""
@@ -118,10 +121,11 @@ class _Runner:
             tested = {"T": T} if when == "test" else {}
             yield from (self._place(number, when) | tested | row for row in graded)
 
-    def _edit(self, step: Step) -> Row:
+    def _edit(self, step: Step, trace: Trace) -> Row:
         """Apply the step's edits; on a numerical failure undo them."""
         edits = [edit for case in step.edit for edit in case.edits]
         learnt = self.editor.state()
+        self.editor.on_step = trace.start()
         started = time.perf_counter()
         try:
             with self.lm.transaction() as change:
@@ -131,7 +135,8 @@ class _Runner:
             log.warning("an edit of %s failed (%s) and was undone", ", ".join(case.id for case in step.edit), error)
             self.editor.load_state(self.lm, learnt)
             cost, failed = {}, 1
-        return {"edit_s": round(time.perf_counter() - started, 4), **cost, **change, "failed": failed}
+        edit_s = time.perf_counter() - started - trace.seconds
+        return {"edit_s": round(edit_s, 4), **cost, **change, "failed": failed}
 
     def _alarm(self) -> Row:
         """Perplexity of the held-out text: cheap, and it jumps when a model collapses."""
@@ -165,7 +170,8 @@ def all_questions(steps: Sequence[Step], evaluator: Evaluator) -> list[Question]
     """What a run will ask, each question once."""
     each = (q for step in steps for case in step.edit for q in questions(case, evaluator.each_edit))
     tests = (q for step in steps for case in step.test for q in questions(case, evaluator.kinds))
-    return list(dict.fromkeys([*each, *tests]))
+    traced = (q for step in steps for case in step.edit for q in questions(case, evaluator.each_step))
+    return list(dict.fromkeys([*each, *tests, *traced]))
 
 
 def _metrics(record: Row, rows: Sequence[Row]) -> dict[str, Any]:
@@ -174,5 +180,6 @@ def _metrics(record: Row, rows: Sequence[Row]) -> dict[str, Any]:
     frame = pd.DataFrame(rows)
     for when, asked in frame.groupby("when") if rows else ():
         scores = {kind: per_case(asked, kind) for kind in KINDS}
-        numbers |= {f"{when}/{kind}": float(values.mean()) for kind, values in scores.items() if len(values)}
+        named = {COLUMNS[kind].replace(" ", "_"): values for kind, values in scores.items() if len(values)}
+        numbers |= {f"{when}/{name}": float(values.mean()) for name, values in named.items()}
     return numbers

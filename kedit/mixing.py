@@ -9,7 +9,7 @@ from kedit.errors import InputError
 from kedit.samples import asked_T
 
 # of eval: these ask for more rows, and change none that two cells share
-MORE_ROWS = ("scoring", "each_edit")
+MORE_ROWS = ("scoring", "each_edit", "each_step")
 
 
 @dataclass(frozen=True)

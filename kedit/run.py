@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from kedit.cases import check_subjects
 from kedit.errors import InputError
 from kedit.journal import ERROR, Follower, Journal, Memory
-from kedit.naming import BOOKKEEPING, cell_directory, names_of
+from kedit.naming import BOOKKEEPING, GROUPS, cell_directory, names_of
 from kedit.sweep import FOLLOWS, Sweep, leave_error, outside
 
 log = logging.getLogger(__name__)
@@ -97,31 +97,40 @@ def assemble(cfg: DictConfig) -> Parts:
     steps = list(instantiate(cfg.setting, _convert_="all")(dataset.cases, cfg.T))
     if editor.needs_subject:
         check_subjects(case for step in steps for case in step.edit)
+    if evaluator.each_step and not editor.tells_steps:
+        raise InputError(
+            f"eval.each_step={list(evaluator.each_step)}: {type(editor).__name__} does not tell its optimiser steps; "
+            "set eval.each_step=[], or choose an editor that trains edit by edit"
+        )
     return Parts(editor, evaluator, tracker, dataset, steps)
 
 
 def compute(cfg: DictConfig, names: Mapping[str, str], journal: Journal, parts: Parts) -> None:
     """The part that needs the model."""
+    from kedit.cells import Cell
+    from kedit.dashboard import flat_config, report
     from kedit.provenance import costs, describe, named_files
 
     started = time.perf_counter()
     lm = load_model(cfg)
     load_s = time.perf_counter() - started
     cell = {**names, "T": cfg.T, "seed": cfg.seed, "order_seed": cfg.dataset.get("order_seed")}
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     meta = cell | describe(lm, parts.dataset, parts.steps, parts.evaluator) | {"files": named_files(config)}
     journal.describe(meta)
     parts.tracker.start(
         directory=journal.directory,
         name=str(journal.directory.relative_to(Path(cfg.runs) / names["sweeps"])),
         group=names["sweeps"],
-        config=config,
+        tags=[f"{group}:{names[group]}" for group in GROUPS],
+        config=flat_config(without(config, BOOKKEEPING), meta),
     )
     experiment_of(cfg, parts, lm, journal, parts.tracker)
     journal.describe(meta | costs(lm, journal.steps, len(journal.rows), load_s, time.perf_counter() - started))
     if cfg.save:
         lm.save(journal.directory / "model")
-    parts.tracker.finish(present(journal.directory)[0][1])
+    [(_, table), *_] = present(journal.directory)
+    parts.tracker.finish(report(Cell(journal.directory), table))
     journal.finish()
 
 
@@ -155,21 +164,41 @@ def show_cells(directories: Sequence[Path]) -> None:
 
 
 def present(directory: Path) -> list[Any]:
-    """Write the table and the picture of the cells below a directory; returns (caption, table) pairs."""
+    """Write the table and the pictures of the cells below a directory; returns (caption, table) pairs."""
     from kedit.cells import find
-    from kedit.plot import retention
+    from kedit.plot import draw
     from kedit.table import write
 
     cells = find(directory)
-    if retention(cells, directory / "retention.png"):
-        log.info("%s", directory / "retention.png")
+    try:
+        for picture in filter(None, (drawn.path for drawn in draw(cells, directory))):
+            log.info("%s", picture)
+    except Exception:  # a run is never lost for a picture
+        log.exception("a picture could not be drawn; python -m kedit.plot %s tries again", directory)
     return write(cells, directory)
+
+
+def track(cfg: DictConfig, made: Sequence[Any]) -> None:
+    """A named sweep's tables and pictures in a run of their own, beside those of its cells."""
+    from kedit.cells import find
+    from kedit.dashboard import is_new, sweep_report
+
+    directory, sweep = Path(cfg.hydra.sweep.dir), cfg.hydra.runtime.choices.sweeps
+    cells = find(directory)
+    if is_new(directory, cells):
+        tracker = instantiate(cfg.tracker, _convert_="all")
+        tracker.start(directory=directory, name="all cells", group=sweep, tags=["all cells"], config={"sweeps": sweep})
+        tracker.finish(sweep_report(cells, made, directory))
 
 
 def identity(cfg: DictConfig) -> str:
     """What a cell is: the resolved config without what changes no row."""
     whole: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return OmegaConf.to_yaml({key: value for key, value in whole.items() if key not in BOOKKEEPING})
+    return OmegaConf.to_yaml(without(whole, BOOKKEEPING))
+
+
+def without(options: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in names}
 
 
 @contextmanager

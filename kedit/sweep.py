@@ -153,22 +153,24 @@ class Sweep(Callback):
         if FOLLOWS:
             return
         name, home = config.hydra.runtime.choices.sweeps, Path(config.hydra.sweep.dir)
-        self._show(home, name)
+        self._show(config, home, name)
         failed = {*self.failed, *(cell for cell in self.asked if not finished(cell))}
         if failed:
             asked = max(len(self.asked), len(failed))
             sys.exit(f"{len(failed)} of {asked} cells did not finish: python -m kedit.status {name}")
 
-    def _show(self, home: Path, name: str) -> None:
+    def _show(self, config: DictConfig, home: Path, name: str) -> None:
         from kedit.run import present as written
-        from kedit.run import show_cells
+        from kedit.run import show_cells, track
         from kedit.table import show
 
         try:
             if name == "adhoc":
                 show_cells(self.cells)
             else:
-                show(written(home))
+                made = written(home)
+                show(made)
+                track(config, made)
         except InputError as error:
             log.warning("no table: %s", error)
 

@@ -2,54 +2,93 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
+
+TABLE_ROWS = 10_000  # that wandb shows of one table
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known when a cell, or a whole sweep, is through."""
+
+    summary: Mapping[str, float] = field(default_factory=dict)
+    tables: Mapping[str, "pd.DataFrame"] = field(default_factory=dict)
+    pictures: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Tracker:
     """Tracks nothing: the interface."""
 
-    def start(self, *, directory: Path, name: str, group: str, config: Mapping[str, Any]) -> None:
+    def start(
+        self, *, directory: Path, name: str, group: str, config: Mapping[str, Any], tags: Sequence[str] = ()
+    ) -> None:
         """Before the first step."""
 
     def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """The metrics of one step (the run's step number, counted from 1; 0 is the unedited model)."""
 
-    def finish(self, table: pd.DataFrame) -> None:
-        """After the last step, with the cell's table."""
+    def finish(self, report: Report) -> None:
+        """After the last step."""
 
 
 class Wandb(Tracker):
     """One wandb run for each cell, in the cell's directory; its id is made from the cell's name, so a continued run
-    is the same run.
+    is the same run (under `wandb agent` it is the agent's).
 
-    `mode`: offline (default; `wandb sync <cell>/wandb/*` uploads later), online, disabled. Anything that goes wrong is
-    said once, and the run goes on without.
+    `mode`: offline (default; `python -m kedit.sync` uploads later), online, disabled. Anything that goes wrong is said
+    once, and the run goes on without; a server that does not answer costs `init_timeout` seconds, and once only: this
+    process stays offline then. One that dies costs at most `finish_timeout` at the end.
     """
+
+    lost: ClassVar[bool] = False  # this process has met a server that does not answer
 
     def __init__(
         self, *, project: str = "kedit", mode: str = "offline", init_timeout: float = 30.0, finish_timeout: float = 60.0
     ):
         self.project, self.mode, self.init_timeout, self.finish_timeout = project, mode, init_timeout, finish_timeout
+        self.directory = Path()
+        self._identity: dict[str, Any] = {}
         self._run: Any = None
+        self._step: int | None = None
 
-    def start(self, *, directory: Path, name: str, group: str, config: Mapping[str, Any]) -> None:
+    def start(
+        self, *, directory: Path, name: str, group: str, config: Mapping[str, Any], tags: Sequence[str] = ()
+    ) -> None:
+        self.directory = directory
         for empty in directory.glob("wandb/*/*.wandb"):
             if not empty.stat().st_size:  # left by a killed run; it would make `wandb sync` of this run fail as a whole
                 empty.unlink()
-        for mode in dict.fromkeys([self.mode, "offline"]):
+        self._identity = {"name": name, "group": group, "config": dict(config), "tags": [tag[:64] for tag in tags]}
+        for mode in dict.fromkeys([self._possible(), "offline"]):
             try:
-                self._run = self._start(mode, directory, name, group, config)
+                self._run = self._start(mode, self._identity)
                 return
             except Exception as error:
                 log.warning("wandb (%s) could not start: %s", mode, error)
+                Wandb.lost = Wandb.lost or mode == "online"
 
-    def _start(self, mode: str, directory: Path, name: str, group: str, config: Mapping[str, Any]) -> Any:
+    def _possible(self) -> str:
+        """The wanted mode, or offline where no server would answer."""
+        if self.mode != "online":
+            return self.mode
+        if not Wandb.lost and (url := unreachable()):
+            log.warning("wandb: no server answers at %s; offline: python -m kedit.sync uploads it later", url)
+            Wandb.lost = True
+        return "offline" if Wandb.lost else "online"
+
+    def _start(self, mode: str, identity: Mapping[str, Any]) -> Any:
         import wandb
 
         settings = wandb.Settings(
@@ -58,34 +97,68 @@ class Wandb(Tracker):
             x_disable_stats=True,
             x_transaction_log_flush_interval=1.0,
             init_timeout=self.init_timeout,
+            login_timeout=self.init_timeout,
             finish_timeout=self.finish_timeout,
+            finish_timeout_raises=True,
+            reinit="create_new",  # never the run of an earlier cell that a lost server kept open
         )
+        run_id = hashlib.sha256(f"{identity['group']}/{identity['name']}".encode()).hexdigest()[:16]
         return wandb.init(
+            **identity,
             project=self.project,
-            dir=directory,
-            id=hashlib.sha256(f"{group}/{name}".encode()).hexdigest()[:16],
-            name=name,
-            group=group,
-            config=dict(config),
+            dir=self.directory,
+            id=os.environ.get("WANDB_RUN_ID", run_id),
             mode=mode,  # type: ignore[arg-type]
             resume="allow",
             settings=settings,
         )
 
     def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        self._step = step
         self._try(lambda: self._run.log(dict(metrics), step=step))
 
-    def finish(self, table: pd.DataFrame) -> None:
-        def last() -> None:
-            import wandb
-
-            self._run.log({"table": wandb.Table(dataframe=table)})
-            self._run.finish()
-
-        self._try(last)
+    def finish(self, report: Report) -> None:
+        self._try(lambda: self._finish(report))
         self._run = None
 
-    def _try(self, call: Any) -> None:
+    def _finish(self, report: Report) -> None:
+        """What a lost server cannot be told is kept in an offline part of the same run."""
+        if not self._run.offline and (url := unreachable()):
+            self._continue_offline(f"no server answers at {url}")
+        try:
+            self._tell(report)
+        except Exception as error:
+            if self._run.offline:
+                raise
+            self._continue_offline(str(error))
+            self._tell(report)
+        self._close()
+
+    def _continue_offline(self, why: str) -> None:
+        self._close()
+        log.warning("wandb: %s; the rest of %s is kept offline", why, self.directory)
+        self._run = self._start("offline", self._identity)
+
+    def _tell(self, report: Report) -> None:
+        import wandb
+
+        media: dict[str, Any] = {name: wandb.Image(str(path)) for name, path in report.pictures.items()}
+        for name, frame in report.tables.items():
+            media |= {part: wandb.Table(dataframe=rows) for part, rows in _parts(name, frame)}
+        self._run.log(media, step=self._step)
+        self._run.summary.update(dict(report.summary))
+
+    def _close(self) -> None:
+        try:
+            self._run.finish()
+        except TimeoutError:
+            log.warning("wandb: the server did not take everything; python -m kedit.sync %s does it", self.directory)
+            Wandb.lost = True
+            return
+        if not self._run.offline:  # the mark that `wandb sync` leaves
+            Path(f"{self._run.settings.sync_file}.synced").touch()
+
+    def _try(self, call: Callable[[], None]) -> None:
         if self._run is None:
             return
         try:
@@ -93,3 +166,25 @@ class Wandb(Tracker):
         except Exception as error:
             log.warning("wandb stopped: %s; the rows on disk are complete", error)
             self._run = None
+
+
+def _parts(name: str, frame: "pd.DataFrame") -> list[tuple[str, "pd.DataFrame"]]:
+    """rows, rows_2, ...: what wandb shows of one table, nothing is cut off."""
+    starts = range(0, max(1, len(frame)), TABLE_ROWS)
+    return [(name if not at else f"{name}_{at // TABLE_ROWS + 1}", frame[at : at + TABLE_ROWS]) for at in starts]
+
+
+def unreachable(timeout: float = 5.0) -> str | None:
+    """The wandb server's address, where nothing answers there; None where something does or a proxy stands between."""
+    import wandb
+
+    url = urlsplit(wandb.setup().settings.base_url)
+    if getproxies().get(url.scheme):
+        return None
+    try:
+        socket.create_connection(
+            (url.hostname or "", url.port or (443 if url.scheme == "https" else 80)), timeout
+        ).close()
+    except OSError:
+        return url.geturl()
+    return None

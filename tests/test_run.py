@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RECIPE_S, TESTS, S, run_kedit
+from conftest import RECIPE_S, TESTS
 from hydra import compose, initialize_config_dir
 
 from kedit import world
@@ -185,40 +185,6 @@ def test_help_and_tables_need_no_model() -> None:
     shown = subprocess.run([sys.executable, "-m", "kedit.run", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
     assert re.search(r"^editor: .*ft_m, .*kdpo", shown.stdout, re.MULTILINE)
-
-
-def test_wandb_holds_every_edit(tmp_path: Path) -> None:
-    done = run_kedit(tmp_path, *S, "T=4", "eval.fluency_tokens=20", "tracker=wandb")
-    assert done.returncode == 0, done.stderr
-    [home] = (tmp_path / "runs").rglob("offline-run-*")
-    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(home)]
-    records = [
-        json.loads(line)
-        for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    ]
-    history = [record["history"]["item"] for record in records if record["type"] == "history"]
-    steps = [json.loads(line) for line in (home.parent.parent / "steps.jsonl").read_text().splitlines()]
-    rows = [json.loads(line) for line in (home.parent.parent / "rows.jsonl").read_text().splitlines()]
-    logged = {item["_step"]: item for item in history}
-    for step in steps:
-        assert logged[step["step"]]["edits_so_far"] == step["edits_so_far"]
-        if step["step"]:
-            assert logged[step["step"]]["loss"] == pytest.approx(step["loss"])
-            [mine] = [row["token"] for row in rows if row["when"] == "edit" and row["step"] == step["step"]]
-            assert logged[step["step"]]["edit/reliability"] == pytest.approx(100 * mine)
-    assert "table._type" in logged[max(logged)]
-    [run] = [record["run"] for record in records if record["type"] == "run"]
-    assert run["run_group"] == "adhoc"
-    assert run["config"]["update"]["editor"]["lr"] == 5e-4
-
-
-def test_wandb_never_stops_a_run(tmp_path: Path) -> None:
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "wandb.py").write_text("raise ImportError('no wandb on this machine')")
-    done = run_kedit(tmp_path, *QUICK, "tracker=wandb", PYTHONPATH=str(tmp_path / "broken"))
-    assert done.returncode == 0, done.stderr
-    assert "no wandb on this machine" in done.stdout
-    assert list((tmp_path / "runs").rglob("table.md"))
 
 
 def test_the_wheel_carries_conf_sweeps_and_the_papers_numbers(tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 from conftest import S, run_kedit
 
-from kedit.cells import Cell, find
+from kedit.cells import find
 from kedit.errors import InputError
-from kedit.plot import ages, retention
 from kedit.scores import FLOOR, per_case, summary
 from kedit.table import markdown, show, tables, write
 
@@ -111,7 +110,7 @@ def test_the_default_table_has_its_columns_and_caption(sweep: Path) -> None:
 
 def test_what_a_sweep_leaves_behind(sweep: Path) -> None:
     home = sweep / "runs/quickstart"
-    assert {path.name for path in home.iterdir()} >= {"table.md", "table.csv", "retention.png"}
+    assert {path.name for path in home.iterdir()} >= {"table.md", "table.csv", "retention.png", "radar.png"}
     cells = find(home)
     assert len(cells) == 2
     for cell in cells:
@@ -124,19 +123,13 @@ def test_what_a_sweep_leaves_behind(sweep: Path) -> None:
             "table.md",
             "table.csv",
             "retention.png",
+            "radar.png",
         }
         assert "state" not in names
         assert cell.meta["schema"] == 1
         assert cell.meta["effective_T"] == 12
         assert set(cell.meta["seconds"]) == {"load", "fit", "edit", "evaluate", "session"}
         assert cell.meta["data"]["sha256"]
-
-
-def test_age_is_the_number_of_later_edits(sweep: Path) -> None:
-    for cell in find(sweep / "runs/quickstart"):
-        aged = ages(cell).drop_duplicates("case")
-        order = [case for cases in cell.steps["cases"] for case in cases]
-        assert dict(zip(aged["case"], aged["age"], strict=True)) == {case: 11 - i for i, case in enumerate(order)}
 
 
 def test_cells_of_other_settings_stand_in_tables_of_their_own(sweep: Path, tmp_path: Path) -> None:
@@ -158,14 +151,6 @@ def test_printed_numbers_have_one_decimal_and_dashes(sweep: Path, capsys: pytest
     first = text.splitlines()[2]
     assert first.startswith(f"| {FLOOR} | 0 |")
     assert first.split("|")[-2].strip() == "-"
-
-
-def test_no_picture_where_every_case_was_tested_right_after_its_edit(tmp_path: Path) -> None:
-    cell = Cell(tmp_path)
-    (tmp_path / "rows.jsonl").write_text(pd.DataFrame(ROWS[:2]).to_json(orient="records", lines=True))
-    (tmp_path / "steps.jsonl").write_text('{"cases": ["a", "b"], "edits_so_far": 2}\n')
-    (tmp_path / "meta.json").write_text('{"model": "m", "dataset": "d", "setting": "mass", "seed": 0, "editor": "e"}')
-    assert not retention([cell], tmp_path / "r.png")
 
 
 def test_an_empty_place_is_said(tmp_path: Path) -> None:

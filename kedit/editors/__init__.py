@@ -1,6 +1,6 @@
 """Editor: the interface of every knowledge-editing method."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,7 +15,11 @@ class Editor:
 
     wants_train: ClassVar[bool] = False  # does `fit` learn from training cases?
     needs_subject: ClassVar[bool] = False  # must an edit's subject be a span of its prompt?
+    tells_steps: ClassVar[bool] = False  # does `edit` call `on_step`?
     scratch: Path | None = None  # where a long edit may keep what it needs to continue after a kill; emptied after it
+
+    # where somebody listens: called after each optimiser step with its number (from 1) and the loss before it
+    on_step: Callable[[int, float], None] | None = None
 
     def touches(self, lm: LM) -> Sequence[str]:
         """Names of the parameters that edits will change, where that is known beforehand: nothing that lies below

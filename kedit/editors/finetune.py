@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from statistics import mean
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -28,6 +29,8 @@ class FineTune(Tuner):
     step on the loss is still this, to four decimals. `norm_constraint` keeps each weight within ± that of its value at
     the start of the edit. `delta_times` adds the edit's change that many times.
     """
+
+    tells_steps: ClassVar[bool] = True
 
     steps: int
     cycles: int = 1
@@ -76,6 +79,8 @@ class FineTune(Tuner):
                     if loss.requires_grad and losses[-1] >= enough and not self._stuck(cycle, step, losses[-1]):
                         self._update(optimizer, loss, start, len(taken))
                         taken.append(losses[-1])
+                        if self.on_step:
+                            self.on_step(len(taken), taken[-1])
                 if not losses or mean(losses) < enough or self._stuck(cycle, step, mean(losses)):
                     break
             if not losses:

@@ -193,6 +193,13 @@ class LM(UndoLog):
             scored |= zip(some, self._score(pairs), strict=True)
         return [replace(scored[pair], info=route.info) for pair, route in zip(wanted, routes, strict=True)]
 
+    @torch.no_grad()
+    def answer_greedily(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Scored]:
+        """As `answer`, of what the model itself says next: greedily, as many tokens as each answer has."""
+        routes = self.route(prompts)
+        said = self.continued(self.encode([route.prompt for route in routes], answers))
+        return [replace(one, info=route.info) for one, route in zip(self._score(said.pairs), routes, strict=True)]
+
     def _score(self, pairs: Sequence[Pair]) -> list[Scored]:
         return self._batched([len(pair.ids) for pair in pairs], lambda now: self._score_batch([pairs[i] for i in now]))
 
