@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from kedit.cells import Cell
 from kedit.journal import META
+from kedit.results.cells import Cell
 from kedit.scores import COLUMNS, FLOOR, summary
 from kedit.tracker import Report
 

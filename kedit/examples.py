@@ -19,10 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from kedit.cases import KINDS, Case, Kind, questions
-from kedit.cells import Cell, find
 from kedit.errors import InputError
 from kedit.journal import CONFIG
 from kedit.papers import FOLDER
+from kedit.results.cells import Cell, find
 
 SAME = ("model", "dataset", "setting", "T", "seed", "order_seed", "overrides")  # what one table's editors share
 PLACE = ["case", "kind", "group", "probe"]

@@ -107,9 +107,9 @@ def assemble(cfg: DictConfig) -> Parts:
 
 def compute(cfg: DictConfig, names: Mapping[str, str], journal: Journal, parts: Parts) -> None:
     """The part that needs the model."""
-    from kedit.cells import Cell
     from kedit.dashboard import flat_config, report
     from kedit.provenance import costs, describe, named_files
+    from kedit.results.cells import Cell
 
     started = time.perf_counter()
     lm = load_model(cfg)
@@ -157,17 +157,17 @@ def experiment_of(cfg: DictConfig, parts: Parts, lm: Any, journal: Memory, track
 
 
 def show_cells(directories: Sequence[Path]) -> None:
-    from kedit.cells import find
-    from kedit.table import show, tables
+    from kedit.results.cells import find
+    from kedit.table.plain import show, tables
 
     show(list(tables([cell for directory in directories for cell in find(directory)])))
 
 
 def present(directory: Path) -> list[Any]:
     """Write the table and the pictures of the cells below a directory; returns (caption, table) pairs."""
-    from kedit.cells import find
     from kedit.plot import draw
-    from kedit.table import write
+    from kedit.results.cells import find
+    from kedit.table.plain import write
 
     cells = find(directory)
     try:
@@ -180,8 +180,8 @@ def present(directory: Path) -> list[Any]:
 
 def track(cfg: DictConfig, made: Sequence[Any]) -> None:
     """A named sweep's tables and pictures in a run of their own, beside those of its cells."""
-    from kedit.cells import find
     from kedit.dashboard import is_new, sweep_report
+    from kedit.results.cells import find
 
     directory, sweep = Path(cfg.hydra.sweep.dir), cfg.hydra.runtime.choices.sweeps
     cells = find(directory)

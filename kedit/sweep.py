@@ -160,17 +160,24 @@ class Sweep(Callback):
             sys.exit(f"{len(failed)} of {asked} cells did not finish: python -m kedit.status {name}")
 
     def _show(self, config: DictConfig, home: Path, name: str) -> None:
+        """Of a paper's table in its layout, and as a page; of other sweeps and of no sweep as it is."""
         from kedit.run import present as written
         from kedit.run import show_cells, track
-        from kedit.table import show
+        from kedit.table.plain import show
+        from kedit.table.show import show_sweep
 
         try:
             if name == "adhoc":
                 show_cells(self.cells)
-            else:
-                made = written(home)
-                show(made)
-                track(config, made)
+                return
+            made = written(home)
+            track(config, made)
+            try:
+                page = show_sweep(name, home)
+            except InputError as error:
+                log.warning("not in the paper's layout: %s", error)
+                page = None
+            log.info("%s", page) if page else show(made)
         except InputError as error:
             log.warning("no table: %s", error)
 

@@ -16,8 +16,8 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from kedit.cells import home
 from kedit.errors import InputError
+from kedit.results.cells import home
 from kedit.tracker import unreachable
 
 State = Literal["uploaded", "uploaded before", "still running", "failed"]

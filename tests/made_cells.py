@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from kedit.cells import Cell
+from kedit.results.cells import Cell
 
 META: dict[str, Any] = {
     "model": "world",

@@ -13,8 +13,8 @@ from conftest import TESTS, run_kedit
 from test_world import known, questions_of
 
 from kedit import world
-from kedit.cells import find
 from kedit.lm import LM, load
+from kedit.results.cells import find
 from kedit.world import Recipe, World
 from kedit.world.recipe import train
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kedit.bootstrap import draws, interval, over_seeds, resampled_means
+from kedit.results.bootstrap import draws, interval, over_seeds, resampled_means
 
 
 def frame(values: np.ndarray, name: str = "c") -> pd.DataFrame:

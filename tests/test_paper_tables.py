@@ -14,19 +14,19 @@ import pytest
 import yaml
 from made_cells import make_cell
 
-from kedit import fill, views
-from kedit.cells import Cell
 from kedit.errors import InputError
-from kedit.formats import Entry, Grid, Line, latex, markdown
-from kedit.layout import Layout, layout, layouts, named
-from kedit.measured import measured
-from kedit.mixing import refuse_mixed
-from kedit.page import page
 from kedit.papers import as_text
-from kedit.ranking import ranks
-from kedit.samples import COSTS, samples
-from kedit.show import paper_table, rendered
-from kedit.versus import compare
+from kedit.results.cells import Cell
+from kedit.results.measured import measured
+from kedit.results.mixing import refuse_mixed
+from kedit.results.samples import COSTS, samples
+from kedit.table import fill, views
+from kedit.table.formats import Entry, Grid, Line, latex, markdown
+from kedit.table.layout import Layout, layout, layouts, named
+from kedit.table.page import page
+from kedit.table.ranking import ranks
+from kedit.table.show import paper_table, rendered
+from kedit.table.versus import compare
 
 ALL = list(layouts())
 KDPO = Layout(

@@ -11,7 +11,6 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.colors import to_hex
 
-from kedit.cells import Cell, find
 from kedit.plot import PICTURES, draw
 from kedit.plot.bars import bars
 from kedit.plot.data import Nothing, resampled, scores, spread
@@ -20,6 +19,7 @@ from kedit.plot.retention import ages, retention
 from kedit.plot.scatter import scatter
 from kedit.plot.style import looks
 from kedit.plot.traces import by_token, degrees, half_overfitted, losses, over_steps, tokens
+from kedit.results.cells import Cell, find
 
 KINDS = {"reliability": 1.0, "generality": 0.5, "portability": 0.25, "locality": 0.75}
 

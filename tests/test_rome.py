@@ -17,7 +17,6 @@ from test_table import row
 
 from kedit import world
 from kedit.cases import Kind, Probe, Question, questions
-from kedit.cells import find
 from kedit.consistency import Consistency
 from kedit.data import counterfact, zsre_mend
 from kedit.data.files import parse_file
@@ -27,8 +26,9 @@ from kedit.errors import InputError
 from kedit.evals import Evaluator
 from kedit.lm import LM
 from kedit.pristine import pristine_answers
+from kedit.results.cells import find
 from kedit.scores import per_case, summary
-from kedit.table import shown, tables
+from kedit.table.plain import shown, tables
 
 ROME: list[Kind] = ["efficacy", "paraphrase", "neighborhood", "fluency", "consistency"]
 DATA = TESTS / "data"

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from conftest import S, run_kedit
 
-from kedit.cells import find
 from kedit.errors import InputError
+from kedit.results.cells import find
 from kedit.scores import FLOOR, per_case, summary
-from kedit.table import markdown, show, tables, write
+from kedit.table.plain import markdown, show, tables, write
 
 
 def row(case: str, kind: str, group: str, token: float, when: str = "test", **more: object) -> dict[str, object]:

@@ -7,7 +7,7 @@ from made_cells import make_cell
 from test_paper_tables import places, run_table
 
 from kedit.errors import InputError
-from kedit.show import claims
+from kedit.table.show import claims
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kedit.bootstrap import interval
+from kedit.results.bootstrap import interval
 
 Real = int | float
 

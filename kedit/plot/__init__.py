@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kedit.cells import Cell
 from kedit.plot.bars import bars
 from kedit.plot.data import SAME, Nothing, together
 from kedit.plot.radar import average, radar
@@ -17,6 +16,7 @@ from kedit.plot.retention import retention
 from kedit.plot.scatter import scatter
 from kedit.plot.style import save
 from kedit.plot.traces import losses, tokens
+from kedit.results.cells import Cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

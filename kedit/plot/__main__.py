@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from kedit.cells import find, home
 from kedit.errors import InputError
 from kedit.plot import PICTURES, Drawn, Picture, draw
 from kedit.plot.data import together
 from kedit.plot.style import save
 from kedit.plot.traces import tokens
+from kedit.results.cells import find, home
 
 FORMS = ("png", "pdf", "svg")
 

@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from kedit.cells import Cell
 from kedit.plot.data import Nothing, editors, horizons, kinds_of, resampled, scores, spread
 from kedit.plot.style import OVERTONE, legend, looks, title
+from kedit.results.cells import Cell
 from kedit.scores import COLUMNS
 
 SETTINGS = ("single", "blocks")  # T = 1 of blocks is single

@@ -8,9 +8,9 @@ from hashlib import sha256
 import numpy as np
 import pandas as pd
 
-from kedit.bootstrap import interval, over_seeds, resampled_means
-from kedit.cells import Cell
 from kedit.errors import InputError
+from kedit.results.bootstrap import interval, over_seeds, resampled_means
+from kedit.results.cells import Cell
 from kedit.scores import FLOOR, per_case
 
 # a picture mixes none of these

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kedit.cells import Cell
 from kedit.plot.data import BOTH, Nothing, editors, horizons, scores
 from kedit.plot.style import GREY, UNEDITED, legend, looks, title
+from kedit.results.cells import Cell
 from kedit.scores import FLOOR
 
 AXES = {  # KDPO's four, and what ROME's evaluation has in their place

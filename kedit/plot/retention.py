@@ -6,9 +6,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kedit.cells import Cell
 from kedit.plot.data import Nothing, editors, kinds_of
 from kedit.plot.style import GREY, UNEDITED, legend, looks, title
+from kedit.results.cells import Cell
 from kedit.scores import COLUMNS, per_case
 
 BINS = 10

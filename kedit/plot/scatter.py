@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from kedit.cells import Cell
 from kedit.plot.data import Nothing, editors, horizons, resampled, scores, spread
 from kedit.plot.style import Look, legend, looks, title
+from kedit.results.cells import Cell
 from kedit.scores import COLUMNS, FLOOR
 
 PAIRS = (("reliability", "locality"), ("efficacy", "neighborhood"))

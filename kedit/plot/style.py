@@ -13,7 +13,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from kedit.cells import Cell
+from kedit.results.cells import Cell
 
 # Okabe and Ito (2008) without yellow and black, then three of Paul Tol's "muted": told apart by colour-blind readers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933", "#332288")

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kedit.bootstrap import interval, resampled_means
-from kedit.cells import Cell
 from kedit.plot.data import Nothing, editors
 from kedit.plot.style import BEFORE, COLOURS, GREY, legend, looks, title
+from kedit.results.bootstrap import interval, resampled_means
+from kedit.results.cells import Cell
 from kedit.scores import COLUMNS
 
 EDIT = ("reliability", "efficacy")  # kinds that ask an edit's own prompt

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from kedit.cells import Cell
-from kedit.measured import AVERAGE
-from kedit.mixing import mixed
-from kedit.samples import asked_T
+from kedit.results.cells import Cell
+from kedit.results.measured import AVERAGE
+from kedit.results.mixing import mixed
+from kedit.results.samples import asked_T
 from kedit.scores import SAID, Score
 
 

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from kedit import formats, table, verdicts, versus, views
-from kedit.cells import Cell, find
-from kedit.entries import shown
 from kedit.errors import InputError
-from kedit.formats import Grid
-from kedit.layout import Layout, layout, layouts
-from kedit.measured import frame_of
-from kedit.mixing import RULES, refuse_mixed
-from kedit.page import page
 from kedit.papers import PAPERS
-from kedit.samples import COSTS, samples
+from kedit.results.cells import Cell, find
+from kedit.results.measured import frame_of
+from kedit.results.mixing import RULES, refuse_mixed
+from kedit.results.samples import COSTS, samples
 from kedit.scores import Score
+from kedit.table import formats, plain, verdicts, versus, views
+from kedit.table.entries import shown
+from kedit.table.formats import Grid
+from kedit.table.layout import Layout, layout, layouts
+from kedit.table.page import page
 
 ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html", ".htm": "html"}
 TEXTS = ("fluency", "consistency")  # are scored in one way
@@ -63,6 +63,19 @@ def output(given: Given) -> None:
     sys.stdout.write(f"{given.out}\n" if given.out else text)
 
 
+def show_sweep(sweep: str, home: Path) -> Path | None:
+    """Print what a sweep has measured in its paper's layout, and write the page with the paper's numbers beside it;
+    None where it defines no paper's table."""
+    known = layout(sweep)
+    if known is None:
+        return None
+    page = home / "table.html"
+    made = paper_table(known, find(home), out=page)
+    formats.show(made.views["ours"])
+    page.write_text(rendered(made, "html"))
+    return page
+
+
 def rendered(made: Made, form: str) -> str:
     if form == "html":
         return page(made.title, made.views)
@@ -80,8 +93,8 @@ def _made(given: Given) -> Made:
         return _versus(given, place, known)
     if known:
         return paper_table(known, _cells(place, given.options, known), given.view, given.scoring, given.mix, given.out)
-    made = list(table.tables(_cells(place, given.options), score=given.scoring, merge=given.merge or "case_macro"))
-    return Made(place, {"runs": [table.grid(*one) for one in made]}, table.as_csv(made))
+    made = list(plain.tables(_cells(place, given.options), score=given.scoring, merge=given.merge or "case_macro"))
+    return Made(place, {"runs": [plain.grid(*one) for one in made]}, plain.as_csv(made))
 
 
 def _cells(place: str, options: str | None, known: Layout | None = None) -> list[Cell]:

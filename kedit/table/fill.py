@@ -5,11 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from kedit.layout import Layout
-from kedit.measured import AVERAGE, KNOWEDIT_SETS
+from kedit.results.measured import AVERAGE, KNOWEDIT_SETS
+from kedit.results.samples import COSTS, UNEDITED
 from kedit.run import ROOT
-from kedit.samples import COSTS, UNEDITED
 from kedit.scores import PAPER
+from kedit.table.layout import Layout
 
 
 def command(record: Mapping[str, Any], layout: Layout, seeds: Sequence[int] = ()) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from kedit.formats import Entry, Grid, Line
 from kedit.papers import PAPERS
+from kedit.table.formats import Entry, Grid, Line
 
 CAPTION = (
     "Paper: the verdict on the paper's own printed numbers; ours: on what was run here, from the 95 % intervals: a "

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from kedit.bootstrap import over_seeds, resampled_means
-from kedit.cells import Cell
 from kedit.errors import InputError
+from kedit.results.bootstrap import over_seeds, resampled_means
+from kedit.results.cells import Cell
 from kedit.scores import PAPER, PLAIN, Measures, Score, by_case, combined
 
 UNEDITED = "none"

@@ -9,14 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from kedit import fill
-from kedit.cells import Cell
-from kedit.formats import DASH, Entry
-from kedit.layout import Layout, as_printed, belongs
 from kedit.papers import KEYS
-from kedit.ranking import GROUP
-from kedit.samples import UNEDITED
+from kedit.results.cells import Cell
+from kedit.results.samples import UNEDITED
 from kedit.scores import Score
+from kedit.table import fill
+from kedit.table.formats import DASH, Entry
+from kedit.table.layout import Layout, as_printed, belongs
+from kedit.table.ranking import GROUP
 
 Record = Mapping[str, Any]
 

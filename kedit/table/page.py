@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from kedit.formats import DASH, Entry, Grid, Line, spans
+from kedit.table.formats import DASH, Entry, Grid, Line, spans
 
 STYLE = """
 :root { color-scheme: light }

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kedit.bootstrap import interval
-from kedit.cells import Cell
 from kedit.papers import printed
-from kedit.samples import Key, Sample, samples
+from kedit.results.bootstrap import interval
+from kedit.results.cells import Cell
+from kedit.results.samples import Key, Sample, samples
 from kedit.scores import PAPER, Score
 
 COLUMNS = "paper table model setting T dataset editor metric value ci note printed_as".split()

@@ -4,9 +4,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kedit.cells import Cell
 from kedit.errors import InputError
-from kedit.samples import asked_T
+from kedit.results.cells import Cell
+from kedit.results.samples import asked_T
 
 # of eval: these ask for more rows, and change none that two cells share
 MORE_ROWS = ("scoring", "each_edit", "each_step")

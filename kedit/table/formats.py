@@ -1,4 +1,4 @@
-"""A grid of texts as Markdown, LaTeX, or on the terminal; as a page of its own: kedit.page. Knows nothing of scores."""
+"""A grid of texts as Markdown, LaTeX, or on the terminal (as a page: kedit.table.page). Knows nothing of scores."""
 
 import re
 from collections.abc import Iterator, Sequence

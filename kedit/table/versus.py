@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kedit.captions import facts, failures
-from kedit.cells import Cell
 from kedit.errors import InputError
-from kedit.formats import DASH, Entry, Grid, Line
-from kedit.layout import named
-from kedit.measured import frame_of, number
-from kedit.samples import Sample, samples
+from kedit.results.cells import Cell
+from kedit.results.measured import frame_of, number
+from kedit.results.samples import Sample, samples
 from kedit.scores import PAPER, Score
+from kedit.table.captions import facts, failures
+from kedit.table.formats import DASH, Entry, Grid, Line
+from kedit.table.layout import named
 
 STUBS = ("model", "dataset", "setting", "T", "metric")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from kedit.formats import Entry
-from kedit.layout import Block, Place
-from kedit.samples import COSTS, UNEDITED
+from kedit.results.samples import COSTS, UNEDITED
+from kedit.table.formats import Entry
+from kedit.table.layout import Block, Place
 
 Record = Mapping[str, Any]
 GROUP = ("model", "setting", "T", "dataset", "metric")  # what is ranked: editors on the same

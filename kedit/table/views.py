@@ -5,13 +5,23 @@ from dataclasses import replace
 
 import pandas as pd
 
-from kedit import fill
-from kedit.captions import facts, failures, over_seeds
-from kedit.entries import Record, Shown, difference_entry, gaps, hint_of, joined, measured_entry, of_paper, text_of
-from kedit.formats import DASH, Entry, Grid, Line
-from kedit.layout import Block, Layout, Place, blocks, named
-from kedit.ranking import BOLD, ranked
 from kedit.scores import PAPER
+from kedit.table import fill
+from kedit.table.captions import facts, failures, over_seeds
+from kedit.table.entries import (
+    Record,
+    Shown,
+    difference_entry,
+    gaps,
+    hint_of,
+    joined,
+    measured_entry,
+    of_paper,
+    text_of,
+)
+from kedit.table.formats import DASH, Entry, Grid, Line
+from kedit.table.layout import Block, Layout, Place, blocks, named
+from kedit.table.ranking import BOLD, ranked
 
 WIDTH = "in brackets: half-width of the 95 % bootstrap interval over cases"
 
