@@ -206,16 +206,15 @@ def test_wandb_never_stops_a_run(tmp_path: Path) -> None:
     assert list((tmp_path / "runs").rglob("table.md"))
 
 
-def online(tmp_path: Path, url: str, *given: str) -> tuple[subprocess.CompletedProcess[str], list[Path], float]:
-    """Two cells tracked online; what was said, the cells, seconds."""
+def online(tmp_path: Path, url: str, *given: str) -> tuple[subprocess.CompletedProcess[str], list[Path]]:
+    """Two cells tracked online; what was said, and the cells."""
     keys = {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY}
     tracker = ["tracker=wandb", "tracker.mode=online", "tracker.finish_timeout=3"]
-    started = time.monotonic()
     done = run_kedit(tmp_path, "-m", *QUICK, "editor=ft_m", "seed=1,2", *tracker, *given, **keys)
     assert done.returncode == 0, done.stderr
     cells = sorted(path.parent for path in (tmp_path / "runs").rglob("status"))
     assert [(cell / "status").read_text() for cell in cells] == ["finished"] * 2
-    return done, cells, time.monotonic() - started
+    return done, cells
 
 
 def steps_in(cell: Path) -> list[int]:
@@ -225,15 +224,14 @@ def steps_in(cell: Path) -> list[int]:
 
 
 def test_a_server_that_refuses_is_said_once_and_the_runs_are_kept_offline(tmp_path: Path) -> None:
-    done, cells, seconds = online(tmp_path, refused(), "tracker.init_timeout=100")
+    done, cells = online(tmp_path, refused(), "tracker.init_timeout=100")
     assert done.stdout.count("no server answers at http://127.0.0.1") == 1
-    assert seconds < 90
     assert all(steps_in(cell) == [0, 1, 2, 3] for cell in cells)
     assert all("offline-run" in run.name for cell in cells for run in cell.glob("wandb/*run-*"))
 
 
 def test_a_server_that_dies_costs_nothing(tmp_path: Path, server: Server) -> None:
-    done, cells, _ = online(tmp_path, server("dies"))
+    done, cells = online(tmp_path, server("dies"))
     assert "the rest of" in done.stdout
     assert done.stdout.count("no server answers") == 1
     assert all(steps_in(cell) == [0, 1, 2, 3] for cell in cells)
