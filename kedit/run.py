@@ -173,6 +173,8 @@ def present(directory: Path) -> list[Any]:
     try:
         for picture in filter(None, (drawn.path for drawn in draw(cells, directory))):
             log.info("%s", picture)
+    except InputError as error:
+        log.info("no pictures: %s", error)
     except Exception:  # a run is never lost for a picture
         log.exception("a picture could not be drawn; python -m kedit.plot %s tries again", directory)
     return write(cells, directory)

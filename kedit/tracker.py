@@ -61,6 +61,7 @@ class Wandb(Tracker):
         self.directory = Path()
         self._identity: dict[str, Any] = {}
         self._run: Any = None
+        self._online = False
         self._step: int | None = None
 
     def start(
@@ -73,7 +74,7 @@ class Wandb(Tracker):
         self._identity = {"name": name, "group": group, "config": dict(config), "tags": [tag[:64] for tag in tags]}
         for mode in dict.fromkeys([self._possible(), "offline"]):
             try:
-                self._run = self._start(mode, self._identity)
+                self._run, self._online = self._start(mode, self._identity), mode == "online"
                 return
             except Exception as error:
                 log.warning("wandb (%s) could not start: %s", mode, error)
@@ -123,12 +124,12 @@ class Wandb(Tracker):
 
     def _finish(self, report: Report) -> None:
         """What a lost server cannot be told is kept in an offline part of the same run."""
-        if not self._run.offline and (url := unreachable()):
+        if self._online and (url := unreachable()):
             self._continue_offline(f"no server answers at {url}")
         try:
             self._tell(report)
         except Exception as error:
-            if self._run.offline:
+            if not self._online:
                 raise
             self._continue_offline(str(error))
             self._tell(report)
@@ -137,7 +138,7 @@ class Wandb(Tracker):
     def _continue_offline(self, why: str) -> None:
         self._close()
         log.warning("wandb: %s; the rest of %s is kept offline", why, self.directory)
-        self._run = self._start("offline", self._identity)
+        self._run, self._online = self._start("offline", self._identity), False
 
     def _tell(self, report: Report) -> None:
         import wandb
@@ -155,7 +156,7 @@ class Wandb(Tracker):
             log.warning("wandb: the server did not take everything; python -m kedit.sync %s does it", self.directory)
             Wandb.lost = True
             return
-        if not self._run.offline:  # the mark that `wandb sync` leaves
+        if self._online:  # the mark that `wandb sync` leaves
             Path(f"{self._run.settings.sync_file}.synced").touch()
 
     def _try(self, call: Callable[[], None]) -> None:

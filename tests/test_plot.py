@@ -222,3 +222,12 @@ def test_the_command_line(tmp_path: Path) -> None:
 def test_pictures_need_no_model() -> None:
     code = "import sys, kedit.plot.__main__; print({'torch', 'transformers', 'wandb'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_runs_that_were_not_tested_yet_are_left_out(tmp_path: Path) -> None:
+    whole, begun = made(tmp_path / "runs"), made(tmp_path / "runs", "two")
+    (begun.directory / "rows.jsonl").write_text("")
+    drawn = list(draw([whole, Cell(begun.directory)], tmp_path / "out"))
+    assert [one.reason for one in drawn if one.name == "scatter"] == ["there is one editor; compare at least two"]
+    with pytest.raises(Nothing, match="nothing was tested"):
+        list(draw([Cell(begun.directory)], tmp_path / "out"))

@@ -55,8 +55,11 @@ def draw(
 ) -> Iterator[Drawn]:
     """Draw into `folder`: <picture>.png where all cells may stand together, else one file for each set of cells that
     may, named after what sets it apart."""
+    tested = [cell for cell in cells if "when" in cell.rows and (cell.rows["when"] == "test").any()]
+    if not tested:
+        raise Nothing("nothing was tested yet in these runs")
     for name, picture in pictures.items():
-        sets = together(cells, picture.same)
+        sets = together(tested, picture.same)
         for apart, group in sets.items():
             path = folder / (f"{name}-{apart}.{form}" if len(sets) > 1 else f"{name}.{form}")
             yield _attempt(name, partial(picture.draw, group), path)

@@ -97,7 +97,7 @@ def place(cells: Sequence[Cell]) -> str:
     parts += [f"{len(seeds)} seeds"] if len(seeds) > 1 else []
     options = {meta["overrides"] for meta in metas if meta.get("overrides")}
     text = "  ·  ".join(parts)
-    return text + "".join(f"\n{option}" for option in sorted(options) if len(option) <= 100)
+    return text + "".join(f"\n{option if len(option) <= 110 else option[:107] + '...'}" for option in sorted(options))
 
 
 def legend(figure: Figure, axis: plt.Axes, more: Sequence[Artist] = ()) -> None:
