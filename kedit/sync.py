@@ -102,9 +102,11 @@ def _sync(directory: Path, parts: Sequence[Path], timeout: float) -> Synced:
 
 def _upload(part: Path, timeout: float) -> str:
     """What `wandb sync` says. The end of a killed run's part is torn: all before it is uploaded, and it is marked."""
-    command = [*WANDB, "sync", "--yes", "--include-online", str(part)]
+    command = [*WANDB, "sync", "--yes", "--include-online", str(part.resolve())]
+    cell = part.parents[2]  # wandb leaves logs where it runs
+    nothing = subprocess.DEVNULL
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(command, cwd=cell, stdin=nothing, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
         return f"error: not done after {timeout:g} s"
     said = done.stderr + done.stdout
