@@ -71,8 +71,9 @@ def _figure(tables: Mapping[str, pd.DataFrame], cells: Sequence[Cell], says: str
     kinds = list(next(iter(tables.values())))
     if len(kinds) < 3:
         raise Nothing(f"a radar needs three metrics, these runs have {len(kinds)}")
-    size = (max(5.0, 4.1 * len(tables)), 4.9)
+    size = (max(6.0, 4.1 * len(tables)), 4.9)
     figure, panels = plt.subplots(1, len(tables), figsize=size, subplot_kw={"projection": "polar"}, squeeze=False)
+    figure.get_layout_engine().set(w_pad=0.2)  # type: ignore[union-attr,call-arg]
     for axis, (name, means) in zip(panels[0], tables.items(), strict=True):
         _circle(axis, kinds, name)
         _around(axis, means.loc[FLOOR], color=GREY, ls=":", label=UNEDITED)

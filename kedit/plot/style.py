@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -72,7 +73,8 @@ def _look(i: int, editor: str) -> Look:
 
 def title(figure: Figure, says: str, cells: Sequence[Cell], note: str = "") -> None:
     """What is shown; below it model, dataset, setting, T, cases, seeds and options."""
-    below = place(cells) + note
+    width = int(figure.get_figwidth() * 15.5)  # letters
+    below = "\n".join(fill(line, width) for line in (place(cells) + note).split("\n"))
     head = figure.suptitle(says + "\n" * (below.count("\n") + 1), fontsize=11, fontweight="bold")
     figure.add_artist(
         Annotation(
@@ -95,7 +97,7 @@ def place(cells: Sequence[Cell]) -> str:
     parts += [f"N = {cases} cases"]
     seeds = {meta["seed"] for meta in metas}
     parts += [f"{len(seeds)} seeds"] if len(seeds) > 1 else []
-    options = {meta["overrides"] for meta in metas if meta.get("overrides")}
+    options = {meta["overrides"].replace(",", ", ") for meta in metas if meta.get("overrides")}
     text = "  ·  ".join(parts)
     return text + "".join(f"\n{option if len(option) <= 110 else option[:107] + '...'}" for option in sorted(options))
 
