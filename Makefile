@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 VENV ?= .venv
 DEVICE ?= cpu
+WORKERS ?= 2
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -22,8 +23,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 run: setup ## edit the embedded world with KDPO and FT-M and show the table (first time: trains the world's model)
 	@$(BIN)/kedit sweeps=quickstart
 
-test: setup ## the tests (KEDIT_TEST_DATA=DIR: also on the full benchmark files)
-	$(BIN)/pytest
+test: setup ## the tests (KEDIT_TEST_DATA=DIR: also on the full benchmark files; WORKERS=2)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 check: setup ## format, lint and types
 	$(BIN)/ruff format --check .
