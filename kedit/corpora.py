@@ -1,7 +1,7 @@
 """Ordinary text: Wikipedia, a file, or the world's own documents."""
 
 import json
-import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -65,7 +65,7 @@ def _file(source: str) -> Path:
     return path
 
 
-def _read(path: Path, most: float = math.inf) -> Iterator[str]:
+def _read(path: Path, most: int = sys.maxsize) -> Iterator[str]:
     """The documents of a file that are not empty. A plain one ends before a blank line, or with the line at which it
     has `most` characters."""
     with open(path, encoding="utf-8") as lines:
@@ -74,7 +74,7 @@ def _read(path: Path, most: float = math.inf) -> Iterator[str]:
                 yield document
 
 
-def _paragraphs(lines: Iterable[str], most: float) -> Iterator[str]:
+def _paragraphs(lines: Iterable[str], most: int) -> Iterator[str]:
     held, length = [], 0
     for line in lines:
         held.append(line)
@@ -98,7 +98,7 @@ def _pieces(documents: Iterator[str]) -> Iterator[str]:
     for document in documents:
         begin = 0
         while len(document) - begin > PIECE:
-            end = document.rfind(" ", begin + 1, begin + PIECE)
+            end = document.rfind(" ", begin + 1, begin + PIECE + 1)
             end = begin + PIECE if end < 0 else end
             yield document[begin:end]
             begin = end

@@ -7,7 +7,9 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kedit.artefacts import artefacts, cache, digest
+from kedit.artefacts import MANIFEST, artefacts, cache, digest, intact
 from kedit.corpora import Stream, stream
 from kedit.errors import InputError, first_line
 from kedit.lm import LM
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 KIND = "moments"  # of artefact
 FILE, NAME, ABOUT = "moment.safetensors", "second_moment", "about.json"
+ROUNDING = 1e-6  # so far below 0, relative to the largest, singular values may be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +66,17 @@ class Statistics:
             raise InputError(f"statistics.files has nothing for layers {list(layers)}; add them, or give a corpus")
         if lm.changed:
             raise RuntimeError("second moments are the pristine model's; this one is edited")
-        corpus = stream(self.corpus)
         if lm.identity is None:
-            return second_moments(lm, layers, corpus, self.tokens, self.window)[0]
-        homes = self.build(lm, layers, corpus)
+            return second_moments(lm, layers, stream(self.corpus), self.tokens, self.window)[0]
+        homes = self.build(lm, layers)
         return {layer: load_file(home / FILE)[NAME] for layer, home in zip(layers, homes, strict=True)}
 
-    def build(self, lm: LM, layers: Sequence[int], corpus: Stream) -> list[Path]:
-        """The artefact of each layer; those that are missing are made."""
+    def build(self, lm: LM, layers: Sequence[int]) -> list[Path]:
+        """The artefact of each of these distinct layers over the corpus; those that are missing are made."""
+        if self.corpus is None or lm.identity is None:
+            raise InputError("second moments are kept of a corpus and of a model that was loaded; give both")
+        lm.anatomy.check_layers(layers)
+        corpus = stream(self.corpus)
         keys = [self._key(lm, layer, corpus) for layer in layers]
         unfinished: list[Path] = []
 
@@ -119,6 +125,56 @@ def read_matrix(path: Path, width: int, what: str) -> Float[Tensor, "f f"]:
     if not bool(matrix.isfinite().all()):
         raise InputError(f"{path}, {what}: it has values that are not finite; give another file")
     return matrix.float()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A layer's second moment that the cache holds."""
+
+    path: Path
+
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        return _json(self.path / MANIFEST).get("key", {})
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        return _json(self.path / ABOUT)
+
+    @property
+    def legible(self) -> bool:
+        return bool(self.key and self.about)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(file.stat().st_size for file in self.path.iterdir())
+
+
+def kept_moments() -> list[Moment]:
+    return [Moment(path) for path in sorted((cache() / KIND).glob("[!.]*")) if path.is_dir()]
+
+
+def faults(moment: Moment) -> list[str]:
+    """What is wrong with a kept second moment: nothing, where it is one and covers what was asked for."""
+    if not moment.legible or not intact(moment.path):
+        return ["damaged: it is built again when it is asked for"]
+    matrix = load_file(moment.path / FILE)[NAME]
+    if not bool(matrix.isfinite().all()):
+        return ["values that are not finite"]
+    wrong = [] if torch.equal(matrix, matrix.T) else ["not symmetric"]
+    slack = ROUNDING * float(matrix.abs().sum(0).max())  # of a bound of the largest singular value
+    if torch.linalg.cholesky_ex(matrix.double() + slack * torch.eye(len(matrix)))[1]:
+        wrong.append("not positive semi-definite")
+    read, asked = moment.about["read"]["tokens"], moment.key["tokens"]
+    return wrong if read == asked else [*wrong, f"{read} tokens of {asked}: the corpus has no more"]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,20 +1,24 @@
 """Second moments: equal to a direct computation, whatever the batches, the windows and the kills; and null spaces."""
 
+import itertools
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from kedit import corpora, moments
+from kedit import stats as cli
+from kedit.artefacts import sha256
 from kedit.corpora import Stream, stream
 from kedit.errors import InputError
 from kedit.lm import LM
@@ -183,47 +187,294 @@ def test_an_edited_model_is_refused(lm: LM) -> None:
         Statistics(corpus="world", tokens=200).second_moment(lm, [1])
 
 
-KILLED = """
-import os, signal, sys
-from kedit import moments, world
-from kedit.statistics import Statistics
-
-moments.PART, moments.SAVE_S, moments.TOGETHER = 500, -1, 500
-saves, save = 0, moments._save
-
-def counted(*given):
-    global saves
-    saves += 1
-    if saves == 3:
-        given[0].with_name(given[0].name + ".new").write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(*given)
-
-if sys.argv[1] == "kill":
-    moments._save = counted
-moments.log.info = print
-Statistics(corpus="world", tokens=3000).second_moment(world.load(mlp=384), [1, 2])
-"""
+def processes(lm: LM, n: int, run: Callable[[int], object]) -> list[int]:
+    """Run in n forked processes at once; their exit codes."""
+    started = [multiprocessing.get_context("fork").Process(target=run, args=(i,)) for i in range(n)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    return [process.exitcode or 0 for process in started]
 
 
-def test_a_killed_build_continues_to_the_same_moments_bit_for_bit(tmp_path: Path, own_cache: Path) -> None:
-    home = Path(os.environ.get("HOME", "/")) / ".cache" / "kedit"
-    (own_cache).mkdir()
-    (own_cache / "world").symlink_to(Path(os.environ.get("KEDIT_WORLD_CACHE", home)) / "world")
+def die_at(n: int) -> Callable[..., None]:
+    """As moments._save, until the n-th time: then half of it is written."""
+    saves, save = itertools.count(1), moments._save
 
-    def build(how: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", KILLED, how], capture_output=True, text=True)
+    def saved(path: Path, *rest: Any) -> None:
+        if next(saves) == n:
+            path.with_name(f"{path.name}.new").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(path, *rest)
 
-    def made() -> list[dict[str, Tensor]]:
-        return [load_file(file) for file in sorted((own_cache / KIND).glob(f"*/{FILE}"))]
+    return saved
 
-    assert build("kill").returncode == -signal.SIGKILL
-    assert made() == []
-    done = build("go on")
-    assert done.returncode == 0, done.stderr
-    assert "continuing after" in done.stdout
-    continued = made()
-    (own_cache / KIND).rename(own_cache / "continued")
-    assert build("at once").returncode == 0
-    for one, other in zip(continued, made(), strict=True):
-        assert torch.equal(one["second_moment"], other["second_moment"])
+
+def in_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"PART": 500, "TOGETHER": 500, "SAVE_S": -1}.items():
+        monkeypatch.setattr(moments, name, value)
+
+
+def test_a_killed_build_continues_to_the_same_moments_bit_for_bit(
+    lm: LM, monkeypatch: pytest.MonkeyPatch, own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_small_parts(monkeypatch)
+    caplog.set_level("INFO")
+    statistics = Statistics(corpus="world", tokens=3000)
+    wanted, _ = second_moments(lm, [1, 2], stream("world"), 3000, 512)
+
+    def killed(_: int) -> None:
+        moments._save = die_at(3)
+        statistics.second_moment(lm, [1, 2])
+
+    assert processes(lm, 1, killed) == [-signal.SIGKILL]
+    assert list((own_cache / KIND).glob(f"[!.]*/{FILE}")) == []
+    asked = count_passes(lm, monkeypatch)
+    made = statistics.second_moment(lm, [1, 2])
+    assert "continuing after" in caplog.text
+    assert 0 < len(asked) < 6
+    assert all(torch.equal(made[layer], wanted[layer]) for layer in (1, 2))
+
+
+@pytest.mark.parametrize("damage", ["half a file", "another corpus"])
+def test_partial_sums_that_do_not_fit_are_left(
+    lm: LM, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_small_parts(monkeypatch)
+    partial, other = tmp_path / "sums", list(reversed(TEXTS))
+    wanted, _ = second_moments(lm, [1], stream_of(other), 2000, 64)
+    second_moments(lm, [1], stream_of(TEXTS), 1000, 64, partial)
+    if damage == "half a file":
+        partial.write_bytes(partial.read_bytes()[:1000])
+    made, _ = second_moments(lm, [1], stream_of(other), 2000, 64, partial)
+    assert "from the beginning" in caplog.text
+    assert torch.equal(made[1], wanted[1])
+
+
+def test_eight_processes_that_ask_at_once_build_once(
+    lm: LM, monkeypatch: pytest.MonkeyPatch, own_cache: Path, tmp_path: Path
+) -> None:
+    def job(i: int) -> None:
+        count_passes_in(tmp_path / "passes", lm)
+        layers = [[1, 2], [2, 3], [3, 1], [1]][i % 4]
+        assert list(Statistics(corpus="world", tokens=300).second_moment(lm, layers)) == sorted(layers)
+
+    assert processes(lm, 8, job) == [0] * 8
+    built = [layer for line in (tmp_path / "passes").read_text().splitlines() for layer in json.loads(line)]
+    assert sorted(built) == [1, 2, 3]
+
+
+def count_passes_in(file: Path, lm: LM) -> None:
+    inputs = lm.matrix_inputs
+
+    def counted(sequences: Any, layers: Sequence[int], take: Any) -> None:
+        with open(file, "a") as lines:
+            lines.write(json.dumps(list(layers)) + "\n")
+        inputs(sequences, layers, take)
+
+    lm.matrix_inputs = counted  # type: ignore[method-assign]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_moments_can_be_given_as_files(lm: LM, tmp_path: Path, own_cache: Path) -> None:
+    width = lm.anatomy.mlp_width(lm.model, 1)
+    given = torch.eye(width)
+    save_file({"any name": given.double()}, tmp_path / "given.safetensors")
+    statistics = Statistics(files={1: str(tmp_path / "given.safetensors")})
+    made = statistics.second_moment(lm, [1])
+    assert torch.equal(made[1], given)
+    assert made[1].dtype == torch.float32
+    assert not (own_cache / KIND).exists()
+    with pytest.raises(InputError, match=r"nothing for layers \[2\]"):
+        statistics.second_moment(lm, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"a": torch.eye(3)}, r"it holds a \[3, 3\], the model needs one tensor \[384 384\]"),
+        ({"a": torch.eye(384), "b": torch.eye(384)}, "it holds a .*, b .*one tensor"),
+        ({"a": torch.full((384, 384), torch.nan)}, "not finite"),
+        (None, "no safetensors file"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_sentence(
+    lm: LM, tmp_path: Path, tensors: dict[str, Tensor] | None, said: str
+) -> None:
+    path = tmp_path / "given.safetensors"
+    save_file(tensors, path) if tensors else path.write_text("no tensors")
+    with pytest.raises(InputError, match=said) as error:
+        Statistics(files={1: str(path)}).second_moment(lm, [1])
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="no safetensors file"):
+        Statistics(files={1: str(tmp_path / "missing")}).second_moment(lm, [1])
+
+
+@pytest.mark.parametrize("wrong", [{}, {"corpus": "world"}, {"corpus": "world", "tokens": 10, "window": 1}])
+def test_what_cannot_be_computed_is_refused_at_once(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="statistics"):
+        Statistics(**wrong)
+
+
+def test_layers_that_the_model_does_not_have_are_refused(lm: LM) -> None:
+    with pytest.raises(InputError, match="layers 0 to 3"):
+        Statistics(corpus="world", tokens=10).second_moment(lm, [4])
+
+
+# --- corpora ---------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_read_document_by_document_and_long_ones_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "PIECE", 10)
+    (tmp_path / "plain.txt").write_text("One.\n\n\nTwo\nlines.\n\nthree four five six\n")
+    assert list(stream(str(tmp_path / "plain.txt")).documents()) == [
+        "One.",
+        "Two\nlines.",
+        "three",
+        " four five",
+        " six",
+    ]
+    (tmp_path / "lines.jsonl").write_text('{"text": "One."}\n{"text": "0123456789abc"}\n')
+    lines = stream(str(tmp_path / "lines.jsonl"))
+    assert list(lines.documents()) == ["One.", "0123456789", "abc"]
+    (tmp_path / "lines.jsonl").write_text('{"text": "Two."}\n')
+    assert stream(str(tmp_path / "lines.jsonl")).identity != lines.identity
+
+
+def test_the_world_s_text_is_endless_and_always_the_same() -> None:
+    assert list(islice(stream("world").documents(), 3000))[-1:] == list(islice(stream("world").documents(), 2999, 3000))
+
+
+def test_wikipedia_that_cannot_be_reached_is_one_sentence() -> None:
+    with pytest.raises(InputError, match=r"Wikipedia .* cannot be loaded .*statistics\.corpus=FILE") as error:
+        next(stream("wikipedia").documents())
+    assert "\n" not in str(error.value)
+
+
+# --- null spaces -----------------------------------------------------------------------------------------------------
+
+
+def moment_of(values: Sequence[float]) -> Tensor:
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(len(values), len(values), dtype=torch.float64)).Q
+    return (basis * torch.tensor(values, dtype=torch.float64)) @ basis.T
+
+
+@pytest.mark.parametrize(("threshold", "relative"), [(0.02, False), (2e-4, True)])
+def test_the_null_space_is_of_the_singular_vectors_below_the_threshold(threshold: float, relative: bool) -> None:
+    moment = moment_of([0.0, 1e-3, 1e-2, 0.1, 1.0, 100.0])
+    projector = null_space(moment.float(), threshold, relative)
+    P = projector.matrix.double()
+    assert projector.rank == 3 == round(float(P.trace()))
+    assert torch.allclose(P @ P, P, atol=1e-6)
+    assert torch.equal(projector.matrix, projector.matrix.T)
+    assert float((P @ moment @ P).norm()) < 0.02
+    U, values, _ = torch.linalg.svd(moment)
+    paper = U[:, values < 0.02]
+    assert torch.allclose(P, paper @ paper.T, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "relative", "said"),
+    [(1e-9, False, "none of the 3"), (10.0, False, "all"), (1.5, True, "largest: all")],
+)
+def test_a_null_space_of_nothing_or_everything_is_refused(threshold: float, relative: bool, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        null_space(moment_of([1e-3, 1e-2, 1.0]).float(), threshold, relative)
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stats(
+    small_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """python -m kedit.stats, in this process; `build` of a random Llama. Exit status and what was printed."""
+    monkeypatch.setenv("COLUMNS", "300")
+    model = ["model=local", f"model.path={small_dir}", "dataset=zsre"]
+
+    def run(command: str, *arguments: object) -> tuple[int, str]:
+        given = [*model, *map(str, arguments)] if command == "build" else []
+        monkeypatch.setattr(sys, "argv", ["kedit.stats", command, *given])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = stop.code
+            return (status, capsys.readouterr().out) if isinstance(status, int) else (1, str(status))
+        return 0, capsys.readouterr().out
+
+    return run
+
+
+def test_moments_are_built_listed_and_verified(stats: Callable[..., tuple[int, str]], own_cache: Path) -> None:
+    status, said = stats("build", "--layers", 0, 2, "--corpus", "world", "--tokens", 300, "--window", 64)
+    assert status == 0
+    folders = [Path(line.rpartition(": ")[2]) for line in said.splitlines() if line.startswith("layer")]
+    assert [(folder / FILE).is_file() for folder in folders] == [True, True]
+    _, listed = stats("list")
+    lines = [line.split() for line in listed.splitlines() if "world" in line]
+    assert [line[1:6] for line in lines] == [[layer, "world", "300", "64", "float32"] for layer in ("0", "2")]
+    status, said = stats("verify")
+    assert status == 0
+    assert said.count(": good") == 2
+
+
+def spoil(folder: Path, moment: Tensor) -> None:
+    """Another moment, with a manifest that fits."""
+    save_file({"second_moment": moment}, folder / FILE)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][FILE] = sha256(folder / FILE)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("moment", "said"),
+    [
+        (torch.ones(4, 4).triu(), "not symmetric"),
+        (torch.diag(torch.tensor([1.0, -1e-3])), "not positive semi-definite"),
+        (torch.tensor([[torch.inf]]), "not finite"),
+        (None, "damaged"),
+    ],
+)
+def test_verifying_finds_what_is_wrong(
+    stats: Callable[..., tuple[int, str]], own_cache: Path, moment: Tensor | None, said: str
+) -> None:
+    stats("build", "--layers", 0, "--corpus", "world", "--tokens", 100)
+    [folder] = (own_cache / KIND).glob("[!.]*/")
+    spoil(folder, moment) if moment is not None else (folder / FILE).write_bytes(b"torn")
+    status, printed = stats("verify")
+    assert status == 1
+    assert said in printed
+
+
+def test_a_corpus_shorter_than_its_budget_is_not_verified(
+    stats: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "short.txt").write_text("One line.")
+    stats("build", "--layers", 0, "--corpus", tmp_path / "short.txt", "--tokens", 1000)
+    status, printed = stats("verify")
+    assert status == 1
+    assert "tokens of 1000" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["editor=ft_m"], "needs no second moments"),
+        (["--layers", 7, "--corpus", "world", "--tokens", 10], "layers 0 to 2"),
+        (["--layers", 1, "--corpus", "/nowhere", "--tokens", 10], "is no file"),
+        (["--layers", 1], "neither a corpus nor files"),
+        (["model=nope"], "Could not find 'model/nope'"),
+    ],
+)
+def test_what_cannot_be_built_is_said(
+    stats: Callable[..., tuple[int, str]], arguments: Sequence[object], said: str
+) -> None:
+    status, printed = stats("build", *arguments)
+    assert status == 1
+    assert said in printed
