@@ -19,10 +19,11 @@ from benchmarks.long import long
 from benchmarks.profiling import profiled
 from benchmarks.scoring import fluency, scoring
 from benchmarks.shapes import BIG, SHAPES, build, material
+from benchmarks.statistics import statistics
 
 FILE = Path(__file__).parents[1] / "tests/data/zsre.json"
 COLUMNS = ("", "kedit, s", "plain, s", "ratio (range)", "bound", "reached", "of matmul", "same")
-PARTS = ("editing", "scoring", "profile", "long")
+PARTS = ("editing", "scoring", "statistics", "profile", "long")
 
 
 def matmul_rate(bench: Bench) -> float:
@@ -44,6 +45,8 @@ def measure(name: str, given: argparse.Namespace) -> Iterator[Table]:
         rows += [memory(name, given.data)] if given.device == "cpu" else []
     if "scoring" in given.parts:
         rows += [*scoring(bench, given.repeats, rate), fluency(bench, 2, given.texts)]
+    if "statistics" in given.parts:
+        rows += statistics(bench, given.repeats, rate)
     title = f"{name}, {given.dtype}, {given.device}; matmul {rate / 1e9:.0f} G multiply-adds/s"
     if rows:
         yield grid(title, COLUMNS, rows)

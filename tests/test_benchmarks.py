@@ -15,6 +15,7 @@ from benchmarks.editing import adapters, editing, fairness
 from benchmarks.profiling import profiled
 from benchmarks.scoring import fluency, scoring
 from benchmarks.shapes import SHAPES, build, zsre
+from benchmarks.statistics import statistics as statistics_lines
 
 FILE = str(Path(__file__).parent / "data/zsre.json")
 TINY = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, vocab_size=8192)
@@ -38,6 +39,12 @@ def test_both_make_the_same_weights_and_answers(bench: Bench) -> None:
 def test_the_profile_is_of_the_whole_time(bench: Bench) -> None:
     for column in (1, 2):
         assert sum(float(line[column].rstrip(" %")) for line in profiled(bench)) == pytest.approx(100, abs=4)
+
+
+def test_second_moments_are_compared_with_the_bare_pass_below_them(bench: Bench) -> None:
+    lines = statistics_lines(bench, 1, 1e9, 1024)
+    assert [line[0].split(",")[0] for line in lines][-1] == "second moments of 1 layer"
+    assert all(0 < float(line[4]) < 1 for line in lines)
 
 
 def multiplications(run: Callable[[], object]) -> int:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from kedit import corpora, moments
 from kedit import stats as cli
@@ -148,6 +149,15 @@ def test_memory_does_not_grow_with_the_corpus(lm: LM, monkeypatch: pytest.Monkey
     assert len(ahead) >= 10
     assert max(ahead) <= 2000 + 2 * 1000
     assert seen <= 30_000
+
+
+def test_of_a_symmetric_product_little_more_than_half_is_multiplied() -> None:
+    keys = {0: torch.randn(64, 256)}
+    with FlopCounterMode(display=False) as counter:
+        sums = moments.Sums()
+        sums.add(keys)
+        sums.close_part()
+    assert counter.get_total_flops() == 2 * 64 * 256**2 * 9 / 16
 
 
 # --- artefacts -------------------------------------------------------------------------------------------------------
