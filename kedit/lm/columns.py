@@ -9,7 +9,7 @@ runs, with a cache that keeps what it holds.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ from kedit.lm.tail import Record, Tail, _forward, _hook
 if TYPE_CHECKING:
     from kedit.lm.model import LM
 
+Result = TypeVar("Result")
 Site = Literal["mlp_out", "attn_out", "block"]  # whose output is changed, see kedit.lm.anatomy
 
 
@@ -218,13 +219,19 @@ def _some(block: Block, rows: Int[Tensor, " m"]) -> Block:
     )
 
 
+def in_batches(lm: "LM", lengths: Sequence[int], run: Callable[[list[int]], list[Result]]) -> list[Result]:
+    """`run` on batches of indices, each of about the LM's token budget; results in the given order. The batches become
+    smaller where memory runs out."""
+    return lm._batched(lengths, run)
+
+
 def probe(
     lm: "LM", rows: Sequence[Row], wanted: Sequence[tuple[str, int, Literal["in", "out"]]]
 ) -> list[Float[Tensor, "n w"]]:
     """What enters or leaves a part of a layer (its role in kedit.lm.anatomy) at each row's subject, the mean over its
     occurrences that count; for each of `wanted`. No token behind the subject and no layer above is run."""
     heads = [row.head for row in rows]
-    found = lm._batched([len(row.ids) for row in heads], lambda now: _probed(lm, [heads[i] for i in now], wanted))
+    found = in_batches(lm, [len(row.ids) for row in heads], lambda now: _probed(lm, [heads[i] for i in now], wanted))
     return [torch.stack([row[i] for row in found]) for i in range(len(wanted))]
 
 
