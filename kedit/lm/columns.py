@@ -78,7 +78,9 @@ class Columns:
         block, hidden = self.block, self.entered
         with ExitStack() as stack:
             if self.entry > self.layer:
-                hidden = hidden.index_put((block.owner, block.at), changes[0][block.owner], accumulate=True)
+                hidden = hidden.index_put(
+                    (block.owner, block.at), changes[0][block.owner].to(hidden.dtype), accumulate=True
+                )
             else:
                 for site, change in zip(self.sites, changes, strict=True):
                     stack.enter_context(self._adding(site, change))
@@ -219,6 +221,11 @@ def _some(block: Block, rows: Int[Tensor, " m"]) -> Block:
     )
 
 
+def single(values: Tensor) -> Tensor:
+    """In single precision at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def in_batches(lm: "LM", lengths: Sequence[int], run: Callable[[list[int]], list[Result]]) -> list[Result]:
     """`run` on batches of indices, each of about the LM's token budget; results in the given order. The batches become
     smaller where memory runs out."""
@@ -244,7 +251,7 @@ def _probed(lm: "LM", rows: Sequence[Row], wanted: Sequence[tuple[str, int, str]
     )
 
     def note(i: int, value: Tensor) -> None:
-        here = value[block.owner, block.at].float()
+        here = single(value[block.owner, block.at])
         summed = here.new_zeros(len(rows), here.shape[-1]).index_add(0, block.owner.to(here.device), here)
         seen[i] = summed / counts[:, None].to(here.device)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kedit.cases import Case, Edit
 from kedit.editors import Editor
-from kedit.editors.locate.facts import Fact, Places, facts
+from kedit.editors.locate.facts import Fact, Places, facts_of
 from kedit.editors.locate.solve import Solver
 from kedit.editors.locate.templates import Sampling, given
 from kedit.editors.locate.values import Values
@@ -71,7 +71,7 @@ class Locate(Editor):
     def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
         if not edits:
             return {}
-        found = facts(lm, edits, self.templates, self.keys.occurrence)
+        found = facts_of(lm, edits, self.templates, self.keys.occurrence)
         batches = [found] if self.solver.together else [[fact] for fact in found]
         reports = [self._edit(lm, batch) for batch in batches]
         return {"steps": sum(r["steps"] for r in reports), "loss": mean(r["loss"] for r in reports)}

@@ -30,7 +30,7 @@ class Fact:
         return [*self.asked, self.essence]
 
 
-def facts(lm: LM, edits: Sequence[Edit], templates: Sequence[str], occurrence: Occurrence) -> list[Fact]:
+def facts_of(lm: LM, edits: Sequence[Edit], templates: Sequence[str], occurrence: Occurrence) -> list[Fact]:
     """Raises InputError where a subject is not in its prompt."""
     prompts = [template.replace(BARE, edit.prompt) for edit in edits for template in templates]
     at = [

@@ -16,7 +16,7 @@ class Sampling:
     (top-k 5, as released with ROME and MEMIT). Words null: it begins from nothing, as ROME's and MEMIT's own code has
     it; EasyEdit's words are the default."""
 
-    lengths: Sequence[tuple[int, int]]
+    lengths: Sequence[Sequence[int]]
     words: Sequence[str] | None = ("The", "Therefore", "Because", "I", "You")
 
     def __call__(self, lm: LM) -> list[str]:

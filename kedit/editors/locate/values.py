@@ -10,7 +10,7 @@ from torch import Tensor
 from kedit.editors.locate.facts import Fact
 from kedit.editors.tuning import finite
 from kedit.lm import LM
-from kedit.lm.columns import Columns, Site, in_batches
+from kedit.lm.columns import Columns, Site, in_batches, single
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +71,7 @@ class Search:
 
     def run(self) -> list[Found]:
         n, width = len(self.facts), self.columns.entered.shape[-1]
-        deltas = [self.columns.entered.new_zeros(n, width).float().requires_grad_(True) for _ in self.values.sites]
+        deltas = [single(self.columns.entered.new_zeros(n, width)).requires_grad_(True) for _ in self.values.sites]
         optimizer = torch.optim.Adam(deltas, lr=self.values.lr)
         done: dict[int, Found] = {}
         alive = torch.arange(n, device=deltas[0].device)
@@ -79,10 +79,10 @@ class Search:
         for step in range(self.values.steps):
             losses, learnt = self._losses(columns, alive, deltas)
             finite(losses.sum())
-            ended = learnt | (losses < self.values.stop_loss)
+            ended, said = learnt | (losses < self.values.stop_loss), losses.tolist()
             if step == self.values.steps - 1:
                 ended = torch.ones_like(ended)
-            done |= {int(i): self._found(int(i), deltas[0], step, float(losses[j])) for j, i in _where(ended, alive)}
+            done |= {int(i): self._found(int(i), deltas[0], step, said[j]) for j, i in _where(ended, alive)}
             if bool(ended.all()):
                 break
             optimizer.zero_grad()
@@ -99,7 +99,7 @@ class Search:
         """Of each fact that is not done, and whether PMET's rule says that it is."""
         per = self.asked + 1
         owner = alive.repeat_interleave(per)
-        logits = columns.logits([delta[owner] for delta in deltas]).float().log_softmax(-1)
+        logits = single(columns.logits([delta[owner] for delta in deltas])).log_softmax(-1)
         if self.before is None:
             self.before = logits[columns.block.gold < 0].detach()
             self.start = [self._start(site, len(alive)) for site in self.values.sites]
@@ -135,7 +135,7 @@ class Search:
 
     def _start(self, site: Site, n: int) -> Float[Tensor, "n d"]:
         """v₀: the mean over the bare prompt's occurrences of its subject."""
-        original, block = self.columns.original[site].float(), self.columns.block
+        original, block = single(self.columns.original[site]), self.columns.block
         bare = block.owner % (self.asked + 1) == 0
         fact = block.owner[bare] // (self.asked + 1)
         summed = original.new_zeros(n, original.shape[-1]).index_add(0, fact, original[bare])
