@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from kedit.naming import cell_directory, overrides
 from kedit.run import ROOT
 
-GROUPS = ("model", "dataset", "editor", "editor/loss", "editor/adapter", "setting", "eval", "tracker")
+GROUPS = ("model", "dataset", "editor", "editor/loss", "editor/adapter", "editor/solver", "setting", "eval", "tracker")
 ABSTRACT = {"dataset=file"}  # what others inherit
 MANDATORY = {"local": ["model.path=/nowhere"]}
 

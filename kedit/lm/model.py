@@ -159,13 +159,16 @@ class LM(UndoLog):
         return self._collate([Pair(p + n, len(p)) for p, n in zip(prompts, new, strict=True)])
 
     def _collate(self, pairs: Sequence[Pair], mask: Mask = "positional") -> Batch:
-        longest = max(len(pair.ids) for pair in pairs)
+        self.check_length(max(len(pair.ids) for pair in pairs))
+        return collate(pairs, self.text.pad, self.padding_side, self.device, _device(self._head_module), mask)
+
+    def check_length(self, longest: int) -> None:
+        """Raises InputError where the model cannot read so many tokens."""
         if longest > self._context:
             raise InputError(
                 f"a prompt with its answer has {longest} tokens, the model reads {self._context}; "
                 "drop it, or take another model"
             )
-        return collate(pairs, self.text.pad, self.padding_side, self.device, _device(self._head_module), mask)
 
     def answer_logits(self, batch: Batch) -> Float[Tensor, "k v"]:
         """Logits at the k positions that predict `batch.gold`, and nowhere else."""
