@@ -85,8 +85,8 @@ class Sums:
             part.zero_()
 
     def mean(self, layer: int, tokens: int) -> Float[Tensor, "f f"]:
-        """E[k kᵀ], float32 on the CPU."""
-        above = (self.total[layer] / tokens).float().cpu().triu()
+        """E[k kᵀ], float32 on the CPU. The sum is given up."""
+        above = self.total.pop(layer).div_(tokens).float().cpu().triu_()
         return above + above.triu(1).T
 
 

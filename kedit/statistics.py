@@ -2,6 +2,7 @@
 protect (ROME, arXiv 2202.05262 §3.1; MEMIT, arXiv 2210.07229 §4.2), and the directions that text hardly uses
 (AlphaEdit's null space, arXiv 2410.02355 §3). Each layer's is an artefact of its own, whichever editor asks for it."""
 
+import hashlib
 import json
 import logging
 import time
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kedit.artefacts import MANIFEST, artefacts, cache, digest, intact
+from kedit.artefacts import MANIFEST, artefact, artefacts, cache, digest, intact
 from kedit.corpora import Stream, stream
 from kedit.errors import InputError, first_line
 from kedit.lm import LM
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 KIND = "moments"  # of artefact
 FILE, NAME, ABOUT = "moment.safetensors", "second_moment", "about.json"
+PROJECTOR = "projector.safetensors"
+LARGE = 2048  # rows
 ROUNDING = 1e-6  # so far below 0, relative to the largest, singular values may be
 
 
@@ -187,7 +190,23 @@ class Projector:
 
 def null_space(moment: Float[Tensor, "f f"], threshold: float, relative: bool = False) -> Projector:
     """Onto the singular vectors of a second moment whose singular value is below `threshold` (AlphaEdit: 0.02,
-    absolute), or below `threshold` times the largest. Raises InputError where these are none or all."""
+    absolute), or below `threshold` times the largest. Raises InputError where these are none or all.
+
+    Of a large moment, minutes of decomposing, it is kept."""
+    if len(moment) < LARGE:
+        return _null_space(moment, threshold, relative)
+    values = hashlib.sha256(moment.cpu().contiguous().numpy()).hexdigest()  # type: ignore[arg-type]
+
+    def build(folder: Path) -> None:
+        made = _null_space(moment, threshold, relative)
+        save_file({"projector": made.matrix.cpu(), "rank": torch.tensor(made.rank)}, folder / PROJECTOR)
+
+    key = {"moment": values, "threshold": threshold, "relative": relative}
+    kept = load_file(artefact("null_space", key, build) / PROJECTOR)
+    return Projector(kept["projector"].to(moment.device), int(kept["rank"]))
+
+
+def _null_space(moment: Float[Tensor, "f f"], threshold: float, relative: bool) -> Projector:
     values, vectors = torch.linalg.eigh(moment.double())  # symmetric and positive: its singular values and vectors
     limit = threshold * float(values[-1]) if relative else threshold
     rank = int((values < limit).sum())

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from kedit import corpora, moments
+from kedit import corpora, moments, statistics
 from kedit import stats as cli
 from kedit.artefacts import sha256
 from kedit.corpora import Stream, stream
@@ -153,7 +153,8 @@ def test_memory_does_not_grow_with_the_corpus(lm: LM, monkeypatch: pytest.Monkey
 
 def test_of_a_symmetric_product_little_more_than_half_is_multiplied() -> None:
     keys = {0: torch.randn(64, 256)}
-    with FlopCounterMode(display=False) as counter:
+    flops = {torch.ops.aten.addmm_: lambda _, a, b, out_shape=None, **__: 2 * a[0] * a[1] * b[1]}
+    with FlopCounterMode(display=False, custom_mapping=flops) as counter:
         sums = moments.Sums()
         sums.add(keys)
         sums.close_part()
@@ -174,9 +175,9 @@ def test_a_layer_is_built_once_and_one_pass_makes_all_that_are_missing(
     lm: LM, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:
     asked = count_passes(lm, monkeypatch)
-    statistics = Statistics(corpus="world", tokens=500)
-    first = statistics.second_moment(lm, [1, 2])
-    again = statistics.second_moment(lm, [3, 2, 1])
+    asked_for = Statistics(corpus="world", tokens=500)
+    first = asked_for.second_moment(lm, [1, 2])
+    again = asked_for.second_moment(lm, [3, 2, 1])
     assert asked == [[1, 2], [3]]
     assert list(again) == [1, 2, 3]
     assert torch.equal(first[1], again[1])
@@ -230,17 +231,17 @@ def test_a_killed_build_continues_to_the_same_moments_bit_for_bit(
 ) -> None:
     in_small_parts(monkeypatch)
     caplog.set_level("INFO")
-    statistics = Statistics(corpus="world", tokens=3000)
+    asked_for = Statistics(corpus="world", tokens=3000)
     wanted, _ = second_moments(lm, [1, 2], stream("world"), 3000, 512)
 
     def killed(_: int) -> None:
         moments._save = die_at(3)
-        statistics.second_moment(lm, [1, 2])
+        asked_for.second_moment(lm, [1, 2])
 
     assert processes(lm, 1, killed) == [-signal.SIGKILL]
     assert list((own_cache / KIND).glob(f"[!.]*/{FILE}")) == []
     asked = count_passes(lm, monkeypatch)
-    made = statistics.second_moment(lm, [1, 2])
+    made = asked_for.second_moment(lm, [1, 2])
     assert "continuing after" in caplog.text
     assert 0 < len(asked) < 6
     assert all(torch.equal(made[layer], wanted[layer]) for layer in (1, 2))
@@ -292,13 +293,13 @@ def test_moments_can_be_given_as_files(lm: LM, tmp_path: Path, own_cache: Path) 
     width = lm.anatomy.mlp_width(lm.model, 1)
     given = torch.eye(width)
     save_file({"any name": given.double()}, tmp_path / "given.safetensors")
-    statistics = Statistics(files={1: str(tmp_path / "given.safetensors")})
-    made = statistics.second_moment(lm, [1])
+    asked_for = Statistics(files={1: str(tmp_path / "given.safetensors")})
+    made = asked_for.second_moment(lm, [1])
     assert torch.equal(made[1], given)
     assert made[1].dtype == torch.float32
     assert not (own_cache / KIND).exists()
     with pytest.raises(InputError, match=r"nothing for layers \[2\]"):
-        statistics.second_moment(lm, [1, 2])
+        asked_for.second_moment(lm, [1, 2])
 
 
 @pytest.mark.parametrize(
@@ -344,9 +345,8 @@ def test_files_are_read_document_by_document_and_long_ones_in_pieces(
     assert list(stream(str(tmp_path / "plain.txt")).documents()) == [
         "One.",
         "Two\nlines.",
-        "three",
-        " four five",
-        " six",
+        "three four",
+        " five six",
     ]
     (tmp_path / "lines.jsonl").write_text('{"text": "One."}\n{"text": "0123456789abc"}\n')
     lines = stream(str(tmp_path / "lines.jsonl"))
@@ -395,6 +395,19 @@ def test_the_null_space_is_of_the_singular_vectors_below_the_threshold(threshold
 def test_a_null_space_of_nothing_or_everything_is_refused(threshold: float, relative: bool, said: str) -> None:
     with pytest.raises(InputError, match=said):
         null_space(moment_of([1e-3, 1e-2, 1.0]).float(), threshold, relative)
+
+
+def test_the_null_space_of_a_large_moment_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = moment_of([1e-3, 1e-2, 1.0]).float()
+    wanted = null_space(moment, 0.1)
+    monkeypatch.setattr(statistics, "LARGE", 3)
+    assert null_space(moment, 0.1).rank == 2
+    with pytest.raises(InputError, match="none of the 3"):
+        null_space(moment, 1e-9)
+    monkeypatch.setattr(torch.linalg, "eigh", lambda _: pytest.fail("decomposed again"))
+    again = null_space(moment, 0.1)
+    assert again.rank == 2
+    assert torch.equal(again.matrix, wanted.matrix)
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
