@@ -144,9 +144,10 @@ class Text:
         """All tokens of each text, in order, in sequences of at most `size`; each of them is opened by what the
         tokenizer puts before every text."""
         opening, found = self.special_ids, []
+        step = max(1, size - len(opening))
         for ids in self.tokenizer(list(texts), verbose=False).input_ids if texts else []:
             own = ids[len(opening) :]
-            found += [opening + own[i : i + size - len(opening)] for i in range(0, len(own), size - len(opening))]
+            found += [opening + own[i : i + step] for i in range(0, len(own), step)]
         return found
 
     def _prompt(self, prompt: str) -> str:
