@@ -142,13 +142,16 @@ class Columns:
 class _Kept(DynamicCache):
     """Keys and values of columns that do not change: passes read them and leave nothing behind."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        kept = self.layers[layer_idx]
-        return torch.cat([kept.keys, key_states], dim=-2), torch.cat([kept.values, value_states], dim=-2)  # type: ignore[list-item]
+    def __init__(self, kept: Sequence[tuple[Tensor, Tensor]]):
+        super().__init__(kept)
+        self.kept = list(kept)  # [n heads before d], of each layer
 
-    @classmethod
-    def of(cls, layers: Sequence[tuple[Tensor, Tensor]]) -> "_Kept":
-        return cls(ddp_cache_data=layers)  # type: ignore[arg-type]
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        keys, values = self.kept[layer_idx]
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+    def of(self, rows: Int[Tensor, " m"]) -> "_Kept":
+        return _Kept([(keys[rows], values[rows]) for keys, values in self.kept])
 
 
 def _block(lm: "LM", rows: Sequence[Row], keep: bool) -> Block:
@@ -183,7 +186,7 @@ def _prefixed(lm: "LM", prefixes: Sequence[list[int]], before: int, length: int)
     """What a pass over the columns behind these prefixes is given: their keys and values, masks and positions."""
     ids = torch.tensor([[lm.text.pad] * (before - len(p)) + p for p in prefixes], device=lm.device)
     real = torch.tensor([[0] * (before - len(p)) + [1] * len(p) for p in prefixes], device=lm.device)
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     positions = (real.cumsum(-1) - 1).clamp(min=0)
     lm._body(input_ids=ids, attention_mask=real, position_ids=positions, past_key_values=cache, use_cache=True)
     pads = real[:, None, :, None] == 0
@@ -195,17 +198,17 @@ def _prefixed(lm: "LM", prefixes: Sequence[list[int]], before: int, length: int)
     return {
         "attention_mask": torch.cat([real, real.new_ones(len(prefixes), length)], dim=1),
         "position_ids": lengths[:, None] + torch.arange(length, device=lm.device),
-        "past_key_values": _Kept.of(layers),
+        "past_key_values": _Kept(layers),
         "use_cache": True,
     }
 
 
 def _some(block: Block, rows: Int[Tensor, " m"]) -> Block:
     """Of some of the rows."""
-    kwargs = {name: value[rows] if isinstance(value, Tensor) else value for name, value in block.kwargs.items()}
-    if "past_key_values" in kwargs:
-        layers = kwargs["past_key_values"].layers
-        kwargs["past_key_values"] = _Kept.of([(x.keys[rows], x.values[rows]) for x in layers])
+    kwargs = {
+        name: value.of(rows) if isinstance(value, _Kept) else value[rows] if isinstance(value, Tensor) else value
+        for name, value in block.kwargs.items()
+    }
     place = torch.full((len(block.ids),), -1, device=block.ids.device)
     place[rows] = torch.arange(len(rows), device=block.ids.device)
     changed, read = place[block.owner] >= 0, place[block.reader] >= 0

@@ -34,7 +34,7 @@ class Values:
     at most `clamp` · ‖v₀‖, v₀ being what the bare prompt gave. Every fact has its own δ and stop.
 
     `learnt_nll` (PMET): where the answer is the most probable in every template its NLL weighs this much, and the fact
-    is done where the KL term is below `learnt_kl`. `loss_layer`: the prediction is read after this layer; null: the last.
+    is done where the KL term is below `learnt_kl`. `loss_layer`: prediction is read after this layer; null: the last.
     """
 
     sites: Sequence[Site]
