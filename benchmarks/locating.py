@@ -26,8 +26,9 @@ ROME = Values(sites=["mlp_out"], steps=EVALUATIONS, lr=0.5, decay=0.5, clamp=4.0
 MEMIT = replace(ROME, sites=["block"], clamp=0.75)
 
 
-def locating(bench: Bench, repeats: int, rate: float, facts: int = 50, steps: int = 4) -> list[list[str]]:
-    """Seconds of one fact: a value step (mean over `steps`), and an edit of 20 steps put together from its parts."""
+def locating(bench: Bench, repeats: int, rate: float, facts: int = 50, steps: int = EVALUATIONS) -> list[list[str]]:
+    """Seconds of one fact: a value step (the mean over `steps`, what is computed once included), and an edit: its steps
+    and the rest."""
     first, last = (
         bench.lm.anatomy.layer(17 / 48) - 1,
         bench.lm.anatomy.layer(17 / 48),
@@ -43,15 +44,15 @@ def locating(bench: Bench, repeats: int, rate: float, facts: int = 50, steps: in
     width = bench.lm.anatomy.mlp_width(bench.lm.model, last)
     for name, solver, plain in solvers(width, [first, last], bench.device):
         rest = memit.rest(facts, solver, plain, max(1, repeats // 3))
-        lines.append(whole(step, rest).line(f"{name}, {facts} facts: an edit of {EVALUATIONS} steps"))
+        lines.append(whole(step, rest, steps).line(f"{name}, {facts} facts: an edit of {steps} steps"))
     return lines
 
 
-def whole(step: Timing, rest: Timing) -> Timing:
+def whole(step: Timing, rest: Timing, steps: int) -> Timing:
     """An edit: its value steps and the rest of it."""
     edit = Timing(same=step.same and rest.same)
     for sides in zip(step.ours, step.theirs, rest.ours, rest.theirs, strict=True):
-        edit.add(EVALUATIONS * sides[0] + sides[2], EVALUATIONS * sides[1] + sides[3])
+        edit.add(steps * sides[0] + sides[2], steps * sides[1] + sides[3])
     return edit
 
 
@@ -102,7 +103,8 @@ class Compared:
         timing, layer, how = Timing(), self.layers[-1], replace(self.how, keep_columns=keep)
         module = self.module("mlp_out" if how.sites == ["mlp_out"] else "block")
         for i in range(repeats + 1):
-            batch = [self.facts[(i + j) % len(self.facts)] for j in range(facts)]
+            n = facts if i else 1
+            batch = [self.facts[(i + j) % len(self.facts)] for j in range(n)]
             found: list = []
             ours = self.bench.timed(
                 lambda batch=batch, found=found: found.extend(how.find(self.bench.lm, batch, layer))
@@ -176,7 +178,7 @@ class Compared:
         )
         editor.templates = self.templates
         for i in range(repeats + 1):
-            batch = self.facts[:facts]
+            batch = [self.facts[j % len(self.facts)] for j in range(facts)]
             wanted = torch.randn(lm.model.config.hidden_size, len(batch), device=lm.device).double()
             ours = self.bench.timed(lambda batch=batch, wanted=wanted: editor.put(lm, batch, wanted))
             lm.restore()

@@ -51,7 +51,7 @@ class Values:
 
     def find(self, lm: LM, facts: Sequence[Fact], layer: int) -> list[Found]:
         """In batches within the token budget; a fact's values do not depend on its batch."""
-        lengths = [sum(len(row.ids) - row.at[0] for row in fact.rows) for fact in facts]
+        lengths = [len(fact.rows) * max(len(row.ids) - row.at[0] for row in fact.rows) for fact in facts]
         return in_batches(lm, lengths, lambda now: Search(self, lm, [facts[i] for i in now], layer).run())
 
 
