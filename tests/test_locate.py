@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from kedit.editors.locate.templates import Sampling
 from kedit.editors.locate.values import Values
 from kedit.errors import InputError
 from kedit.lm import LM
-from kedit.lm.columns import probe
+from kedit.lm.places import probe
 from kedit.statistics import Statistics
 
 EDITS = [
@@ -177,7 +178,7 @@ def test_memits_error_falls_from_layer_to_layer(shaped: LM, spread: Any) -> None
     editor.edit(shaped, EDITS[:1])
     left.append(missing())
     assert left[0] == pytest.approx(1, rel=1e-4)
-    assert all(later < earlier for earlier, later in zip(left, left[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(left))
     assert left[-1] < 1e-5  # float32 weights; in float64: below
 
 

@@ -6,7 +6,7 @@ computed once; every later pass runs those columns through the layers above alon
 runs, with a cache that keeps what it holds.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.pytorch_utils import Conv1D
 
 from kedit.lm.subject import Row
 from kedit.lm.tail import Record, Tail, _forward, _hook
@@ -59,7 +58,7 @@ class Columns:
     ):
         self.lm, self.layer, self.sites, self.until = lm, layer, list(sites), until
         self.original: dict[Site, Float[Tensor, "p d"]] = {}  # what the sites put out at the changed places, unchanged
-        self.block = _block(lm, rows, keep)
+        self.block = block_of(lm, rows, keep)
         self.entered: Tensor  # [n t d], what the columns bring to the first layer that changes
         self._begin()
 
@@ -142,16 +141,19 @@ class Columns:
 class _Kept(DynamicCache):
     """Keys and values of columns that do not change: passes read them and leave nothing behind."""
 
+    def __init__(self, kept: Sequence[tuple[Tensor, Tensor]]):
+        super().__init__(kept)
+        self.kept = list(kept)  # [n heads before d], of each layer
+
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        kept = self.layers[layer_idx]
-        return torch.cat([kept.keys, key_states], dim=-2), torch.cat([kept.values, value_states], dim=-2)  # type: ignore[list-item]
+        keys, values = self.kept[layer_idx]
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
-    @classmethod
-    def of(cls, layers: Sequence[tuple[Tensor, Tensor]]) -> "_Kept":
-        return cls(ddp_cache_data=layers)  # type: ignore[arg-type]
+    def of(self, rows: Int[Tensor, " m"]) -> "_Kept":
+        return _Kept([(keys[rows], values[rows]) for keys, values in self.kept])
 
 
-def _block(lm: "LM", rows: Sequence[Row], keep: bool) -> Block:
+def block_of(lm: "LM", rows: Sequence[Row], keep: bool) -> Block:
     """Rows with their first changed columns one below the other, and what stands before in a cache."""
     lm.check_length(max(len(row.ids) for row in rows))
     first = [row.at[0] if keep else 0 for row in rows]
@@ -183,7 +185,7 @@ def _prefixed(lm: "LM", prefixes: Sequence[list[int]], before: int, length: int)
     """What a pass over the columns behind these prefixes is given: their keys and values, masks and positions."""
     ids = torch.tensor([[lm.text.pad] * (before - len(p)) + p for p in prefixes], device=lm.device)
     real = torch.tensor([[0] * (before - len(p)) + [1] * len(p) for p in prefixes], device=lm.device)
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     positions = (real.cumsum(-1) - 1).clamp(min=0)
     lm._body(input_ids=ids, attention_mask=real, position_ids=positions, past_key_values=cache, use_cache=True)
     pads = real[:, None, :, None] == 0
@@ -195,17 +197,17 @@ def _prefixed(lm: "LM", prefixes: Sequence[list[int]], before: int, length: int)
     return {
         "attention_mask": torch.cat([real, real.new_ones(len(prefixes), length)], dim=1),
         "position_ids": lengths[:, None] + torch.arange(length, device=lm.device),
-        "past_key_values": _Kept.of(layers),
+        "past_key_values": _Kept(layers),
         "use_cache": True,
     }
 
 
 def _some(block: Block, rows: Int[Tensor, " m"]) -> Block:
     """Of some of the rows."""
-    kwargs = {name: value[rows] if isinstance(value, Tensor) else value for name, value in block.kwargs.items()}
-    if "past_key_values" in kwargs:
-        layers = kwargs["past_key_values"].layers
-        kwargs["past_key_values"] = _Kept.of([(x.keys[rows], x.values[rows]) for x in layers])
+    kwargs = {
+        name: value.of(rows) if isinstance(value, _Kept) else value[rows] if isinstance(value, Tensor) else value
+        for name, value in block.kwargs.items()
+    }
     place = torch.full((len(block.ids),), -1, device=block.ids.device)
     place[rows] = torch.arange(len(rows), device=block.ids.device)
     changed, read = place[block.owner] >= 0, place[block.reader] >= 0
@@ -230,52 +232,3 @@ def in_batches(lm: "LM", lengths: Sequence[int], run: Callable[[list[int]], list
     """`run` on batches of indices, each of about the LM's token budget; results in the given order. The batches become
     smaller where memory runs out."""
     return lm._batched(lengths, run)
-
-
-def probe(
-    lm: "LM", rows: Sequence[Row], wanted: Sequence[tuple[str, int, Literal["in", "out"]]]
-) -> list[Float[Tensor, "n w"]]:
-    """What enters or leaves a part of a layer (its role in kedit.lm.anatomy) at each row's subject, the mean over its
-    occurrences that count; for each of `wanted`. No token behind the subject and no layer above is run."""
-    heads = [row.head for row in rows]
-    found = in_batches(lm, [len(row.ids) for row in heads], lambda now: _probed(lm, [heads[i] for i in now], wanted))
-    return [torch.stack([row[i] for row in found]) for i in range(len(wanted))]
-
-
-@torch.no_grad()
-def _probed(lm: "LM", rows: Sequence[Row], wanted: Sequence[tuple[str, int, str]]) -> list[list[Tensor]]:
-    block = _block(lm, rows, keep=False)
-    seen: dict[int, Tensor] = {}
-    counts = torch.zeros(len(rows), device=lm.device).index_add(
-        0, block.owner, torch.ones(len(block.owner), device=lm.device)
-    )
-
-    def note(i: int, value: Tensor) -> None:
-        here = single(value[block.owner, block.at])
-        summed = here.new_zeros(len(rows), here.shape[-1]).index_add(0, block.owner.to(here.device), here)
-        seen[i] = summed / counts[:, None].to(here.device)
-
-    with ExitStack() as hooks:
-        for i, (part, layer, end) in enumerate(wanted):
-            module = lm.model.get_submodule(getattr(lm.anatomy, part).format(layer))
-            hooks.enter_context(_hook(module.register_forward_hook(_reader(i, end, note))))
-        last = Tail(lm.model, lm.anatomy, max(layer for _, layer, _ in wanted) + 1)
-        last.entering(lambda: lm._body(input_ids=block.ids, **block.kwargs))
-    return [[seen[i][row] for i in range(len(wanted))] for row in range(len(rows))]
-
-
-def _reader(i: int, end: str, note: Callable[[int, Tensor], None]) -> Any:
-    def hook(module: nn.Module, args: tuple, output: Any) -> None:
-        note(i, args[0] if end == "in" else output[0] if isinstance(output, tuple) else output)
-
-    return hook
-
-
-@torch.no_grad()
-def add_to_matrix(lm: "LM", changes: Mapping[int, Float[Tensor, "d f"]]) -> None:
-    """Add to the MLP output matrices of these layers, written as matrices that map f inputs to d outputs."""
-    for layer, change in changes.items():
-        name = lm.anatomy.mlp_out.format(layer)
-        [weight] = lm.track([f"{name}.weight"])
-        stored = change.T if isinstance(lm.model.get_submodule(name), Conv1D) else change
-        weight.add_(stored.to(weight))

@@ -21,7 +21,7 @@ from kedit.editors.locate.templates import Sampling, given
 from kedit.editors.locate.values import Values
 from kedit.errors import InputError
 from kedit.lm import LM
-from kedit.lm.columns import add_to_matrix
+from kedit.lm.places import add_to_matrix
 from kedit.statistics import Statistics
 
 SHARES = {"even": lambda left: 1 / left, "sqrt": lambda left: left**-0.5}
@@ -29,8 +29,8 @@ SHARES = {"even": lambda left: 1 / left, "sqrt": lambda left: left**-0.5}
 
 @dataclass(kw_only=True, eq=False)
 class Locate(Editor):
-    """Values are found at the last of `layers` (null: the `n_layers` that end at relative `depth`); then layer after layer
-    takes a share of what is still missing there: of the layers left, one share (even), or its root (sqrt, PMET §3.3).
+    """Values are found at the last of `layers` (null: the `n_layers` that end at relative `depth`); then layer after
+    layer takes a share of what is still missing there: one over the layers left (even), or its root (sqrt: PMET, §3.3).
 
     `context_templates` are given, or sampled once from the unedited model. `statistics`: of ordinary keys, where the
     solver asks for them.
@@ -77,9 +77,13 @@ class Locate(Editor):
         return {"steps": sum(r["steps"] for r in reports), "loss": mean(r["loss"] for r in reports)}
 
     def _edit(self, lm: LM, batch: Sequence[Fact]) -> dict[str, Any]:
+        found = self.values.find(lm, batch, self._layers(lm)[-1])
+        self.put(lm, batch, torch.stack([value.value for value in found]).double().T)
+        return {"steps": sum(value.steps for value in found), "loss": mean(value.loss for value in found)}
+
+    def put(self, lm: LM, batch: Sequence[Fact], wanted: Float[Tensor, "d n"]) -> None:
+        """Make these values come out at the last layer, float64."""
         layers = self._layers(lm)
-        found = self.values.find(lm, batch, layers[-1])
-        wanted = stacked([value.value for value in found])
         for i, layer in enumerate(layers):
             [keys] = self.keys.keys(lm, batch, [layer])
             missing = wanted - self.keys.outputs(lm, batch, self.values.sites[0], layers[-1])
@@ -88,7 +92,6 @@ class Locate(Editor):
         if self.solver.remembers:
             for layer, keys in zip(layers, self.keys.keys(lm, batch, layers), strict=True):
                 self.solver.learn(layer, keys)
-        return {"steps": sum(value.steps for value in found), "loss": mean(value.loss for value in found)}
 
     def _layers(self, lm: LM) -> Sequence[int]:
         """Ascending."""
@@ -105,7 +108,3 @@ class Locate(Editor):
 
     def load_state(self, lm: LM, state: Mapping[str, Tensor | str]) -> None:
         self.solver.load_state({name: value for name, value in state.items() if isinstance(value, Tensor)})
-
-
-def stacked(values: Sequence[Float[Tensor, " d"]]) -> Float[Tensor, "d n"]:
-    return torch.stack(list(values)).double().T

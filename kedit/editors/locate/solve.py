@@ -1,7 +1,7 @@
 """Solvers: the change of one MLP output matrix that makes keys give new values and leaves others alone.
 
-All on float64 copies. K [f n] holds the edits' keys as columns, R [d n] what must be added to what they give, C [f f] the
-second moment of ordinary keys (kedit.statistics). Every solver but AlphaEdit's needs the inverse of C only, times K: C is
+All on float64 copies. K [f n] holds the edits' keys as columns, R [d n] what must be added to what they give, C [f f]
+the second moment of ordinary keys (kedit.statistics). All but AlphaEdit need of C its inverse times K only: C is
 decomposed once, and a batch then costs a system of n equations instead of f.
 """
 
@@ -38,7 +38,7 @@ def rank_one(
 def least_squares(
     residual: Float[Tensor, "d n"], keys: Float[Tensor, "f n"], whitened: Float[Tensor, "f n"]
 ) -> Float[Tensor, "d f"]:
-    """R Kᵀ (λC + K Kᵀ)⁻¹ with `whitened` = (λC)⁻¹ K (MEMIT, Eq. 14 of arXiv 2210.07229), as R (I + Kᵀ(λC)⁻¹K)⁻¹ Kᵀ(λC)⁻¹."""
+    """R Kᵀ (λC + K Kᵀ)⁻¹ (MEMIT, Eq. 14 of arXiv 2210.07229) as R (I + Kᵀ(λC)⁻¹K)⁻¹ Kᵀ(λC)⁻¹; `whitened` = (λC)⁻¹ K."""
     gram = keys.T @ whitened
     return residual @ torch.linalg.solve(gram + torch.eye(len(gram)).to(gram), whitened.T)
 
@@ -55,8 +55,9 @@ def equality(
 def projected(
     residual: Float[Tensor, "d n"], keys: Float[Tensor, "f n"], earlier: Float[Tensor, "f m"], l2: float
 ) -> Float[Tensor, "d f"]:
-    """Δ = Xᵀ with [P (K Kᵀ + G Gᵀ) + l2 · I] X = P K Rᵀ for the keys G of earlier edits (AlphaEdit, Eq. 14 of arXiv
-    2410.02355). `keys` and `earlier` are P K and P G already; then X = Q (l2 · I + QᵀQ)⁻¹ E Rᵀ with Q = [P K, P G], E the
+    """Δ = Xᵀ with [P (K Kᵀ + G Gᵀ) + l2 · I] X = P K Rᵀ for the keys G of earlier edits: AlphaEdit, arXiv 2410.02355.
+
+    `keys` and `earlier` are P K and P G already; then X = Q (l2 · I + QᵀQ)⁻¹ E Rᵀ with Q = [P K, P G], E the
     columns of K."""
     both = torch.cat([keys, earlier], dim=1)
     gram = both.T @ both

@@ -34,7 +34,7 @@ BRACES = str.maketrans("{}", "  ")
 
 
 def given(templates: Sequence[str]) -> list[str]:
-    """The bare prompt first. Raises InputError where a template has not exactly one "{}", or none is the bare prompt."""
+    """The bare prompt first. Raises InputError where a template has not one "{}", or none is the bare prompt."""
     for template in templates:
         if template.count(BARE) != 1:
             raise InputError(

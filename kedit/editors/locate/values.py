@@ -34,7 +34,7 @@ class Values:
     at most `clamp` · ‖v₀‖, v₀ being what the bare prompt gave. Every fact has its own δ and stop.
 
     `learnt_nll` (PMET): where the answer is the most probable in every template its NLL weighs this much, and the fact
-    is done where the KL term is below `learnt_kl`. `loss_layer`: the prediction is read after this layer; null: the last.
+    is done where the KL term is below `learnt_kl`. `loss_layer`: prediction is read after this layer; null: the last.
     """
 
     sites: Sequence[Site]
@@ -51,7 +51,7 @@ class Values:
 
     def find(self, lm: LM, facts: Sequence[Fact], layer: int) -> list[Found]:
         """In batches within the token budget; a fact's values do not depend on its batch."""
-        lengths = [sum(len(row.ids) - row.at[0] for row in fact.rows) for fact in facts]
+        lengths = [len(fact.rows) * max(len(row.ids) - row.at[0] for row in fact.rows) for fact in facts]
         return in_batches(lm, lengths, lambda now: Search(self, lm, [facts[i] for i in now], layer).run())
 
 
