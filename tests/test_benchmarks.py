@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig
+from transformers import GPT2Config, LlamaConfig
 
 from benchmarks.bench import Bench
 from benchmarks.editing import adapters, editing, fairness
+from benchmarks.locating import locating
 from benchmarks.profiling import profiled
 from benchmarks.scoring import fluency, scoring
 from benchmarks.shapes import SHAPES, build, zsre
+from benchmarks.statistics import statistics as statistics_lines
 
 FILE = str(Path(__file__).parent / "data/zsre.json")
 TINY = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, vocab_size=8192)
@@ -35,9 +37,20 @@ def test_both_make_the_same_weights_and_answers(bench: Bench) -> None:
     assert {line[-1] for line in lines} == {"yes"}
 
 
+def test_values_and_changes_of_locating_are_those_of_the_plain_loop() -> None:
+    bench = bench_of(GPT2Config(n_layer=6, n_embd=64, n_head=4, vocab_size=8192), rows=20)
+    assert {line[-1] for line in locating(bench, 1, 1e9, facts=4, steps=3)} == {"yes"}
+
+
 def test_the_profile_is_of_the_whole_time(bench: Bench) -> None:
     for column in (1, 2):
         assert sum(float(line[column].rstrip(" %")) for line in profiled(bench)) == pytest.approx(100, abs=4)
+
+
+def test_second_moments_are_compared_with_the_bare_pass_below_them(bench: Bench) -> None:
+    lines = statistics_lines(bench, 1, 1e9, 1024)
+    assert [line[0].split(",")[0] for line in lines][-1] == "second moments of 1 layer"
+    assert all(0 < float(line[4]) < 1 for line in lines)
 
 
 def multiplications(run: Callable[[], object]) -> int:

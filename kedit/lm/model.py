@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedit.errors import InputError
 from kedit.lm.anatomy import inspect_anatomy
 from kedit.lm.generate import SeededTopK, continue_batch, greedy
+from kedit.lm.inputs import entering
 from kedit.lm.tail import Prefixes
 from kedit.lm.text import Batch, Mask, Pair, Side, Text, collate
 from kedit.lm.undo import UndoLog
@@ -99,6 +100,11 @@ class LM(UndoLog):
         return _device(self.model.get_input_embeddings())  # type: ignore[operator]
 
     @property
+    def context(self) -> int:
+        """The most tokens that the model reads."""
+        return self._context
+
+    @property
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
@@ -153,13 +159,16 @@ class LM(UndoLog):
         return self._collate([Pair(p + n, len(p)) for p, n in zip(prompts, new, strict=True)])
 
     def _collate(self, pairs: Sequence[Pair], mask: Mask = "positional") -> Batch:
-        longest = max(len(pair.ids) for pair in pairs)
+        self.check_length(max(len(pair.ids) for pair in pairs))
+        return collate(pairs, self.text.pad, self.padding_side, self.device, _device(self._head_module), mask)
+
+    def check_length(self, longest: int) -> None:
+        """Raises InputError where the model cannot read so many tokens."""
         if longest > self._context:
             raise InputError(
                 f"a prompt with its answer has {longest} tokens, the model reads {self._context}; "
                 "drop it, or take another model"
             )
-        return collate(pairs, self.text.pad, self.padding_side, self.device, _device(self._head_module), mask)
 
     def answer_logits(self, batch: Batch) -> Float[Tensor, "k v"]:
         """Logits at the k positions that predict `batch.gold`, and nowhere else."""
@@ -172,6 +181,26 @@ class LM(UndoLog):
             kwargs = {"attention_mask": batch.mask, "position_ids": (batch.mask.cumsum(-1) - 1).clamp(min=0)}
         hidden = self._body(input_ids=batch.ids, use_cache=False, **kwargs)[0]
         return hidden[batch.row.to(hidden.device), batch.col.to(hidden.device)]
+
+    @torch.no_grad()
+    def matrix_inputs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        take: Callable[[Mapping[int, Float[Tensor, "t f"]]], None],
+    ) -> None:
+        """Give `take`, a batch at a time, what enters the MLP's output matrix of each of these layers at every token
+        of these token sequences. A pass goes no further than the last of the matrices."""
+        pairs = [Pair(list(ids), len(ids)) for ids in sequences]
+        matrices = {layer: self.model.get_submodule(self.anatomy.mlp_out.format(layer)) for layer in sorted(layers)}
+
+        def run(now: list[int]) -> list[bool]:
+            batch = self._collate([pairs[i] for i in now])
+            entered = entering(matrices, lambda: self._answer_states(batch))
+            take({layer: states[batch.mask.to(states.device)] for layer, states in entered.items()})
+            return [True] * len(now)
+
+        self._batched([len(pair.ids) for pair in pairs], run)
 
     def _head(self, states: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
         logits = self._head_module(states)

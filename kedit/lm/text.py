@@ -125,6 +125,31 @@ class Text:
     def prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer([self._prompt(p) for p in prompts]).input_ids if prompts else []
 
+    def offsets(
+        self, prompts: Sequence[str], answers: Sequence[str] | None = None
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Of each prompt (with its answer): its tokens, and which of its characters each token holds (start, end)."""
+        if not self.tokenizer.is_fast:
+            raise InputError(
+                f"{type(self.tokenizer).__name__} does not tell which characters a token holds, so subjects cannot be "
+                "found; give a model with a fast tokenizer"
+            )
+        texts = [self._prompt(p) for p in prompts]
+        if answers is not None:
+            texts = [f"{text} {self._answer(a)}" for text, a in zip(texts, answers, strict=True)]
+        found = self.tokenizer(texts, return_offsets_mapping=True)
+        return list(zip(found.input_ids, found.offset_mapping, strict=True))
+
+    def windows(self, texts: Sequence[str], size: int) -> list[list[int]]:
+        """All tokens of each text, in order, in sequences of at most `size`; each of them is opened by what the
+        tokenizer puts before every text."""
+        opening, found = self.special_ids, []
+        step = max(1, size - len(opening))
+        for ids in self.tokenizer(list(texts), verbose=False).input_ids if texts else []:
+            own = ids[len(opening) :]
+            found += [opening + own[i : i + step] for i in range(0, len(own), step)]
+        return found
+
     def _prompt(self, prompt: str) -> str:
         return prompt if self.keep_edge_spaces else prompt.rstrip(" ")
 
