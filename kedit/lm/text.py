@@ -55,6 +55,17 @@ class Batch:
     col: Int[Tensor, " k"]
     gold: Int[Tensor, " k"]
 
+    @property
+    def in_prompt(self) -> Bool[Tensor, "n t"]:
+        """The prompts' tokens."""
+        starts = torch.tensor([pair.start for pair in self.pairs], device=self.mask.device)
+        return self.mask & (self.mask.cumsum(-1) <= starts[:, None])
+
+    @property
+    def first(self) -> Int[Tensor, " n"]:
+        """The column of each row's first token."""
+        return self.mask.long().argmax(-1)
+
     def mean(self, values: Float[Tensor, " k"]) -> Float[Tensor, " n"]:
         """Mean over each row's answer tokens."""
         return self.sum(values) / self.sum(torch.ones_like(values))
@@ -124,6 +135,21 @@ class Text:
 
     def prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer([self._prompt(p) for p in prompts]).input_ids if prompts else []
+
+    def offsets(
+        self, prompts: Sequence[str], answers: Sequence[str] | None = None
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Of each prompt (with its answer): its tokens, and which of its characters each token holds (start, end)."""
+        if not self.tokenizer.is_fast:
+            raise InputError(
+                f"{type(self.tokenizer).__name__} does not tell which characters a token holds, so subjects cannot be "
+                "found; give a model with a fast tokenizer"
+            )
+        texts = [self._prompt(p) for p in prompts]
+        if answers is not None:
+            texts = [f"{text} {self._answer(a)}" for text, a in zip(texts, answers, strict=True)]
+        found = self.tokenizer(texts, return_offsets_mapping=True)
+        return list(zip(found.input_ids, found.offset_mapping, strict=True))
 
     def _prompt(self, prompt: str) -> str:
         return prompt if self.keep_edge_spaces else prompt.rstrip(" ")
