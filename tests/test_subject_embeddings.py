@@ -1,16 +1,20 @@
 """SWEA⊕OS: a subject is found by its tokens however it is read, and only its embeddings change."""
 
 from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 
 from kedit import world
 from kedit.cases import Edit
 from kedit.editors.examples import Paraphrases, RandomFacts
 from kedit.editors.subject_embeddings import SubjectEmbeddings
 from kedit.errors import InputError
+from kedit.journal import Journal, bring_back
 from kedit.lm import LM
 from kedit.lm.alterations import lengths, longest
 
@@ -179,6 +183,26 @@ def test_a_failed_edit_is_forgotten(lm: LM) -> None:
     assert nll(lm, EDITS) == before
 
 
+def test_the_memory_of_subjects_comes_back_from_a_journal(lm: LM, tmp_path: Path) -> None:
+    editor, again = made(steps=3), made(steps=3)
+    with Journal(tmp_path, "config") as journal:
+        journal.resume(lm, editor)
+        editor.edit(lm, EDITS[:2])
+        journal.write({"step": 1}, [])
+        journal.commit(lm, editor, now=True)
+    edited = nll(lm, EDITS)
+    lm.restore()
+    assert bring_back(tmp_path / "state", lm, again) == 1
+    assert nll(lm, EDITS) == edited
+    third = Edit(f"The favourite dish of {EDITS[0].subject} is", "fried trout", EDITS[0].subject)
+    again.edit(lm, [third])
+    continued = nll(lm, [EDITS[0], third])
+    lm.restore()
+    lm.alter(editor._deltas)
+    editor.edit(lm, [third])
+    assert nll(lm, [EDITS[0], third]) == continued
+
+
 def test_suppression_takes_away_what_the_old_answer_is_owed_to(lm: LM) -> None:
     """Half the embedding in the dimensions above the threshold, nothing elsewhere."""
     with_it, without = made(), made(suppression=0.0)
@@ -192,7 +216,7 @@ def test_suppression_takes_away_what_the_old_answer_is_owed_to(lm: LM) -> None:
         assert torch.allclose(lost[taken], 0.5 * own[taken], atol=1e-5)
 
 
-def test_each_spelling_of_a_subject_is_learnt(shaped: LM, lm: LM) -> None:
+def test_each_spelling_of_a_subject_is_learnt(shaped: LM) -> None:
     """GPT-2's tokenizer spells the first word of a text differently from the same word behind a blank."""
     shaped.text.tokenizer = gpt2_like(shaped)
     prefixes = ["It is said. "]
@@ -200,15 +224,12 @@ def test_each_spelling_of_a_subject_is_learnt(shaped: LM, lm: LM) -> None:
     editor.contexts = Paraphrases(n=1, prefixes=prefixes)
     editor.fit(shaped, [])
     editor.edit(shaped, [Edit("Lucy Kelden was born in", "Velport", "Lucy Kelden")])
-    assert len(editor._deltas) == 2
-    assert len({len(key) for key in editor._deltas}) >= 1
+    assert {shaped.text.decode(key) for key in editor._deltas} == {"Lucy Kelden", " Lucy Kelden"}
+    learnt = editor._deltas.values()
+    assert all(float(delta.norm()) > 0 for delta in learnt)
 
 
 def gpt2_like(lm: LM) -> Any:
-    from copy import deepcopy
-
-    from tokenizers.pre_tokenizers import ByteLevel
-
     tokenizer = deepcopy(lm.text.tokenizer)
     tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     return tokenizer

@@ -92,10 +92,11 @@ class SubjectEmbeddings(Editor):
             some = [lessons[i] for i in now]
             deltas, steps, losses = self._optimised(lm, some)
             costs.extend((steps, loss) for loss in losses)
-            return deltas
+            return self._suppressed(lm, some, deltas)
 
-        for each, deltas in zip(lessons, lm.batched([each.size for each in lessons], run), strict=True):
-            self._deltas |= zip(each.keys, self._suppressed(lm, each, deltas), strict=True)
+        learnt = lm.batched([each.size for each in lessons], run)
+        for each, deltas in zip(lessons, learnt, strict=True):
+            self._deltas |= zip(each.keys, deltas, strict=True)
         lm.alter(self._deltas, everywhere=self.search_answers)
         return {"steps": max(steps for steps, _ in costs), "loss": mean(loss for _, loss in costs)}
 
@@ -167,12 +168,17 @@ class SubjectEmbeddings(Editor):
             for delta, own in zip(deltas, passes.own, strict=True):
                 delta.mul_((self.clamp_norm_factor * own.norm() / delta.norm()).clamp(max=1))
 
-    def _suppressed(self, lm: LM, each: Lesson, deltas: Sequence[Tensor]) -> list[Tensor]:
-        kept = list(deltas)
+    def _suppressed(
+        self, lm: LM, some: Sequence[Lesson], deltas: Sequence[Sequence[Tensor]]
+    ) -> list[list[Float[Tensor, "_ d"]]]:
+        """Without what the old answers are owed to, of several old answers what any of them is."""
+        kept = [list(of_lesson) for of_lesson in deltas]
         if not self.suppression:
             return kept
-        masks = [torch.zeros_like(delta, dtype=torch.bool) for delta in kept]
-        for key, score in owed(lm, each, points(self.points)):
-            masks[key] |= score > self.threshold * score.max()
-        own = [lm.embeddings(key) for key in each.keys]
-        return [d - self.suppression * e * mask for d, e, mask in zip(kept, own, masks, strict=True)]
+        for each, mine, scores in zip(some, kept, owed(lm, some, points(self.points)), strict=True):
+            masks = [torch.zeros_like(delta, dtype=torch.bool) for delta in mine]
+            for key, score in scores:
+                masks[key] |= score > self.threshold * score.max()
+            for key, mask in enumerate(masks):
+                mine[key] = mine[key] - self.suppression * lm.embeddings(each.keys[key]) * mask
+        return kept

@@ -118,18 +118,18 @@ class Lessons:
         return sums.index_add(0, self.owner, values * chosen) / counts.index_add(0, self.owner, chosen).clamp(min=1)
 
 
-def owed(lm: "LM", each: Lesson, at: Sequence[float]) -> list[tuple[int, Float[Tensor, "_ d"]]]:
-    """For each old answer, with the spelling's index: how much of its probability is owed to each number of the
-    subject's own embeddings, each token's varied alone; a mean over the answer's tokens."""
-    pairs = [pair for _, tokens in each.old for pair in tokens]
-    keys = [each.keys[key] for key, tokens in each.old for _ in tokens]
-    starts = [longest(pair.prompt, [key], lengths([key]))[0] for pair, key in zip(pairs, keys, strict=True)]
-    sites = [
-        [Site(lm.alterations.module, start + j, output=True) for j in range(len(key))]
-        for start, key in zip(starts, keys, strict=True)
-    ]
-    if not pairs:
-        return []
+def owed(lm: "LM", lessons: Sequence[Lesson], at: Sequence[float]) -> list[list[tuple[int, Float[Tensor, "_ d"]]]]:
+    """For each lesson, of each old answer with the spelling's index: how much of its probability is owed to each number
+    of the subject's own embeddings, each token's varied alone; a mean over the answer's tokens."""
+    asked_of = [(pair, each.keys[key]) for each in lessons for key, tokens in each.old for pair in tokens]
+    if not asked_of:
+        return [[] for _ in lessons]
+    sites = []
+    for pair, key in asked_of:
+        start, _ = longest(pair.prompt, [key], lengths([key]))
+        sites.append([Site(lm.alterations.module, start + j, output=True) for j in range(len(key))])
     with lm.alterations.asleep():
-        scores = iter(integrated_gradients(lm, pairs, sites, at))
-    return [(key, torch.stack([next(scores)[0] for _ in tokens]).mean(0)) for key, tokens in each.old]
+        found = iter(integrated_gradients(lm, [pair for pair, _ in asked_of], sites, at))
+    return [
+        [(key, torch.stack([next(found)[0] for _ in tokens]).mean(0)) for key, tokens in each.old] for each in lessons
+    ]
