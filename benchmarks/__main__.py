@@ -15,6 +15,7 @@ from rich.table import Table
 
 from benchmarks.bench import Bench
 from benchmarks.editing import adapters, editing, fairness, memory
+from benchmarks.locating import locating
 from benchmarks.long import long
 from benchmarks.profiling import profiled
 from benchmarks.scoring import fluency, scoring
@@ -22,7 +23,7 @@ from benchmarks.shapes import BIG, SHAPES, build, material
 
 FILE = Path(__file__).parents[1] / "tests/data/zsre.json"
 COLUMNS = ("", "kedit, s", "plain, s", "ratio (range)", "bound", "reached", "of matmul", "same")
-PARTS = ("editing", "scoring", "profile", "long")
+PARTS = ("editing", "locating", "scoring", "profile", "long")
 
 
 def matmul_rate(bench: Bench) -> float:
@@ -42,6 +43,8 @@ def measure(name: str, given: argparse.Namespace) -> Iterator[Table]:
         rows += [*editing(bench, given.repeats, rate), adapters(bench, given.repeats, rate)]
         rows += [fairness(bench, given.repeats).line("plain FT-M (left) beside its bare steps (right)")]
         rows += [memory(name, given.data)] if given.device == "cpu" else []
+    if "locating" in given.parts and name not in ("world", "llama 16x512, 128k"):
+        rows += locating(bench, given.repeats, rate)
     if "scoring" in given.parts:
         rows += [*scoring(bench, given.repeats, rate), fluency(bench, 2, given.texts)]
     title = f"{name}, {given.dtype}, {given.device}; matmul {rate / 1e9:.0f} G multiply-adds/s"

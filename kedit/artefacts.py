@@ -11,7 +11,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,24 +45,51 @@ def digest(key: Any) -> str:
 def artefact(kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
     """The directory that `key` (everything it depends on) determines; `build` fills an empty one where there is
     none."""
-    home = cache() / kind / digest(key)
-    home.parent.mkdir(exist_ok=True)
-    with FileLock(f"{home}.lock"):
-        if home.exists() and not intact(home):
-            log.warning("the cached %s in %s is damaged and is built again", kind, home)
-            shutil.rmtree(home)
-        if not home.exists():
-            new = home.with_name(f".building-{home.name}")  # under the lock: what is there was left by a killed run
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir()
-            try:
-                build(new)
-                _write_manifest(new, key)
-                new.rename(home)
-            finally:
+    return artefacts(kind, [key], lambda new: build(new[0]))[0]
+
+
+def artefacts(kind: str, keys: Sequence[Mapping[str, Any]], build: Callable[[Mapping[int, Path]], None]) -> list[Path]:
+    """One directory for each of these distinct keys; `build` fills the empty ones of all that are missing, by their
+    places among the keys, in one go."""
+    homes = [cache() / kind / digest(key) for key in keys]
+    with ExitStack() as locks:
+        missing = {}
+        for i, home in sorted(enumerate(homes), key=lambda item: item[1]):  # in one order everywhere: no deadlock
+            home.parent.mkdir(exist_ok=True)
+            lock = FileLock(f"{home}.lock")
+            with lock:
+                if not _there(kind, home):
+                    missing[i] = _emptied(home)
+                    locks.enter_context(lock)
+        try:
+            if missing:
+                build(missing)
+            for i, new in missing.items():
+                _write_manifest(new, keys[i])
+                new.rename(homes[i])
+        finally:
+            for new in missing.values():
                 shutil.rmtree(new, ignore_errors=True)
+    for home in homes:
         used(home)
-    return home
+    return homes
+
+
+def _there(kind: str, home: Path) -> bool:
+    """Is it built, and undamaged? A damaged one is removed."""
+    if not home.exists() or intact(home):
+        return home.exists()
+    log.warning("the cached %s in %s is damaged and is built again", kind, home)
+    shutil.rmtree(home)
+    return False
+
+
+def _emptied(home: Path) -> Path:
+    """Where it is built. Under its lock, what is there was left by a killed run."""
+    new = home.with_name(f".building-{home.name}")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    return new
 
 
 def used(folder: Path) -> None:

@@ -94,6 +94,8 @@ class _Runner:
         graded = self.evaluator.grade_all(asked, [self.before[q] for q in asked], self.before)
         rows = [self._place(0, "before") | row for row in graded]
         record = {"step": 0, "edits_so_far": 0, "cases": [], "tested": len(tested), "fit_s": round(fit_s, 3)}
+        described = dict(self.editor.described())
+        record |= {"learnt": described} if described else {}
         return record | self._alarm() | {"eval_s": round(time.perf_counter() - started, 3)}, rows
 
     def step(self, number: int, step: Step) -> tuple[Row, list[Row]]:

@@ -94,14 +94,14 @@ def test_a_text_beyond_the_models_context_is_refused(shaped: LM) -> None:
 
 def test_running_out_of_memory_halves_the_batch_and_changes_nothing(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = ids(lm, CASES)
-    budget, body = lm.token_budget, lm.body.forward
+    budget, body = lm.token_budget, lm._body.forward
 
     def small_machine(input_ids: torch.Tensor, **kwargs: Any) -> Any:
         if input_ids.numel() > 60:
             raise RuntimeError("CUDA out of memory.")
         return body(input_ids=input_ids, **kwargs)
 
-    monkeypatch.setattr(lm.body, "forward", small_machine)
+    monkeypatch.setattr(lm._body, "forward", small_machine)
     assert ids(lm, CASES) == expected
     assert lm.token_budget <= 60
     lm.token_budget = budget
@@ -111,7 +111,7 @@ def test_other_runtime_errors_are_not_swallowed(lm: LM, monkeypatch: pytest.Monk
     def broken(**_: Any) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(lm.body, "forward", broken)
+    monkeypatch.setattr(lm._body, "forward", broken)
     with pytest.raises(RuntimeError, match="mat1"):
         lm.answer(["Lucy"], ["Velport"])
 
@@ -213,8 +213,8 @@ def test_a_sample_depends_on_its_seed_alone(lm: LM) -> None:
 
 
 def test_limits_count_the_prompt_and_eos_stops(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps, body = [], lm.body.forward
-    monkeypatch.setattr(lm.body, "forward", lambda **inputs: (steps.append(1), body(**inputs))[1])
+    steps, body = [], lm._body.forward
+    monkeypatch.setattr(lm._body, "forward", lambda **inputs: (steps.append(1), body(**inputs))[1])
     lm.generate(["Lucy Kelden was born in"], max_tokens=20, stop=False)
     assert len(steps) == 20 - len(lm.text.prompts(["Lucy Kelden was born in"])[0])
     assert lm.generate(["Lucy Kelden was born in"], max_tokens=3)[0].text == ""

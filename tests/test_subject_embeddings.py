@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from kedit import world
 from kedit.cases import Edit
-from kedit.editors.examples import Paraphrases, RandomFacts
+from kedit.editors.examples import RandomFacts
 from kedit.editors.subject_embeddings import SubjectEmbeddings
 from kedit.errors import InputError
 from kedit.journal import Journal, bring_back
@@ -219,10 +219,7 @@ def test_suppression_takes_away_what_the_old_answer_is_owed_to(lm: LM) -> None:
 def test_each_spelling_of_a_subject_is_learnt(shaped: LM) -> None:
     """GPT-2's tokenizer spells the first word of a text differently from the same word behind a blank."""
     shaped.text.tokenizer = gpt2_like(shaped)
-    prefixes = ["It is said. "]
-    editor = made(steps=2)
-    editor.contexts = Paraphrases(n=1, prefixes=prefixes)
-    editor.fit(shaped, [])
+    editor = made(steps=2, context_templates=["{}", "It is said. {}"])
     editor.edit(shaped, [Edit("Lucy Kelden was born in", "Velport", "Lucy Kelden")])
     assert {shaped.text.decode(key) for key in editor._deltas} == {"Lucy Kelden", " Lucy Kelden"}
     learnt = editor._deltas.values()

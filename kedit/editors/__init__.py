@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -24,6 +24,10 @@ class Editor:
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         """Once, before the first edit, on the pristine model: statistics, alignment, hypernetworks."""
+
+    def described(self) -> Mapping[str, Any]:
+        """What `fit` found that a reader of the results wants to know, JSON-able; it is kept with the first step."""
+        return {}
 
     def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
         """Change `lm` in place, on top of earlier edits; several edits are made together. `edit(lm, [])` changes

@@ -35,21 +35,18 @@ class Examples:
 class Paraphrases(Examples):
     """The edit behind `n` sentences that the unedited model says when it is asked for nothing.
 
-    The same ones serve every edit. `short` of them (null: a third) have about 5 tokens, the others about 10, sampled
-    with top-k 5, each ended by ". " (the released prefixes of the paper are of this kind). `prefixes` gives them
-    instead.
+    The same ones serve every edit. A third has about 5 tokens, the others about 10, sampled with top-k 5, each ended by
+    ". " (the released prefixes of the paper are of this kind). `prefixes` gives them instead.
     """
 
     n: int = 15
-    short: int | None = None
     prefixes: Sequence[str] | None = None
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         self.said = list(self.prefixes) if self.prefixes is not None else self._sampled(lm)
 
     def _sampled(self, lm: LM) -> list[str]:
-        short = self.n // 3 if self.short is None else self.short
-        lengths = [5] * short + [10] * (self.n - short)
+        lengths = [5] * (self.n // 3) + [10] * (self.n - self.n // 3)
         seeds = [random.randrange(2**31) for _ in lengths]
         texts = lm.generate([lm.text.opening] * self.n, lengths, top_k=5, seeds=seeds, stop=False)
         return [" ".join(text.text.replace("{", "").replace("}", "").split()).rstrip(" .") + ". " for text in texts]

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import mean
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,9 +17,11 @@ from torch import Tensor
 from kedit.cases import Case, Edit
 from kedit.editors import Editor
 from kedit.editors.examples import Examples
+from kedit.editors.locate.templates import BARE, Sampling, given
 from kedit.lm import LM
 from kedit.lm.alterations import Key
 from kedit.lm.attribution import points
+from kedit.lm.columns import in_batches
 from kedit.lm.lessons import Lesson, Lessons, lesson, owed
 
 
@@ -26,10 +29,10 @@ from kedit.lm.lessons import Lesson, Lessons, lesson, owed
 class SubjectEmbeddings(Editor):
     """δ is added to the embeddings of the subject's tokens; it begins as `start` times these embeddings.
 
-    Adam minimises NLL of the new answer (summed over its tokens, mean over the fact behind its `contexts`) +
-    `kl_factor` · KL of what follows the bare subject from what the unedited model says there + `weight_decay` ·
-    ‖δ‖/‖e‖², in `steps` evaluations, or until the sum is below `stop` · `kl_factor`; ‖δ‖ stays within
-    `clamp_norm_factor` · ‖e‖. Then δ loses `suppression` times the embedding where attribution of the old answer
+    Adam minimises NLL of the new answer (summed over its tokens, mean over the context templates, see
+    kedit.editors.locate.templates) + `kl_factor` · KL of what follows the bare subject from what the unedited model
+    says there + `weight_decay` · ‖δ‖/‖e‖², in `steps` evaluations, or until the sum is below `stop` · `kl_factor`; ‖δ‖
+    stays within `clamp_norm_factor` · ‖e‖. Then δ loses `suppression` times the embedding where attribution of the old answer
     exceeds `threshold` times its largest; a fact without an old answer suppresses nothing.
 
     All facts that a subject was given share its δ, which is optimised anew with each. `examples` (random facts) are
@@ -48,23 +51,29 @@ class SubjectEmbeddings(Editor):
     threshold: float
     points: int
     start: float = 1.0
-    contexts: Examples | None = None
+    context_templates: Sequence[str] | None = None
+    sampling: Sampling | None = None
     examples: Mapping[str, Examples] = field(default_factory=dict)
     kl_from_start: bool = False
     search_answers: bool = False
     _facts: dict[str, list[Edit]] = field(default_factory=dict, init=False, repr=False)  # of each edited subject
     _deltas: dict[Key, Tensor] = field(default_factory=dict, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        self.templates = given(self.context_templates if self.context_templates is not None else [BARE])
+
     @property
     def wants_train(self) -> bool:  # type: ignore[override]
-        return any(part.wants_train for part in self._sources())
+        return any(part.wants_train for part in self.examples.values())
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
-        for part in self._sources():
+        if self.context_templates is None and self.sampling is not None:
+            self.templates = self.sampling(lm)
+        for part in self.examples.values():
             part.fit(lm, train)
 
-    def _sources(self) -> list[Examples]:
-        return [*([self.contexts] if self.contexts else []), *self.examples.values()]
+    def described(self) -> Mapping[str, Any]:
+        return {"context_templates": self.templates}
 
     def touches(self, lm: LM) -> Sequence[str]:
         return [lm.alterations.name]
@@ -94,7 +103,7 @@ class SubjectEmbeddings(Editor):
             costs.extend((steps, loss) for loss in losses)
             return self._suppressed(lm, some, deltas)
 
-        learnt = lm.batched([each.size for each in lessons], run)
+        learnt = in_batches(lm, [each.size for each in lessons], run)
         for each, deltas in zip(lessons, learnt, strict=True):
             self._deltas |= zip(each.keys, deltas, strict=True)
         lm.alter(self._deltas, everywhere=self.search_answers)
@@ -119,7 +128,7 @@ class SubjectEmbeddings(Editor):
         )
 
     def _in_contexts(self, fact: Edit) -> list[Edit]:
-        return [fact, *(self.contexts.of(fact) if self.contexts else [])]
+        return [replace(fact, prompt=template.replace(BARE, fact.prompt)) for template in self.templates]
 
     def _optimised(self, lm: LM, some: Sequence[Lesson]) -> tuple[list[list[Tensor]], int, list[float]]:
         """For each lesson a δ for each spelling; optimiser steps; each lesson's last loss."""

@@ -39,6 +39,17 @@ class Anatomy:
         inside = [name.removeprefix(before).partition(".")[0] for name in names if name.startswith(before)]
         return min(map(int, inside)) if inside and len(inside) == len(names) else 0
 
+    def mlp_width(self, model: nn.Module, layer: int) -> int:
+        """How many numbers enter the MLP's output matrix of this layer: f."""
+        matrix = model.get_submodule(self.mlp_out.format(layer))
+        return matrix.weight.shape[0 if isinstance(matrix, Conv1D) else 1]  # type: ignore[index, return-value]
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Raises InputError where the model has no such layer, or none is given."""
+        wrong = [layer for layer in layers if not 0 <= layer < self.n_layers]
+        if wrong or not layers:
+            raise InputError(f"layers={list(layers)}: the model has layers 0 to {self.n_layers - 1}; choose from these")
+
     def parameters(self, model: nn.Module, part: str, layers: Sequence[int]) -> list[str]:
         """Names of the parameters of `part` in `layers`: a part (with weight and bias), or "<part>.weight"; "model"
         for all."""
@@ -50,9 +61,7 @@ class Anatomy:
         names = [name for name, _ in model.named_parameters()]
         if role == "model":
             return names
-        wrong = [layer for layer in layers if not 0 <= layer < self.n_layers]
-        if wrong or not layers:
-            raise InputError(f"layers={list(layers)}: the model has layers 0 to {self.n_layers - 1}; choose from these")
+        self.check_layers(layers)
         roots = tuple(getattr(self, role).format(layer) + "." + leaf for layer in layers)
         return [name for name in names if name.startswith(roots)]
 

@@ -63,7 +63,7 @@ def integrated_gradients(
         summed.index_add_(0, which, _gradients(lm, batch, places, scaled))
         return [True] * len(now)
 
-    lm.batched([len(pairs[units[unit][0]].ids) for unit, _ in rows], run)
+    lm._batched([len(pairs[units[unit][0]].ids) for unit, _ in rows], run)
     sizes = [len(of_pair) for of_pair in sites]
     return list(zip((values * summed / len(at)).split(sizes), values.split(sizes), strict=True))
 
@@ -102,7 +102,7 @@ def _values(lm: "LM", pairs: Sequence[Pair], units: Sequence[tuple[int, Site]]) 
             lm.answer_logits(batch)
         return [True] * len(now)
 
-    lm.batched([len(pair.ids) for pair in pairs], run)
+    lm._batched([len(pair.ids) for pair in pairs], run)
     return torch.stack([found[unit] for unit in range(len(units))])
 
 

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kedit.cases import Edit
-from kedit.errors import InputError
 from kedit.lm.alterations import Key, lengths, longest
 from kedit.lm.attribution import Site, asked, integrated_gradients
+from kedit.lm.subject import ends
 from kedit.lm.text import Pair
 
 if TYPE_CHECKING:
@@ -63,11 +63,10 @@ def lesson(lm: "LM", subject: str, facts: Sequence[Sequence[Edit]], bare: Sequen
 def spellings(lm: "LM", subject: str, prompts: Sequence[str]) -> list[tuple[Key, int]]:
     """The subject's tokens in each prompt, where it last stands there, and the token behind them."""
     found = []
+    wanted = subject.strip()
     for prompt, (ids, offsets) in zip(prompts, lm.text.offsets(prompts), strict=True):
-        start = prompt.rfind(subject) if subject else -1
-        if start < 0:
-            raise InputError(f"the subject {subject!r} is not in the prompt {prompt!r}, where the editor looks for it")
-        end = start + len(subject)
+        [last] = ends(prompt, wanted, "last")
+        start, end = last + 1 - len(wanted), last + 1
         held = [i for i, (a, b) in enumerate(offsets) if max(a, start) < min(b, end)]
         found.append((tuple(ids[held[0] : held[-1] + 1]), held[-1] + 1))
     return found

@@ -18,6 +18,7 @@ from kedit.errors import InputError
 from kedit.lm.alterations import Alterations, Key
 from kedit.lm.anatomy import inspect_anatomy
 from kedit.lm.generate import SeededTopK, continue_batch, greedy
+from kedit.lm.inputs import entering
 from kedit.lm.tail import Prefixes
 from kedit.lm.text import Batch, Mask, Pair, Side, Text, collate
 from kedit.lm.undo import UndoLog
@@ -88,7 +89,7 @@ class LM(UndoLog):
         # larger batches are slower on a CPU: what they compute leaves its cache
         self.token_budget = token_budget or (512 if next(model.parameters()).device.type == "cpu" else 8192)
         self.route: Callable[[Sequence[str]], Sequence[Route]] = unrouted
-        self.body = model.get_submodule(self.anatomy.body)
+        self._body = model.get_submodule(self.anatomy.body)
         self._head_module = model.get_submodule(self.anatomy.head)
         self.alterations = Alterations(model)
         self._prefixes = Prefixes(model, self.anatomy, int(keep_mb * 2**20))
@@ -99,6 +100,11 @@ class LM(UndoLog):
     def device(self) -> torch.device:
         """Where token ids go in."""
         return _device(self.model.get_input_embeddings())  # type: ignore[operator]
+
+    @property
+    def context(self) -> int:
+        """The most tokens that the model reads."""
+        return self._context
 
     @property
     def dtype(self) -> torch.dtype:
@@ -124,7 +130,7 @@ class LM(UndoLog):
         distinct = list(dict.fromkeys(zip(prompts, answers, strict=True))) if names else []
         pairs = self.text.pairs([p for p, _ in distinct], [a for _, a in distinct])
         if self._prefixes.begin(names, pairs):
-            self.batched([len(pair.ids) for pair in pairs], lambda now: self._keep([pairs[i] for i in now]))
+            self._batched([len(pair.ids) for pair in pairs], lambda now: self._keep([pairs[i] for i in now]))
 
     def _keep(self, pairs: Sequence[Pair]) -> list[bool]:
         batch = self._collate(pairs)
@@ -164,17 +170,20 @@ class LM(UndoLog):
     def continued(self, batch: Batch) -> Batch:
         """Each row's prompt with what the model greedily says next, as many tokens as the row's answer has."""
         prompts, limits = [pair.prompt for pair in batch.pairs], [len(pair.answer) for pair in batch.pairs]
-        new = continue_batch(self._continuing, self.head, prompts, limits, greedy, frozenset(), self.device)
+        new = continue_batch(self._continuing, self._head, prompts, limits, greedy, frozenset(), self.device)
         return self._collate([Pair(p + n, len(p)) for p, n in zip(prompts, new, strict=True)])
 
     def _collate(self, pairs: Sequence[Pair], mask: Mask = "positional") -> Batch:
-        longest = max(len(pair.ids) for pair in pairs)
+        self.check_length(max(len(pair.ids) for pair in pairs))
+        return collate(pairs, self.text.pad, self.padding_side, self.device, _device(self._head_module), mask)
+
+    def check_length(self, longest: int) -> None:
+        """Raises InputError where the model cannot read so many tokens."""
         if longest > self._context:
             raise InputError(
                 f"a prompt with its answer has {longest} tokens, the model reads {self._context}; "
                 "drop it, or take another model"
             )
-        return collate(pairs, self.text.pad, self.padding_side, self.device, _device(self._head_module), mask)
 
     def embeddings(self, tokens: Sequence[int]) -> Float[Tensor, "t d"]:
         """The model's own input embeddings of these tokens."""
@@ -183,7 +192,7 @@ class LM(UndoLog):
 
     def answer_logits(self, batch: Batch) -> Float[Tensor, "k v"]:
         """Logits at the k positions that predict `batch.gold`, and nowhere else."""
-        return self.head(self._answer_states(batch))
+        return self._head(self._answer_states(batch))
 
     def _answer_states(self, batch: Batch) -> Float[Tensor, "k d"]:
         """Last hidden states there. Padded on the right, no mask is needed: attention is causal, pads come later."""
@@ -191,7 +200,7 @@ class LM(UndoLog):
         if self.padding_side == "left":
             kwargs = {"attention_mask": batch.mask, "position_ids": (batch.mask.cumsum(-1) - 1).clamp(min=0)}
         with self._searched(batch):
-            hidden = self.body(input_ids=batch.ids, use_cache=False, **kwargs)[0]
+            hidden = self._body(input_ids=batch.ids, use_cache=False, **kwargs)[0]
         return hidden[batch.row.to(hidden.device), batch.col.to(hidden.device)]
 
     def _searched(self, batch: Batch) -> AbstractContextManager[None]:
@@ -204,9 +213,29 @@ class LM(UndoLog):
         """A pass of a continuation: the first reads the prompts."""
         ids, mask, first = kwargs["input_ids"], kwargs["attention_mask"], kwargs["past_key_values"] is None
         with self.alterations.within(mask.bool() if first else torch.zeros_like(ids, dtype=torch.bool)):
-            return self.body(**kwargs)
+            return self._body(**kwargs)
 
-    def head(self, states: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
+    @torch.no_grad()
+    def matrix_inputs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        take: Callable[[Mapping[int, Float[Tensor, "t f"]]], None],
+    ) -> None:
+        """Give `take`, a batch at a time, what enters the MLP's output matrix of each of these layers at every token
+        of these token sequences. A pass goes no further than the last of the matrices."""
+        pairs = [Pair(list(ids), len(ids)) for ids in sequences]
+        matrices = {layer: self.model.get_submodule(self.anatomy.mlp_out.format(layer)) for layer in sorted(layers)}
+
+        def run(now: list[int]) -> list[bool]:
+            batch = self._collate([pairs[i] for i in now])
+            entered = entering(matrices, lambda: self._answer_states(batch))
+            take({layer: states[batch.mask.to(states.device)] for layer, states in entered.items()})
+            return [True] * len(now)
+
+        self._batched([len(pair.ids) for pair in pairs], run)
+
+    def _head(self, states: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
         logits = self._head_module(states)
         cap = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma 2
         return torch.tanh(logits / cap) * cap if cap else logits
@@ -227,7 +256,7 @@ class LM(UndoLog):
         return [replace(scored[pair], info=route.info) for pair, route in zip(wanted, routes, strict=True)]
 
     def _score(self, pairs: Sequence[Pair]) -> list[Scored]:
-        return self.batched([len(pair.ids) for pair in pairs], lambda now: self._score_batch([pairs[i] for i in now]))
+        return self._batched([len(pair.ids) for pair in pairs], lambda now: self._score_batch([pairs[i] for i in now]))
 
     def _score_batch(self, pairs: Sequence[Pair]) -> list[Scored]:
         batch = self._collate(pairs)
@@ -236,7 +265,7 @@ class LM(UndoLog):
         with self.from_kept(batch):
             answer_states = self._answer_states(batch)
         for states, gold in zip(answer_states.split(512), batch.gold.split(512), strict=True):
-            logits = self.head(states).float()  # of 512 positions at a time: vocabularies are large
+            logits = self._head(states).float()  # of 512 positions at a time: vocabularies are large
             pred += logits.argmax(-1).tolist()
             logprob += logits.log_softmax(-1).gather(-1, gold[:, None])[:, 0].tolist()
         results, at = [], 0
@@ -284,14 +313,14 @@ class LM(UndoLog):
             steps = max(limits[i] for i in now)
             choose = SeededTopK(top_k, [seeds[i] for i in now], steps) if top_k > 1 else greedy
             asked = [encoded[i] for i in now], [limits[i] for i in now]
-            return continue_batch(self._continuing, self.head, *asked, choose, eos, self.device)
+            return continue_batch(self._continuing, self._head, *asked, choose, eos, self.device)
 
         # a step reads one token of each row, so more of them go together than in scoring
-        new = self.batched([(len(ids) + limit) // 16 + 1 for ids, limit in zip(encoded, limits, strict=True)], run)
+        new = self._batched([(len(ids) + limit) // 16 + 1 for ids, limit in zip(encoded, limits, strict=True)], run)
         texts = [(self.text.decode(n), self.text.decode(p + n)) for p, n in zip(encoded, new, strict=True)]
         return [Generated(*text, route.info) for text, route in zip(texts, routes, strict=True)]
 
-    def batched(self, lengths: Sequence[int], run: Callable[[list[int]], list[Result]]) -> list[Result]:
+    def _batched(self, lengths: Sequence[int], run: Callable[[list[int]], list[Result]]) -> list[Result]:
         """`run` on batches of indices, shortest first, each within the token budget; results in the given order.
 
         When memory runs out the budget is halved for good and the batch is formed again.

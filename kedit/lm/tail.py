@@ -32,10 +32,12 @@ class Record:
 
 
 class Tail:
-    """The part of a model from layer `first` on; `matrix`: of that layer only the MLP's output matrix changes."""
+    """The part of a model from layer `first` on (n_layers: the final norm); `matrix`: of that layer only the MLP's
+    output matrix changes."""
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, first: int, matrix: bool = False):
-        self.layers = [model.get_submodule(anatomy.block.format(i)) for i in range(first + 1)]
+        stack = [*map(anatomy.block.format, range(anatomy.n_layers)), anatomy.norm]
+        self.layers = [model.get_submodule(name) for name in stack[: first + 1]]
         self.matrix = model.get_submodule(anatomy.mlp_out.format(first)) if matrix else None
         self.tuple = False  # does a layer return (hidden, ...)? seen in the first pass
 

@@ -151,6 +151,15 @@ class Text:
         found = self.tokenizer(texts, return_offsets_mapping=True)
         return list(zip(found.input_ids, found.offset_mapping, strict=True))
 
+    def windows(self, texts: Sequence[str], size: int) -> list[list[int]]:
+        """All tokens of each text, in order, in sequences of at most `size`; each of them is opened by what the
+        tokenizer puts before every text."""
+        opening, found = self.special_ids, []
+        for ids in self.tokenizer(list(texts), verbose=False).input_ids if texts else []:
+            own = ids[len(opening) :]
+            found += [opening + own[i : i + size - len(opening)] for i in range(0, len(own), size - len(opening))]
+        return found
+
     def _prompt(self, prompt: str) -> str:
         return prompt if self.keep_edge_spaces else prompt.rstrip(" ")
 

@@ -160,6 +160,14 @@ def documents(n: int) -> list[str]:
     return ["".join(text for text, _ in next(stream)).strip() for _ in range(n)]
 
 
+def running_text() -> Iterator[str]:
+    """Endless documents of the kinds that the default world's model was trained on, about everybody, in an order that
+    training never drew."""
+    world = World()
+    for document in Corpus(world, "running-text").documents(world.people):
+        yield "".join(text for text, _ in document).strip()
+
+
 def held_out(world: World, documents: int = 60) -> str:
     """A fixed text of the world that training never drew."""
     stream = Corpus(world, f"held-out-{world.seed}").documents(world.people)

@@ -1,0 +1,110 @@
+"""Locate-then-edit: ROME, R-ROME, MEMIT, EMMET, PMET and AlphaEdit are yamls over one pipeline.
+
+keys (where a fact stands, kedit.editors.locate.facts) x values (what must come out there) x solver (how a matrix gives
+it) x spread (which layer takes which share).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kedit.cases import Case, Edit
+from kedit.editors import Editor
+from kedit.editors.locate.facts import Fact, Places, facts_of
+from kedit.editors.locate.solve import Solver
+from kedit.editors.locate.templates import Sampling, given
+from kedit.editors.locate.values import Values
+from kedit.errors import InputError
+from kedit.lm import LM
+from kedit.lm.columns import add_to_matrix
+from kedit.statistics import Statistics
+
+SHARES = {"even": lambda left: 1 / left, "sqrt": lambda left: left**-0.5}
+
+
+@dataclass(kw_only=True, eq=False)
+class Locate(Editor):
+    """Values are found at the last of `layers` (null: the `n_layers` that end at relative `depth`); then layer after
+    layer takes a share of what is still missing there: one over the layers left (even), or its root (sqrt: PMET, §3.3).
+
+    `context_templates` are given, or sampled once from the unedited model. `statistics`: of ordinary keys, where the
+    solver asks for them.
+    """
+
+    needs_subject: ClassVar[bool] = True
+
+    keys: Places
+    values: Values
+    solver: Solver
+    spread: Literal["even", "sqrt"] = "even"
+    layers: Sequence[int] | None = None
+    depth: float = 0.25
+    n_layers: int = 1
+    context_templates: Sequence[str] | None = None
+    sampling: Sampling
+    statistics: Statistics | None = None
+
+    def __post_init__(self) -> None:
+        if self.solver.needs_moments and self.statistics is None:
+            raise InputError(f"editor.solver={type(self.solver).__name__} needs second moments; give editor.statistics")
+        if self.context_templates is not None:
+            self.context_templates = given(self.context_templates)
+        if self.spread not in SHARES:
+            raise InputError(f"editor.spread={self.spread}: choose one of {', '.join(SHARES)}")
+
+    def touches(self, lm: LM) -> Sequence[str]:
+        return lm.anatomy.parameters(lm.model, "mlp_out.weight", self._layers(lm))
+
+    def fit(self, lm: LM, train: Sequence[Case]) -> None:
+        self.templates = self.sampling(lm) if self.context_templates is None else list(self.context_templates)
+        if self.solver.needs_moments and self.statistics is not None:
+            self.solver.fit(self.statistics.second_moment(lm, self._layers(lm)))
+
+    def described(self) -> Mapping[str, Any]:
+        return {"context_templates": self.templates, **self.solver.described()}
+
+    def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
+        if not edits:
+            return {}
+        found = facts_of(lm, edits, self.templates, self.keys.occurrence)
+        batches = [found] if self.solver.together else [[fact] for fact in found]
+        reports = [self._edit(lm, batch) for batch in batches]
+        return {"steps": sum(r["steps"] for r in reports), "loss": mean(r["loss"] for r in reports)}
+
+    def _edit(self, lm: LM, batch: Sequence[Fact]) -> dict[str, Any]:
+        found = self.values.find(lm, batch, self._layers(lm)[-1])
+        self.put(lm, batch, torch.stack([value.value for value in found]).double().T)
+        return {"steps": sum(value.steps for value in found), "loss": mean(value.loss for value in found)}
+
+    def put(self, lm: LM, batch: Sequence[Fact], wanted: Float[Tensor, "d n"]) -> None:
+        """Make these values come out at the last layer, float64."""
+        layers = self._layers(lm)
+        for i, layer in enumerate(layers):
+            [keys] = self.keys.keys(lm, batch, [layer])
+            missing = wanted - self.keys.outputs(lm, batch, self.values.sites[0], layers[-1])
+            share = SHARES[self.spread](len(layers) - i)
+            add_to_matrix(lm, {layer: self.solver.change(layer, keys, share * missing)})
+        if self.solver.remembers:
+            for layer, keys in zip(layers, self.keys.keys(lm, batch, layers), strict=True):
+                self.solver.learn(layer, keys)
+
+    def _layers(self, lm: LM) -> Sequence[int]:
+        """Ascending."""
+        if self.layers is not None:
+            return sorted(self.layers)
+        last = lm.anatomy.layer(self.depth)
+        return range(max(0, last - self.n_layers + 1), last + 1)
+
+    def reset(self) -> None:
+        self.solver.reset()
+
+    def state(self) -> dict[str, Tensor | str]:
+        return dict(self.solver.state())
+
+    def load_state(self, lm: LM, state: Mapping[str, Tensor | str]) -> None:
+        self.solver.load_state({name: value for name, value in state.items() if isinstance(value, Tensor)})

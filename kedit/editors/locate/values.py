@@ -1,0 +1,160 @@
+"""New values: what must come out at a fact's subject so that the model says its answer. Many facts at once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kedit.editors.locate.facts import Fact
+from kedit.editors.tuning import finite
+from kedit.lm import LM
+from kedit.lm.columns import Columns, Site, in_batches, single
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """Of one fact."""
+
+    value: Float[Tensor, " d"]  # of the first site
+    delta: Float[Tensor, " d"]  # what it is above what the bare prompt gave
+    steps: int
+    loss: float
+
+
+@dataclass(kw_only=True, eq=False)
+class Values:
+    """δ, added to what the `sites` of a layer put out at the subject in every template, found by Adam on
+
+        mean over templates of the answer's mean NLL + kl · KL(now ‖ before) where "{subject} is a" has its subject
+        + Σ over sites of decay · ‖δ‖ / ‖v₀‖²        (ROME, Eq. 4 and App. B; MEMIT, Eq. 16)
+
+    in `steps` evaluations (after the last no step is taken), until the sum is below `stop_loss`; after each step ‖δ‖ is
+    at most `clamp` · ‖v₀‖, v₀ being what the bare prompt gave. Every fact has its own δ and stop.
+
+    `learnt_nll` (PMET): where the answer is the most probable in every template its NLL weighs this much, and the fact
+    is done where the KL term is below `learnt_kl`. `loss_layer`: prediction is read after this layer; null: the last.
+    """
+
+    sites: Sequence[Site]
+    steps: int
+    lr: float
+    decay: float
+    clamp: float
+    kl: float = 0.0625
+    stop_loss: float = 0.05
+    learnt_nll: float | None = None
+    learnt_kl: float = 0.01
+    loss_layer: int | None = None
+    keep_columns: bool = field(default=True, repr=False)
+
+    def find(self, lm: LM, facts: Sequence[Fact], layer: int) -> list[Found]:
+        """In batches within the token budget; a fact's values do not depend on its batch."""
+        lengths = [len(fact.rows) * max(len(row.ids) - row.at[0] for row in fact.rows) for fact in facts]
+        return in_batches(lm, lengths, lambda now: Search(self, lm, [facts[i] for i in now], layer).run())
+
+
+class Search:
+    """The values of a batch of facts."""
+
+    def __init__(self, values: Values, lm: LM, facts: Sequence[Fact], layer: int):
+        self.values, self.facts = values, facts
+        rows = [row for fact in facts for row in fact.rows]
+        kept = {"keep": values.keep_columns, "until": values.loss_layer}
+        self.columns = Columns(lm, rows, layer, values.sites, **kept)  # type: ignore[arg-type]
+        self.asked = len(facts[0].asked)  # templates of a fact; its last row is its essence
+        self.before: Float[Tensor, "n v"] | None = (
+            None  # what the essences' subjects were followed by, log-probabilities
+        )
+        self.start: list[Float[Tensor, "n d"]] = []  # v₀ of each site
+
+    def run(self) -> list[Found]:
+        n, width = len(self.facts), self.columns.entered.shape[-1]
+        deltas = [single(self.columns.entered.new_zeros(n, width)).requires_grad_(True) for _ in self.values.sites]
+        optimizer = torch.optim.Adam(deltas, lr=self.values.lr)
+        done: dict[int, Found] = {}
+        alive = torch.arange(n, device=deltas[0].device)
+        columns = self.columns
+        for step in range(self.values.steps):
+            losses, learnt = self._losses(columns, alive, deltas)
+            finite(losses.sum())
+            ended, said = learnt | (losses < self.values.stop_loss), losses.tolist()
+            if step == self.values.steps - 1:
+                ended = torch.ones_like(ended)
+            done |= {int(i): self._found(int(i), deltas[0], step, said[j]) for j, i in _where(ended, alive)}
+            if bool(ended.all()):
+                break
+            optimizer.zero_grad()
+            losses[~ended].sum().backward()
+            optimizer.step()
+            self._clamp(deltas)
+            if bool(ended.any()):
+                columns, alive = columns.of(self._rows(~ended)), alive[~ended]
+        return [done[i] for i in range(n)]
+
+    def _losses(
+        self, columns: Columns, alive: Int[Tensor, " m"], deltas: Sequence[Float[Tensor, "n d"]]
+    ) -> tuple[Float[Tensor, " m"], Tensor]:
+        """Of each fact that is not done, and whether PMET's rule says that it is."""
+        per = self.asked + 1
+        owner = alive.repeat_interleave(per)
+        logits = single(columns.logits([delta[owner] for delta in deltas])).log_softmax(-1)
+        if self.before is None:
+            self.before = logits[columns.block.gold < 0].detach()
+            self.start = [self._start(site, len(alive)) for site in self.values.sites]
+        asked = columns.block.gold >= 0
+        nll = self._nll(logits[asked], columns, asked)
+        now, before = logits[~asked], self.before[alive]
+        kl = self.values.kl * (now.exp() * (now - before)).sum(-1)
+        weight, learnt = self._learnt(logits[asked], columns, asked, kl)
+        norms = [
+            delta[alive].norm(dim=-1) / v0[alive].norm(dim=-1) ** 2
+            for delta, v0 in zip(deltas, self.start, strict=True)
+        ]
+        return weight * nll + kl + self.values.decay * torch.stack(norms).sum(0), learnt
+
+    def _nll(self, logprobs: Float[Tensor, "k v"], columns: Columns, asked: Tensor) -> Float[Tensor, " m"]:
+        """The mean over a fact's templates of the mean over its answer's tokens."""
+        said = logprobs.gather(-1, columns.block.gold[asked][:, None])[:, 0]
+        row = columns.block.reader[asked]
+        tokens = torch.bincount(row, minlength=columns.rows)
+        per_row = said.new_zeros(columns.rows).index_add(0, row, -said) / tokens.clamp(min=1)
+        return per_row.reshape(-1, self.asked + 1)[:, :-1].mean(1)
+
+    def _learnt(
+        self, logprobs: Float[Tensor, "k v"], columns: Columns, asked: Tensor, kl: Float[Tensor, " m"]
+    ) -> tuple[Tensor | float, Tensor]:
+        """The weight of each fact's NLL, and whether it is done."""
+        if self.values.learnt_nll is None:
+            return 1.0, torch.zeros_like(kl, dtype=torch.bool)
+        wrong = logprobs.argmax(-1) != columns.block.gold[asked]
+        fact = columns.block.reader[asked] // (self.asked + 1)
+        learnt = torch.zeros_like(kl).index_add(0, fact, wrong.to(kl)) == 0
+        return torch.where(learnt, self.values.learnt_nll, 1.0), learnt & (kl <= self.values.learnt_kl)
+
+    def _start(self, site: Site, n: int) -> Float[Tensor, "n d"]:
+        """v₀: the mean over the bare prompt's occurrences of its subject."""
+        original, block = single(self.columns.original[site]), self.columns.block
+        bare = block.owner % (self.asked + 1) == 0
+        fact = block.owner[bare] // (self.asked + 1)
+        summed = original.new_zeros(n, original.shape[-1]).index_add(0, fact, original[bare])
+        return summed / torch.bincount(fact, minlength=n)[:, None]
+
+    def _rows(self, facts: Tensor) -> Int[Tensor, " m"]:
+        """Of those of the facts that are still there."""
+        return facts.repeat_interleave(self.asked + 1).nonzero()[:, 0]
+
+    @torch.no_grad()
+    def _clamp(self, deltas: Sequence[Float[Tensor, "n d"]]) -> None:
+        for delta, v0 in zip(deltas, self.start, strict=True):
+            reach = self.values.clamp * v0.norm(dim=-1, keepdim=True)
+            delta.mul_((reach / delta.norm(dim=-1, keepdim=True)).clamp(max=1).nan_to_num(1))
+
+    def _found(self, fact: int, delta: Float[Tensor, "n d"], step: int, loss: float) -> Found:
+        change = delta[fact].detach().clone()
+        return Found(self.start[0][fact] + change, change, step, loss)
+
+
+def _where(chosen: Tensor, names: Int[Tensor, " m"]) -> Iterator[tuple[int, int]]:
+    yield from ((int(j), int(names[j])) for j in chosen.nonzero()[:, 0])
