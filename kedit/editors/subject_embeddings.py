@@ -32,8 +32,8 @@ class SubjectEmbeddings(Editor):
     Adam minimises NLL of the new answer (summed over its tokens, mean over the context templates, see
     kedit.editors.locate.templates) + `kl_factor` · KL of what follows the bare subject from what the unedited model
     says there + `weight_decay` · ‖δ‖/‖e‖², in `steps` evaluations, or until the sum is below `stop` · `kl_factor`; ‖δ‖
-    stays within `clamp_norm_factor` · ‖e‖. Then δ loses `suppression` times the embedding where attribution of the old answer
-    exceeds `threshold` times its largest; a fact without an old answer suppresses nothing.
+    stays within `clamp_norm_factor` · ‖e‖. Then δ loses `suppression` times the embedding where attribution of the old
+    answer exceeds `threshold` times its largest; a fact without an old answer suppresses nothing.
 
     All facts that a subject was given share its δ, which is optimised anew with each. `examples` (random facts) are
     learnt in the same way, of subjects that no edit is about.
