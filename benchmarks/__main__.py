@@ -23,6 +23,7 @@ from benchmarks.shapes import BIG, SHAPES, build, material
 
 FILE = Path(__file__).parents[1] / "tests/data/zsre.json"
 COLUMNS = ("", "kedit, s", "plain, s", "ratio (range)", "bound", "reached", "of matmul", "same")
+LOCATED = ("gpt2 12x768", *BIG)  # shapes with this part: one is enough on a CPU
 PARTS = ("editing", "locating", "scoring", "profile", "long")
 
 
@@ -43,7 +44,7 @@ def measure(name: str, given: argparse.Namespace) -> Iterator[Table]:
         rows += [*editing(bench, given.repeats, rate), adapters(bench, given.repeats, rate)]
         rows += [fairness(bench, given.repeats).line("plain FT-M (left) beside its bare steps (right)")]
         rows += [memory(name, given.data)] if given.device == "cpu" else []
-    if "locating" in given.parts and name not in ("world", "llama 16x512, 128k"):
+    if "locating" in given.parts and name in LOCATED:
         rows += locating(bench, given.repeats, rate)
     if "scoring" in given.parts:
         rows += [*scoring(bench, given.repeats, rate), fluency(bench, 2, given.texts)]

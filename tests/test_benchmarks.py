@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig
+from transformers import GPT2Config, LlamaConfig
 
 from benchmarks.bench import Bench
 from benchmarks.editing import adapters, editing, fairness
+from benchmarks.locating import locating
 from benchmarks.profiling import profiled
 from benchmarks.scoring import fluency, scoring
 from benchmarks.shapes import SHAPES, build, zsre
@@ -33,6 +34,11 @@ def bench() -> Bench:
 def test_both_make_the_same_weights_and_answers(bench: Bench) -> None:
     lines = [*editing(bench, 1, 1e9), adapters(bench, 1, 1e9), *scoring(bench, 1, 1e9), fluency(bench, 1, 2)]
     assert {line[-1] for line in lines} == {"yes"}
+
+
+def test_values_and_changes_of_locating_are_those_of_the_plain_loop() -> None:
+    bench = bench_of(GPT2Config(n_layer=6, n_embd=64, n_head=4, vocab_size=8192), rows=20)
+    assert {line[-1] for line in locating(bench, 1, 1e9, facts=4, steps=3)} == {"yes"}
 
 
 def test_the_profile_is_of_the_whole_time(bench: Bench) -> None:

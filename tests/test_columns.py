@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kedit.errors import InputError
 from kedit.lm import LM
-from kedit.lm.columns import Columns, Site, add_to_matrix, probe
+from kedit.lm.columns import Columns, Site
+from kedit.lm.places import add_to_matrix, probe
 from kedit.lm.subject import Row, ends, rows
 
 PROMPTS = [

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from kedit import world
 from kedit.cases import Edit
@@ -14,6 +15,7 @@ from kedit.lm import LM
 from kedit.run import ROOT
 
 DATA = world.cases(edits=4, limit=4, seed=1, train=True)
+FAST = {"values.steps": 20, "sampling.lengths": [[5, 2]]}  # where an editor has them
 EDITS = [case.edits[0] for case in DATA.cases]
 
 
@@ -21,7 +23,11 @@ EDITS = [case.edits[0] for case in DATA.cases]
 def editor(request: pytest.FixtureRequest, lm: LM) -> Editor:
     """As `kedit model=world editor=...` builds it, ready for the first edit."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        editor = instantiate(compose("config", [f"editor={request.param}"]).editor, _convert_="all")
+        cfg = compose("config", [f"editor={request.param}"]).editor
+    for key, value in FAST.items():
+        if OmegaConf.select(cfg, key) is not None:
+            OmegaConf.update(cfg, key, value)
+    editor = instantiate(cfg, _convert_="all")
     torch.manual_seed(0)
     editor.fit(lm, DATA.train)
     return editor

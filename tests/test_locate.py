@@ -18,7 +18,7 @@ from kedit.editors.locate.templates import Sampling
 from kedit.editors.locate.values import Values
 from kedit.errors import InputError
 from kedit.lm import LM
-from kedit.lm.columns import probe
+from kedit.lm.places import probe
 from kedit.statistics import Statistics
 
 EDITS = [

@@ -163,9 +163,9 @@ def test_every_setting_takes_what_the_sweeps_give() -> None:
 
 
 def test_absent_editors_are_left_out_in_one_line() -> None:
-    assert present("editor", "rome", "ft_m", "kdpo") == "ft_m,kdpo"
-    config = master("sweeps=kdpo_table1", "model=world")
-    assert left_out(config) == ["left out, conf/editor does not have them yet: rome, memit"]
+    assert present("editor", "ke", "ft_m", "kdpo") == "ft_m,kdpo"
+    config = master("sweeps=ft_editing_table2", "model=world")
+    assert left_out(config) == ["left out, conf/editor does not have them yet: mend, ft_layer21"]
     assert left_out(master("sweeps=kdpo_table1", "editor=ft_m,kdpo")) == []
 
 

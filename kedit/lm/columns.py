@@ -6,7 +6,7 @@ computed once; every later pass runs those columns through the layers above alon
 runs, with a cache that keeps what it holds.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.pytorch_utils import Conv1D
 
 from kedit.lm.subject import Row
 from kedit.lm.tail import Record, Tail, _forward, _hook
@@ -59,7 +58,7 @@ class Columns:
     ):
         self.lm, self.layer, self.sites, self.until = lm, layer, list(sites), until
         self.original: dict[Site, Float[Tensor, "p d"]] = {}  # what the sites put out at the changed places, unchanged
-        self.block = _block(lm, rows, keep)
+        self.block = block_of(lm, rows, keep)
         self.entered: Tensor  # [n t d], what the columns bring to the first layer that changes
         self._begin()
 
@@ -154,7 +153,7 @@ class _Kept(DynamicCache):
         return _Kept([(keys[rows], values[rows]) for keys, values in self.kept])
 
 
-def _block(lm: "LM", rows: Sequence[Row], keep: bool) -> Block:
+def block_of(lm: "LM", rows: Sequence[Row], keep: bool) -> Block:
     """Rows with their first changed columns one below the other, and what stands before in a cache."""
     lm.check_length(max(len(row.ids) for row in rows))
     first = [row.at[0] if keep else 0 for row in rows]
@@ -233,52 +232,3 @@ def in_batches(lm: "LM", lengths: Sequence[int], run: Callable[[list[int]], list
     """`run` on batches of indices, each of about the LM's token budget; results in the given order. The batches become
     smaller where memory runs out."""
     return lm._batched(lengths, run)
-
-
-def probe(
-    lm: "LM", rows: Sequence[Row], wanted: Sequence[tuple[str, int, Literal["in", "out"]]]
-) -> list[Float[Tensor, "n w"]]:
-    """What enters or leaves a part of a layer (its role in kedit.lm.anatomy) at each row's subject, the mean over its
-    occurrences that count; for each of `wanted`. No token behind the subject and no layer above is run."""
-    heads = [row.head for row in rows]
-    found = in_batches(lm, [len(row.ids) for row in heads], lambda now: _probed(lm, [heads[i] for i in now], wanted))
-    return [torch.stack([row[i] for row in found]) for i in range(len(wanted))]
-
-
-@torch.no_grad()
-def _probed(lm: "LM", rows: Sequence[Row], wanted: Sequence[tuple[str, int, str]]) -> list[list[Tensor]]:
-    block = _block(lm, rows, keep=False)
-    seen: dict[int, Tensor] = {}
-    counts = torch.zeros(len(rows), device=lm.device).index_add(
-        0, block.owner, torch.ones(len(block.owner), device=lm.device)
-    )
-
-    def note(i: int, value: Tensor) -> None:
-        here = single(value[block.owner, block.at])
-        summed = here.new_zeros(len(rows), here.shape[-1]).index_add(0, block.owner.to(here.device), here)
-        seen[i] = summed / counts[:, None].to(here.device)
-
-    with ExitStack() as hooks:
-        for i, (part, layer, end) in enumerate(wanted):
-            module = lm.model.get_submodule(getattr(lm.anatomy, part).format(layer))
-            hooks.enter_context(_hook(module.register_forward_hook(_reader(i, end, note))))
-        last = Tail(lm.model, lm.anatomy, max(layer for _, layer, _ in wanted) + 1)
-        last.entering(lambda: lm._body(input_ids=block.ids, **block.kwargs))
-    return [[seen[i][row] for i in range(len(wanted))] for row in range(len(rows))]
-
-
-def _reader(i: int, end: str, note: Callable[[int, Tensor], None]) -> Any:
-    def hook(module: nn.Module, args: tuple, output: Any) -> None:
-        note(i, args[0] if end == "in" else output[0] if isinstance(output, tuple) else output)
-
-    return hook
-
-
-@torch.no_grad()
-def add_to_matrix(lm: "LM", changes: Mapping[int, Float[Tensor, "d f"]]) -> None:
-    """Add to the MLP output matrices of these layers, written as matrices that map f inputs to d outputs."""
-    for layer, change in changes.items():
-        name = lm.anatomy.mlp_out.format(layer)
-        [weight] = lm.track([f"{name}.weight"])
-        stored = change.T if isinstance(lm.model.get_submodule(name), Conv1D) else change
-        weight.add_(stored.to(weight))

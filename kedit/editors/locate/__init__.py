@@ -21,7 +21,7 @@ from kedit.editors.locate.templates import Sampling, given
 from kedit.editors.locate.values import Values
 from kedit.errors import InputError
 from kedit.lm import LM
-from kedit.lm.columns import add_to_matrix
+from kedit.lm.places import add_to_matrix
 from kedit.statistics import Statistics
 
 SHARES = {"even": lambda left: 1 / left, "sqrt": lambda left: left**-0.5}

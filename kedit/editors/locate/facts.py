@@ -12,7 +12,8 @@ from kedit.cases import Edit
 from kedit.editors.locate.solve import Keys
 from kedit.editors.locate.templates import BARE
 from kedit.lm import LM
-from kedit.lm.columns import Site, probe
+from kedit.lm.columns import Site
+from kedit.lm.places import probe
 from kedit.lm.subject import Occurrence, Row, ends, rows
 
 ESSENCE = "{} is a"  # what the model says of the subject must stay (ROME, §3.1)
