@@ -42,6 +42,12 @@ def weights(lm: LM) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in lm.model.state_dict().items()}
 
 
+def learnt(lm: LM, editor: Editor) -> dict[str, torch.Tensor]:
+    """All that edits may change: the model's weights, and what the editor knows besides."""
+    known = {f"editor.{name}": value for name, value in editor.state().items() if isinstance(value, torch.Tensor)}
+    return weights(lm) | {name: value.clone() for name, value in known.items()}
+
+
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
@@ -56,19 +62,20 @@ def test_an_edit_makes_its_answer_likelier(lm: LM, editor: Editor) -> None:
 
 
 def test_restore_and_reset_leave_the_pristine_model(lm: LM, editor: Editor) -> None:
-    before = weights(lm)
+    before, answers = learnt(lm, editor), nll(lm)
     editor.edit(lm, EDITS[:1])
-    assert not equal(before, weights(lm))
+    assert not equal(before, learnt(lm, editor))
     lm.restore()
     editor.reset()
-    assert equal(before, weights(lm))
+    assert equal(before, learnt(lm, editor))
+    assert nll(lm) == answers
     assert not any(p.requires_grad or p.grad is not None for p in lm.model.parameters())
 
 
 def test_an_edit_after_restore_is_as_if_it_were_the_first(lm: LM, editor: Editor) -> None:
     torch.manual_seed(0)
     editor.edit(lm, EDITS[1:2])
-    alone = weights(lm)
+    alone = learnt(lm, editor)
     lm.restore()
     editor.reset()
     editor.edit(lm, EDITS[:1])
@@ -76,13 +83,13 @@ def test_an_edit_after_restore_is_as_if_it_were_the_first(lm: LM, editor: Editor
     editor.reset()
     torch.manual_seed(0)
     editor.edit(lm, EDITS[1:2])
-    assert equal(alone, weights(lm))
+    assert equal(alone, learnt(lm, editor))
 
 
 def test_no_edit_changes_nothing(lm: LM, editor: Editor) -> None:
-    before = weights(lm)
+    before = learnt(lm, editor)
     editor.edit(lm, [])
-    assert equal(before, weights(lm))
+    assert equal(before, learnt(lm, editor))
 
 
 def test_several_edits_can_be_made_together(lm: LM, editor: Editor) -> None:
@@ -93,14 +100,15 @@ def test_several_edits_can_be_made_together(lm: LM, editor: Editor) -> None:
 
 def test_a_saved_state_continues_to_the_same_weights(lm: LM, editor: Editor) -> None:
     editor.edit(lm, EDITS[:1])
-    model, learnt = {k: v.clone() for k, v in lm.state().items()}, editor.state()
+    model, known = {k: v.clone() for k, v in lm.state().items()}, editor.state()
     torch.manual_seed(0)
     editor.edit(lm, EDITS[1:2])
-    straight = weights(lm)
+    straight, answers = learnt(lm, editor), nll(lm)
     lm.restore()
     editor.reset()
     lm.load_state(model)
-    editor.load_state(lm, learnt)
+    editor.load_state(lm, known)
     torch.manual_seed(0)
     editor.edit(lm, EDITS[1:2])
-    assert equal(straight, weights(lm))
+    assert equal(straight, learnt(lm, editor))
+    assert nll(lm) == answers

@@ -1,10 +1,11 @@
 """Batched generation with a KV cache: greedy, or top-k sampling whose samples do not depend on the batch."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 Head = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n v"]]
 Choose = Callable[[Float[Tensor, "n v"], int], Int[Tensor, " n"]]
@@ -32,7 +33,7 @@ class SeededTopK:
 
 @torch.no_grad()
 def continue_batch(
-    body: nn.Module,
+    body: Callable[..., Any],
     head: Head,
     prompts: Sequence[list[int]],
     limits: Sequence[int],

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.errors import InputError
+from kedit.lm.alterations import Alterations, Key
 from kedit.lm.anatomy import inspect_anatomy
 from kedit.lm.generate import SeededTopK, continue_batch, greedy
 from kedit.lm.inputs import entering
@@ -90,6 +91,7 @@ class LM(UndoLog):
         self.route: Callable[[Sequence[str]], Sequence[Route]] = unrouted
         self._body = model.get_submodule(self.anatomy.body)
         self._head_module = model.get_submodule(self.anatomy.head)
+        self.alterations = Alterations(model)
         self._prefixes = Prefixes(model, self.anatomy, int(keep_mb * 2**20))
         self._context = getattr(model.config, "max_position_embeddings", sys.maxsize)
         self._eos = self.text.eos | _ids(getattr(model.generation_config, "eos_token_id", None))
@@ -111,6 +113,15 @@ class LM(UndoLog):
     def restore(self) -> None:
         super().restore()
         self.route = unrouted
+
+    def alter(self, known: Mapping[Key, Float[Tensor, "_ d"]], *, everywhere: bool = False) -> None:
+        """From now on, until `restore`, this is added to the input embeddings of these token sequences, and of no
+        others: in each prompt to the longest that it holds. `everywhere`: also where it stands in an answer."""
+        if not self.alterations.active:
+            if not known:
+                return
+            self.on_restore(self.alterations.clear, [self.alterations.name])
+        self.alterations.set(known, everywhere)
 
     @torch.no_grad()
     def keep_below(self, names: Sequence[str], prompts: Sequence[str] = (), answers: Sequence[str] = ()) -> None:
@@ -148,6 +159,10 @@ class LM(UndoLog):
         pairs = [Pair(ids[:length], 1) for ids in self.text.prompts(texts) if len(ids) > 1]
         return self._collate(pairs)
 
+    def batch(self, pairs: Sequence[Pair]) -> Batch:
+        """Of token sequences that are at hand."""
+        return self._collate(pairs)
+
     def joined(self, *batches: Batch) -> Batch:
         """The rows of all of them, in order."""
         return self._collate([pair for batch in batches for pair in batch.pairs])
@@ -155,7 +170,7 @@ class LM(UndoLog):
     def continued(self, batch: Batch) -> Batch:
         """Each row's prompt with what the model greedily says next, as many tokens as the row's answer has."""
         prompts, limits = [pair.prompt for pair in batch.pairs], [len(pair.answer) for pair in batch.pairs]
-        new = continue_batch(self._body, self._head, prompts, limits, greedy, frozenset(), self.device)
+        new = continue_batch(self._continuing, self._head, prompts, limits, greedy, frozenset(), self.device)
         return self._collate([Pair(p + n, len(p)) for p, n in zip(prompts, new, strict=True)])
 
     def _collate(self, pairs: Sequence[Pair], mask: Mask = "positional") -> Batch:
@@ -170,6 +185,11 @@ class LM(UndoLog):
                 "drop it, or take another model"
             )
 
+    def embeddings(self, tokens: Sequence[int]) -> Float[Tensor, "t d"]:
+        """The model's own input embeddings of these tokens."""
+        with torch.no_grad(), self.alterations.asleep():
+            return self.alterations.module(torch.tensor(tokens, device=self.device))
+
     def answer_logits(self, batch: Batch) -> Float[Tensor, "k v"]:
         """Logits at the k positions that predict `batch.gold`, and nowhere else."""
         return self._head(self._answer_states(batch))
@@ -179,8 +199,21 @@ class LM(UndoLog):
         kwargs = {}
         if self.padding_side == "left":
             kwargs = {"attention_mask": batch.mask, "position_ids": (batch.mask.cumsum(-1) - 1).clamp(min=0)}
-        hidden = self._body(input_ids=batch.ids, use_cache=False, **kwargs)[0]
+        with self._searched(batch):
+            hidden = self._body(input_ids=batch.ids, use_cache=False, **kwargs)[0]
         return hidden[batch.row.to(hidden.device), batch.col.to(hidden.device)]
+
+    def _searched(self, batch: Batch) -> AbstractContextManager[None]:
+        """A pass over the batch inside alters what stands in its prompts."""
+        if not self.alterations.active:
+            return nullcontext()
+        return self.alterations.within(batch.mask if self.alterations.everywhere else batch.in_prompt)
+
+    def _continuing(self, **kwargs: Any) -> Any:
+        """A pass of a continuation: the first reads the prompts."""
+        ids, mask, first = kwargs["input_ids"], kwargs["attention_mask"], kwargs["past_key_values"] is None
+        with self.alterations.within(mask.bool() if first else torch.zeros_like(ids, dtype=torch.bool)):
+            return self._body(**kwargs)
 
     @torch.no_grad()
     def matrix_inputs(
@@ -287,7 +320,7 @@ class LM(UndoLog):
             steps = max(limits[i] for i in now)
             choose = SeededTopK(top_k, [seeds[i] for i in now], steps) if top_k > 1 else greedy
             asked = [encoded[i] for i in now], [limits[i] for i in now]
-            return continue_batch(self._body, self._head, *asked, choose, eos, self.device)
+            return continue_batch(self._continuing, self._head, *asked, choose, eos, self.device)
 
         # a step reads one token of each row, so more of them go together than in scoring
         new = self._batched([(len(ids) + limit) // 16 + 1 for ids, limit in zip(encoded, limits, strict=True)], run)
@@ -319,7 +352,12 @@ class LM(UndoLog):
     # --- leaving -----------------------------------------------------------------------------------------------------
 
     def save(self, directory: str | Path) -> None:
-        """The model as it is now, as a transformers directory that loads with plain transformers."""
+        """The model as it is now, as a transformers directory that loads with plain transformers; what `alter` adds is
+        no part of it."""
+        if self.alterations.active:
+            log.warning(
+                "%s: the altered embeddings of %d subjects are not saved", directory, len(self.alterations.known)
+            )
         self.model.save_pretrained(directory)  # type: ignore[operator]
         self.text.tokenizer.save_pretrained(directory)
 

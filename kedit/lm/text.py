@@ -55,6 +55,17 @@ class Batch:
     col: Int[Tensor, " k"]
     gold: Int[Tensor, " k"]
 
+    @property
+    def in_prompt(self) -> Bool[Tensor, "n t"]:
+        """The prompts' tokens."""
+        starts = torch.tensor([pair.start for pair in self.pairs], device=self.mask.device)
+        return self.mask & (self.mask.cumsum(-1) <= starts[:, None])
+
+    @property
+    def first(self) -> Int[Tensor, " n"]:
+        """The column of each row's first token."""
+        return self.mask.long().argmax(-1)
+
     def mean(self, values: Float[Tensor, " k"]) -> Float[Tensor, " n"]:
         """Mean over each row's answer tokens."""
         return self.sum(values) / self.sum(torch.ones_like(values))
