@@ -15,6 +15,7 @@ from kedit.run import ROOT
 
 GROUPS = ("model", "dataset", "editor", "editor/loss", "editor/adapter", "editor/solver", "setting", "eval", "tracker")
 ABSTRACT = {"dataset=file"}  # what others inherit
+SOLVES = {"rank_one": "rome", "least_squares": "memit", "equality": "emmet", "null_space": "alphaedit"}
 MANDATORY = {"local": ["model.path=/nowhere"]}
 
 
@@ -45,7 +46,7 @@ def bind(node: Any, *, inject: dict[str, Any]) -> None:
 def test_every_choice_fits_its_target(choice: str) -> None:
     group, _, name = choice.partition("=")
     extra = MANDATORY.get(name, []) + (["dataset=zsre"] if group == "model" and name != "world" else [])
-    extra += ["editor=memit"] if group == "editor/solver" else []
+    extra += [f"editor={SOLVES[name]}"] if group == "editor/solver" else []
     cfg = OmegaConf.to_container(composed(choice, *extra), resolve=True)
     assert isinstance(cfg, dict)
     for part in ("model", "dataset", "editor", "setting", "eval", "tracker"):
