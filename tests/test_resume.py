@@ -76,6 +76,22 @@ def test_a_mass_edit_killed_in_its_training_continues_at_its_checkpoint(start: R
     assert_same(cell(tmp_path, "straight"), cell(tmp_path, "killed"))
 
 
+@pytest.mark.acceptance
+def test_what_an_editor_learnt_is_there_after_a_kill(start: Run, tmp_path: Path) -> None:
+    """AlphaEdit: 200 edits, each beside the keys of all before it."""
+    edits = ["editor=alphaedit", "T=200", "commit_every_s=1"]
+    finish(start("straight", edits=edits))
+    rng = random.Random(os.environ.get("KEDIT_TEST_SEED", "7"))
+    for steps in sorted(rng.sample(range(20, 180), 2)):
+        process = start("killed", edits=edits)
+        while process.poll() is None and len(read_steps(tmp_path)) <= steps:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert "continuing after step" in finish(start("killed", edits=edits))
+    assert_same(cell(tmp_path, "straight"), cell(tmp_path, "killed"))
+
+
 def test_a_run_killed_at_random_moments_and_inside_writes(start: Run, tmp_path: Path) -> None:
     finish(start("straight"))
     rng = random.Random(os.environ.get("KEDIT_TEST_SEED", "7"))
