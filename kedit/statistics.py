@@ -188,6 +188,15 @@ class Projector:
     rank: int
 
 
+def projector_in(file: str, width: int, layer: int) -> Projector:
+    """What a safetensors file holds: one symmetric matrix that is its own square."""
+    path = Path(file).expanduser()
+    matrix = read_matrix(path, width, f"projector of layer {layer}")
+    if not torch.allclose(matrix @ matrix, matrix, atol=1e-3) or not torch.allclose(matrix, matrix.T, atol=1e-3):
+        raise InputError(f"{path}, projector of layer {layer}: P is not symmetric with PP = P; give a projector")
+    return Projector(matrix, round(float(matrix.trace())))
+
+
 def null_space(moment: Float[Tensor, "f f"], threshold: float, relative: bool = False) -> Projector:
     """Onto the singular vectors of a second moment whose singular value is below `threshold` (AlphaEdit: 0.02,
     absolute), or below `threshold` times the largest. Raises InputError where these are none or all.

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from kedit import world
@@ -228,6 +230,25 @@ def test_alphaedit_forgets_an_edit_that_was_restored(lm: LM) -> None:
     assert not editor.state()
     editor.edit(lm, EDITS[1:2])
     assert torch.equal(alone, weights(lm, 1))
+
+
+def test_projectors_can_be_given_as_files(lm: LM, tmp_path: Path) -> None:
+    made = locate(lm, NullSpace(l2=1.0, threshold=1e-2, relative=True))
+    files = {layer: str(tmp_path / f"{layer}.safetensors") for layer in (0, 1)}
+    for layer, projector in made.solver.projectors.items():  # type: ignore[attr-defined]
+        save_file({"P": projector.matrix}, files[layer])
+    made.edit(lm, EDITS[:1])
+    wanted = weights(lm, 1).clone()
+    lm.restore()
+    given = locate(lm, NullSpace(l2=1.0, threshold=9.0, files=files))
+    assert given.described()["null_space_rank"] == made.described()["null_space_rank"]
+    given.edit(lm, EDITS[:1])
+    assert torch.equal(weights(lm, 1), wanted)
+    with pytest.raises(InputError, match=r"no projector for layers \[1\]"):
+        locate(lm, NullSpace(l2=1.0, threshold=9.0, files={0: files[0]}))
+    save_file({"P": 2 * made.solver.projectors[0].matrix}, files[0])  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="not symmetric with PP = P"):
+        locate(lm, NullSpace(l2=1.0, threshold=9.0, files=files))
 
 
 def test_a_whole_average_weighs_every_template_alike_or_the_bare_prompt_half(lm: LM) -> None:

@@ -62,8 +62,11 @@ class Locate(Editor):
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         self.templates = self.sampling(lm) if self.context_templates is None else list(self.context_templates)
+        layers = self._layers(lm)
         if self.solver.needs_moments and self.statistics is not None:
-            self.solver.fit(self.statistics.second_moment(lm, self._layers(lm)))
+            self.solver.fit(self.statistics.second_moment(lm, layers))
+        else:
+            self.solver.read({layer: lm.anatomy.mlp_width(lm.model, layer) for layer in layers})
 
     def described(self) -> Mapping[str, Any]:
         return {"context_templates": self.templates, **self.solver.described()}

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kedit.statistics import Projector, null_space
+from kedit.errors import InputError
+from kedit.statistics import Projector, null_space, projector_in
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,9 @@ class Solver:
     def fit(self, moments: Mapping[int, Float[Tensor, "f f"]]) -> None:
         self.inverses = {layer: Inverse(moment) for layer, moment in moments.items()}
 
+    def read(self, widths: Mapping[int, int]) -> None:
+        """Instead of `fit`, where no moments are needed: take what was given for layers with keys of these widths."""
+
     def change(self, layer: int, keys: Keys, residual: Float[Tensor, "d n"]) -> Float[Tensor, "d f"]:
         raise NotImplementedError
 
@@ -164,19 +168,30 @@ class Equality(Solver):
 class NullSpace(Solver):
     """AlphaEdit: only in directions that ordinary keys hardly use, and beside the keys of earlier edits.
 
-    Directions whose singular value of C is below `threshold` (`relative`: to the largest one). It remembers each edit's
-    keys in the edited model, projected.
+    Directions whose singular value of C is below `threshold` (`relative`: to the largest one); or those that the
+    projectors in `files` have, layer -> safetensors file. It remembers each edit's keys in the edited model, projected.
     """
 
     remembers: ClassVar[bool] = True
     l2: float
     threshold: float
     relative: bool = False
+    files: Mapping[int, str] | None = None
     _earlier: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def fit(self, moments: Mapping[int, Float[Tensor, "f f"]]) -> None:
         found = {layer: null_space(moment, self.threshold, self.relative) for layer, moment in moments.items()}
         self.projectors: dict[int, Projector] = found
+
+    @property
+    def needs_moments(self) -> bool:  # type: ignore[override]
+        return not self.files
+
+    def read(self, widths: Mapping[int, int]) -> None:
+        files = {int(layer): path for layer, path in (self.files or {}).items()}
+        if missing := sorted(set(widths) - set(files)):
+            raise InputError(f"editor.solver.files has no projector for layers {missing}; give one for each layer")
+        self.projectors = {layer: projector_in(files[layer], width, layer) for layer, width in widths.items()}
 
     def described(self) -> Mapping[str, object]:
         ranks = {str(layer): projector.rank for layer, projector in self.projectors.items()}
