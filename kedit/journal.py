@@ -286,8 +286,9 @@ def _read(path: Path) -> str | None:
 def _difference(held: str, new: str) -> str:
     """The first option that differs."""
     there, now = (dict(_options(yaml.safe_load(text))) for text in (held, new))
-    name = next((name for name in there | now if there.get(name) != now.get(name)), "its form")
-    return f"{name}: there {there.get(name)}, now {now.get(name)}"
+    none = "not there"
+    name = next((name for name in there | now if there.get(name, none) != now.get(name, none)), "its form")
+    return f"{name}: there {there.get(name, none)}, now {now.get(name, none)}"
 
 
 def _options(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:

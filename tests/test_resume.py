@@ -152,6 +152,11 @@ def test_a_directory_with_another_config_is_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(InputError, match=r"lr: there 2, now 3"), Journal(tmp_path / "cell", "T: 1\nlr: 3\n"):
         pass
+    with (
+        pytest.raises(InputError, match=r"e: there not there, now None"),
+        Journal(tmp_path / "cell", "T: 1\nlr: 2\ne:\n"),
+    ):
+        pass
 
 
 def test_a_directory_whose_parent_is_a_file_is_said(tmp_path: Path) -> None:
