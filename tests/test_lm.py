@@ -87,7 +87,7 @@ def test_an_answer_without_tokens_is_refused(lm: LM, answer: str) -> None:
 
 
 def test_a_text_beyond_the_models_context_is_refused(shaped: LM) -> None:
-    shaped._context = 8
+    shaped.context = 8
     with pytest.raises(InputError, match="tokens, the model reads 8"):
         shaped.encode(["Lucy was born in the far north"], ["Velport, Norland"])
 

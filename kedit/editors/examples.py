@@ -5,7 +5,7 @@ is an Edit again: a prompt and what must follow it.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from kedit.cases import Case, Edit
 from kedit.corpora import NAMED, texts
+from kedit.editors import Editor
 from kedit.errors import InputError
 from kedit.lm import LM
 
@@ -29,6 +30,24 @@ class Examples:
 
     def of(self, edit: Edit) -> list[Edit]:
         raise NotImplementedError
+
+
+@dataclass(kw_only=True, eq=False)
+class WithExamples(Editor):
+    """An editor to which each edit brings examples."""
+
+    examples: Mapping[str, Examples] = field(default_factory=dict)
+
+    @property
+    def wants_train(self) -> bool:  # type: ignore[override]
+        return any(part.wants_train for part in self.examples.values())
+
+    def fit(self, lm: LM, train: Sequence[Case]) -> None:
+        for part in self.examples.values():
+            part.fit(lm, train)
+
+    def examples_of(self, edit: Edit) -> list[Edit]:
+        return [fact for part in self.examples.values() for fact in part.of(edit)]
 
 
 @dataclass(kw_only=True, eq=False)

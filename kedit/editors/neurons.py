@@ -1,16 +1,15 @@
 """Knowledge neurons (Dai et al. 2022, arXiv 2104.08696): the few neurons that a fact is owed to get other vectors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kedit.cases import Case, Edit
-from kedit.editors import Editor
-from kedit.editors.examples import Examples
+from kedit.cases import Edit
+from kedit.editors.examples import WithExamples
 from kedit.errors import InputError
 from kedit.lm import LM
 from kedit.lm.attribution import asked, integrated_gradients, points
@@ -21,7 +20,7 @@ Attributed = Literal["old", "end_of_text"]
 
 
 @dataclass(kw_only=True, eq=False)
-class KnowledgeNeurons(Editor):
+class KnowledgeNeurons(WithExamples):
     """Each neuron of any layer whose attribution exceeds `threshold` times the edit's largest loses the embeddings of
     what the model says now (`old_times`) and gains those of the new answer (`new_times`), summed over tokens (§5.2).
 
@@ -35,7 +34,6 @@ class KnowledgeNeurons(Editor):
     steps: int
     threshold: float
     share: float = 0.4
-    examples: Mapping[str, Examples] = field(default_factory=dict)
     attributed: Attributed = "old"
     from_zero: bool = False
     extend: bool = True
@@ -50,14 +48,6 @@ class KnowledgeNeurons(Editor):
             raise InputError(f"editor.attributed={self.attributed}: choose from {', '.join(get_args(Attributed))}")
         if self.steps < 1:
             raise InputError(f"editor.steps={self.steps}: give at least 1 point")
-
-    @property
-    def wants_train(self) -> bool:  # type: ignore[override]
-        return any(part.wants_train for part in self.examples.values())
-
-    def fit(self, lm: LM, train: Sequence[Case]) -> None:
-        for part in self.examples.values():
-            part.fit(lm, train)
 
     def touches(self, lm: LM) -> Sequence[str]:
         return lm.anatomy.parameters(lm.model, "mlp_out.weight", range(lm.anatomy.n_layers))
@@ -82,7 +72,7 @@ class KnowledgeNeurons(Editor):
 
     def _neurons(self, lm: LM, edits: Sequence[Edit]) -> list[tuple[Int[Tensor, "_ 2"], Float[Tensor, " _"]]]:
         """For each edit the (layer, index) of its neurons, and what its change is multiplied by at each."""
-        facts = [[edit, *(fact for part in self.examples.values() for fact in part.of(edit))] for edit in edits]
+        facts = [[edit, *self.examples_of(edit)] for edit in edits]
         attributed = iter(self.attributions(lm, [fact for some in facts for fact in some]))
         found = []
         for some in facts:

@@ -15,18 +15,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kedit.cases import Case, Edit
-from kedit.editors import Editor
-from kedit.editors.examples import Examples
+from kedit.editors.examples import WithExamples
 from kedit.editors.locate.templates import BARE, Sampling, given
+from kedit.editors.tuning import finite
 from kedit.lm import LM
 from kedit.lm.alterations import Key
 from kedit.lm.attribution import points
-from kedit.lm.columns import in_batches
 from kedit.lm.lessons import Lesson, Lessons, lesson, owed
 
 
 @dataclass(kw_only=True, eq=False)
-class SubjectEmbeddings(Editor):
+class SubjectEmbeddings(WithExamples):
     """δ is added to the embeddings of the subject's tokens; it begins as `start` times these embeddings.
 
     Adam minimises NLL of the new answer (summed over its tokens, mean over the context templates, see
@@ -53,7 +52,6 @@ class SubjectEmbeddings(Editor):
     start: float = 1.0
     context_templates: Sequence[str] | None = None
     sampling: Sampling | None = None
-    examples: Mapping[str, Examples] = field(default_factory=dict)
     kl_from_start: bool = False
     search_answers: bool = False
     _facts: dict[str, list[Edit]] = field(default_factory=dict, init=False, repr=False)  # of each edited subject
@@ -62,15 +60,10 @@ class SubjectEmbeddings(Editor):
     def __post_init__(self) -> None:
         self.templates = given(self.context_templates if self.context_templates is not None else [BARE])
 
-    @property
-    def wants_train(self) -> bool:  # type: ignore[override]
-        return any(part.wants_train for part in self.examples.values())
-
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         if self.context_templates is None and self.sampling is not None:
             self.templates = self.sampling(lm)
-        for part in self.examples.values():
-            part.fit(lm, train)
+        super().fit(lm, train)
 
     def described(self) -> Mapping[str, Any]:
         return {"context_templates": self.templates}
@@ -103,7 +96,7 @@ class SubjectEmbeddings(Editor):
             costs.extend((steps, loss) for loss in losses)
             return self._suppressed(lm, some, deltas)
 
-        learnt = in_batches(lm, [each.size for each in lessons], run)
+        learnt = lm.batched([each.size for each in lessons], run)
         for each, deltas in zip(lessons, learnt, strict=True):
             self._deltas |= zip(each.keys, deltas, strict=True)
         lm.alter(self._deltas, everywhere=self.search_answers)
@@ -116,7 +109,7 @@ class SubjectEmbeddings(Editor):
             others = [fact for fact in self._facts.get(subject, []) if fact.prompt != edit.prompt]
             self._facts[subject] = [*others, edit]
         learnt = {str(edit.subject): self._facts[str(edit.subject)] for edit in edits}
-        for fact in (fact for edit in edits for part in self.examples.values() for fact in part.of(edit)):
+        for fact in (fact for edit in edits for fact in self.examples_of(edit)):
             if fact.subject and fact.subject in fact.prompt and fact.subject not in self._facts:
                 learnt.setdefault(fact.subject, [fact])
         return learnt
@@ -139,8 +132,7 @@ class SubjectEmbeddings(Editor):
         optimizer = torch.optim.Adam(deltas, lr=self.lr)
         for step in range(self.steps):
             losses = self._losses(passes, deltas, reference)
-            if not bool(losses.isfinite().all()):
-                raise FloatingPointError(f"the losses are {losses.tolist()}")
+            finite(losses.sum())
             going = losses.detach() >= self.stop * self.kl_factor
             if step == self.steps - 1 or not bool(going.any()):
                 break

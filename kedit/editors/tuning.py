@@ -3,15 +3,14 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kedit.cases import Case, Edit
-from kedit.editors import Editor
+from kedit.cases import Edit
 from kedit.editors.adapters import LoRA
-from kedit.editors.examples import Examples
+from kedit.editors.examples import WithExamples
 from kedit.errors import InputError
 from kedit.lm import LM
 from kedit.lm.text import Mask
@@ -19,7 +18,7 @@ from kedit.losses import Loss
 
 
 @dataclass(kw_only=True, eq=False)
-class Tuner(Editor):
+class Tuner(WithExamples):
     """The parts of a fine-tuning editor.
 
     `parameters` is a part of the model ("mlp_out.weight", "block", "model", ...: see kedit.lm.anatomy) in `layers`, or
@@ -37,7 +36,6 @@ class Tuner(Editor):
     depth: float = 21 / 32
     adapter: LoRA | None = None
     weight_decay: float | str = 0.0
-    examples: Mapping[str, Examples] = field(default_factory=dict)
     mask: Mask = "positional"
 
     def __post_init__(self) -> None:
@@ -53,17 +51,9 @@ class Tuner(Editor):
         if isinstance(self.weight_decay, str) and self.weight_decay != "power_law":
             raise InputError(f"editor.weight_decay={self.weight_decay}: give a number, or power_law")
 
-    @property
-    def wants_train(self) -> bool:  # type: ignore[override]
-        return any(part.wants_train for part in self.examples.values())
-
-    def fit(self, lm: LM, train: Sequence[Case]) -> None:
-        for part in self.examples.values():
-            part.fit(lm, train)
-
     def facts(self, edit: Edit) -> list[Edit]:
         """What is trained for one edit: the edit, and its examples."""
-        return [edit, *(fact for part in self.examples.values() for fact in part.of(edit))]
+        return [edit, *self.examples_of(edit)]
 
     def touches(self, lm: LM) -> Sequence[str]:
         part = "block" if self.adapter else str(self.parameters)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from kedit.lm.tail import _hook
+from kedit.lm.hooks import hook
 
 Key = tuple[int, ...]  # a token sequence
 
@@ -71,7 +71,7 @@ class Alterations:
         def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             return _added(output, row, col, values)
 
-        with self.asleep(), _hook(self.module.register_forward_hook(add)):
+        with self.asleep(), hook(self.module.register_forward_hook(add)):
             yield
 
     def _alter(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from kedit.lm.tail import _hook
+from kedit.lm.hooks import hook
 from kedit.lm.text import Batch, Pair
 
 if TYPE_CHECKING:
@@ -56,14 +56,14 @@ def integrated_gradients(
 
     def run(now: list[int]) -> list[bool]:
         some = [rows[i] for i in now]
-        batch = lm._collate([pairs[units[unit][0]] for unit, _ in some])
+        batch = lm.batch([pairs[units[unit][0]] for unit, _ in some])
         which = torch.tensor([unit for unit, _ in some], device=values.device)
         scaled = values[which] * torch.tensor([[point] for _, point in some], device=values.device)
         places = [(row, units[unit][1]) for row, (unit, _) in enumerate(some)]
         summed.index_add_(0, which, _gradients(lm, batch, places, scaled))
         return [True] * len(now)
 
-    lm._batched([len(pairs[units[unit][0]].ids) for unit, _ in rows], run)
+    lm.batched([len(pairs[units[unit][0]].ids) for unit, _ in rows], run)
     sizes = [len(of_pair) for of_pair in sites]
     return list(zip((values * summed / len(at)).split(sizes), values.split(sizes), strict=True))
 
@@ -92,7 +92,7 @@ def _values(lm: "LM", pairs: Sequence[Pair], units: Sequence[tuple[int, Site]]) 
         of_pair[i].append(unit)
 
     def run(now: list[int]) -> list[bool]:
-        batch = lm._collate([pairs[i] for i in now])
+        batch = lm.batch([pairs[i] for i in now])
         held = [(row, unit) for row, i in enumerate(now) for unit in of_pair[i]]
 
         def keep(hidden: Tensor, row: Tensor, col: Tensor, which: list[int]) -> None:
@@ -102,7 +102,7 @@ def _values(lm: "LM", pairs: Sequence[Pair], units: Sequence[tuple[int, Site]]) 
             lm.answer_logits(batch)
         return [True] * len(now)
 
-    lm._batched([len(pair.ids) for pair in pairs], run)
+    lm.batched([len(pair.ids) for pair in pairs], run)
     return torch.stack([found[unit] for unit in range(len(units))])
 
 
@@ -117,7 +117,7 @@ def _meeting(batch: Batch, places: Sequence[tuple[int, Site]], meet: Meet) -> It
         for (module, output), which in grouped.items():
             row = torch.tensor([places[i][0] for i in which], device=batch.ids.device)
             col = batch.first[row] + torch.tensor([places[i][1].at for i in which], device=batch.ids.device)
-            hooks.enter_context(_hook(_register(module, output, meet, row, col, which)))
+            hooks.enter_context(hook(_register(module, output, meet, row, col, which)))
         yield
 
 

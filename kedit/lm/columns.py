@@ -9,20 +9,20 @@ runs, with a cache that keeps what it holds.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from kedit.lm.hooks import hook, instead
 from kedit.lm.subject import Row
-from kedit.lm.tail import Record, Tail, _forward, _hook
+from kedit.lm.tail import Record, Tail
 
 if TYPE_CHECKING:
     from kedit.lm.model import LM
 
-Result = TypeVar("Result")
 Site = Literal["mlp_out", "attn_out", "block"]  # whose output is changed, see kedit.lm.anatomy
 
 
@@ -86,7 +86,7 @@ class Columns:
             stack.enter_context(self.tail.replaying(Record(hidden)))
             for above in range(self.until + 1 if self.until is not None else 1 << 30, self.lm.anatomy.n_layers):
                 module = self.lm.model.get_submodule(self.lm.anatomy.block.format(above))
-                stack.enter_context(_forward(module, self.tail._returning(lambda passed: passed)))
+                stack.enter_context(instead(module, self.tail._returning(lambda passed: passed)))
             states = self.lm._body(input_ids=block.ids, **block.kwargs)[0]
         return self.lm._head(states[block.reader, block.reads])
 
@@ -121,7 +121,7 @@ class Columns:
             hidden = output[0] if isinstance(output, tuple) else output
             self.original[site] = hidden[self.block.owner, self.block.at].detach()
 
-        with _hook(self._site(site).register_forward_hook(note)):
+        with hook(self._site(site).register_forward_hook(note)):
             yield
 
     @contextmanager
@@ -134,7 +134,7 @@ class Columns:
                 self.original[site] = output[block.owner, block.at].detach()
             return output.index_put((block.owner, block.at), change[block.owner].to(output.dtype), accumulate=True)
 
-        with _hook(self._site(site).register_forward_hook(add)):
+        with hook(self._site(site).register_forward_hook(add)):
             yield
 
 
@@ -226,9 +226,3 @@ def _some(block: Block, rows: Int[Tensor, " m"]) -> Block:
 def single(values: Tensor) -> Tensor:
     """In single precision at least."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def in_batches(lm: "LM", lengths: Sequence[int], run: Callable[[list[int]], list[Result]]) -> list[Result]:
-    """`run` on batches of indices, each of about the LM's token budget; results in the given order. The batches become
-    smaller where memory runs out."""
-    return lm._batched(lengths, run)

@@ -18,7 +18,7 @@ from kedit.errors import InputError
 from kedit.lm.alterations import Alterations, Key
 from kedit.lm.anatomy import inspect_anatomy
 from kedit.lm.generate import SeededTopK, continue_batch, greedy
-from kedit.lm.inputs import entering
+from kedit.lm.hooks import entering
 from kedit.lm.tail import Prefixes
 from kedit.lm.text import Batch, Mask, Pair, Side, Text, collate
 from kedit.lm.undo import UndoLog
@@ -93,18 +93,14 @@ class LM(UndoLog):
         self._head_module = model.get_submodule(self.anatomy.head)
         self.alterations = Alterations(model)
         self._prefixes = Prefixes(model, self.anatomy, int(keep_mb * 2**20))
-        self._context = getattr(model.config, "max_position_embeddings", sys.maxsize)
+        # the most tokens that the model reads
+        self.context = getattr(model.config, "max_position_embeddings", sys.maxsize)
         self._eos = self.text.eos | _ids(getattr(model.generation_config, "eos_token_id", None))
 
     @property
     def device(self) -> torch.device:
         """Where token ids go in."""
         return _device(self.model.get_input_embeddings())  # type: ignore[operator]
-
-    @property
-    def context(self) -> int:
-        """The most tokens that the model reads."""
-        return self._context
 
     @property
     def dtype(self) -> torch.dtype:
@@ -130,10 +126,10 @@ class LM(UndoLog):
         distinct = list(dict.fromkeys(zip(prompts, answers, strict=True))) if names else []
         pairs = self.text.pairs([p for p, _ in distinct], [a for _, a in distinct])
         if self._prefixes.begin(names, pairs):
-            self._batched([len(pair.ids) for pair in pairs], lambda now: self._keep([pairs[i] for i in now]))
+            self.batched([len(pair.ids) for pair in pairs], lambda now: self._keep([pairs[i] for i in now]))
 
     def _keep(self, pairs: Sequence[Pair]) -> list[bool]:
-        batch = self._collate(pairs)
+        batch = self.batch(pairs)
         self._prefixes.add(batch, lambda: self._answer_states(batch))
         return [True] * len(pairs)
 
@@ -151,37 +147,34 @@ class LM(UndoLog):
     def encode(self, prompts: Sequence[str], answers: Sequence[str], mask: Mask = "positional") -> Batch:
         """Tokenise once; the batch serves any number of forward passes. `mask` says whether its k places are the
         answers' alone."""
-        return self._collate(self.text.pairs(prompts, answers), mask)
+        return self.batch(self.text.pairs(prompts, answers), mask)
 
     def encode_texts(self, texts: Sequence[str], max_tokens: int) -> Batch:
         """The beginning of each text, every token of it but the first to be predicted."""
-        length = min(max_tokens, self._context)
+        length = min(max_tokens, self.context)
         pairs = [Pair(ids[:length], 1) for ids in self.text.prompts(texts) if len(ids) > 1]
-        return self._collate(pairs)
-
-    def batch(self, pairs: Sequence[Pair]) -> Batch:
-        """Of token sequences that are at hand."""
-        return self._collate(pairs)
+        return self.batch(pairs)
 
     def joined(self, *batches: Batch) -> Batch:
         """The rows of all of them, in order."""
-        return self._collate([pair for batch in batches for pair in batch.pairs])
+        return self.batch([pair for batch in batches for pair in batch.pairs])
 
     def continued(self, batch: Batch) -> Batch:
         """Each row's prompt with what the model greedily says next, as many tokens as the row's answer has."""
         prompts, limits = [pair.prompt for pair in batch.pairs], [len(pair.answer) for pair in batch.pairs]
         new = continue_batch(self._continuing, self._head, prompts, limits, greedy, frozenset(), self.device)
-        return self._collate([Pair(p + n, len(p)) for p, n in zip(prompts, new, strict=True)])
+        return self.batch([Pair(p + n, len(p)) for p, n in zip(prompts, new, strict=True)])
 
-    def _collate(self, pairs: Sequence[Pair], mask: Mask = "positional") -> Batch:
+    def batch(self, pairs: Sequence[Pair], mask: Mask = "positional") -> Batch:
+        """Of token sequences that are at hand."""
         self.check_length(max(len(pair.ids) for pair in pairs))
         return collate(pairs, self.text.pad, self.padding_side, self.device, _device(self._head_module), mask)
 
     def check_length(self, longest: int) -> None:
         """Raises InputError where the model cannot read so many tokens."""
-        if longest > self._context:
+        if longest > self.context:
             raise InputError(
-                f"a prompt with its answer has {longest} tokens, the model reads {self._context}; "
+                f"a prompt with its answer has {longest} tokens, the model reads {self.context}; "
                 "drop it, or take another model"
             )
 
@@ -228,12 +221,12 @@ class LM(UndoLog):
         matrices = {layer: self.model.get_submodule(self.anatomy.mlp_out.format(layer)) for layer in sorted(layers)}
 
         def run(now: list[int]) -> list[bool]:
-            batch = self._collate([pairs[i] for i in now])
+            batch = self.batch([pairs[i] for i in now])
             entered = entering(matrices, lambda: self._answer_states(batch))
             take({layer: states[batch.mask.to(states.device)] for layer, states in entered.items()})
             return [True] * len(now)
 
-        self._batched([len(pair.ids) for pair in pairs], run)
+        self.batched([len(pair.ids) for pair in pairs], run)
 
     def _head(self, states: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
         logits = self._head_module(states)
@@ -263,10 +256,10 @@ class LM(UndoLog):
         return [replace(one, info=route.info) for one, route in zip(self._score(said.pairs), routes, strict=True)]
 
     def _score(self, pairs: Sequence[Pair]) -> list[Scored]:
-        return self._batched([len(pair.ids) for pair in pairs], lambda now: self._score_batch([pairs[i] for i in now]))
+        return self.batched([len(pair.ids) for pair in pairs], lambda now: self._score_batch([pairs[i] for i in now]))
 
     def _score_batch(self, pairs: Sequence[Pair]) -> list[Scored]:
-        batch = self._collate(pairs)
+        batch = self.batch(pairs)
         pred: list[int] = []
         logprob: list[float] = []
         with self.from_kept(batch):
@@ -287,7 +280,7 @@ class LM(UndoLog):
     def perplexity(self, text: str, window: int = 256) -> float:
         """exp of the mean NLL of `text`'s tokens, read in consecutive windows; each window's first token is given."""
         ids = self.text.prompts([text])[0]
-        window = min(window, self._context)
+        window = min(window, self.context)
         windows = [Pair(ids[i : i + window], 1) for i in range(0, len(ids) - 1, window)]
         logprobs = [value for scored in self._score(windows) for value in scored.logprob]
         return float(torch.tensor(logprobs, dtype=torch.float64).mean().neg().exp())
@@ -323,11 +316,11 @@ class LM(UndoLog):
             return continue_batch(self._continuing, self._head, *asked, choose, eos, self.device)
 
         # a step reads one token of each row, so more of them go together than in scoring
-        new = self._batched([(len(ids) + limit) // 16 + 1 for ids, limit in zip(encoded, limits, strict=True)], run)
+        new = self.batched([(len(ids) + limit) // 16 + 1 for ids, limit in zip(encoded, limits, strict=True)], run)
         texts = [(self.text.decode(n), self.text.decode(p + n)) for p, n in zip(encoded, new, strict=True)]
         return [Generated(*text, route.info) for text, route in zip(texts, routes, strict=True)]
 
-    def _batched(self, lengths: Sequence[int], run: Callable[[list[int]], list[Result]]) -> list[Result]:
+    def batched(self, lengths: Sequence[int], run: Callable[[list[int]], list[Result]]) -> list[Result]:
         """`run` on batches of indices, shortest first, each within the token budget; results in the given order.
 
         When memory runs out the budget is halved for good and the batch is formed again.

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from kedit.lm.columns import block_of, in_batches, single
+from kedit.lm.columns import block_of, single
+from kedit.lm.hooks import hook
+from kedit.lm.neurons import neuron_vectors
 from kedit.lm.subject import Row
-from kedit.lm.tail import Tail, _hook
+from kedit.lm.tail import Tail
 
 if TYPE_CHECKING:
     from kedit.lm.model import LM
@@ -23,7 +24,7 @@ def probe(
     """What enters or leaves a part of a layer (its role in kedit.lm.anatomy) at each row's subject, the mean over its
     occurrences that count; for each of `wanted`. No token behind the subject and no layer above is run."""
     heads = [row.head for row in rows]
-    found = in_batches(lm, [len(row.ids) for row in heads], lambda now: _probed(lm, [heads[i] for i in now], wanted))
+    found = lm.batched([len(row.ids) for row in heads], lambda now: _probed(lm, [heads[i] for i in now], wanted))
     return [torch.stack([row[i] for row in found]) for i in range(len(wanted))]
 
 
@@ -43,24 +44,22 @@ def _probed(lm: "LM", rows: Sequence[Row], wanted: Sequence[tuple[str, int, str]
     with ExitStack() as hooks:
         for i, (part, layer, end) in enumerate(wanted):
             module = lm.model.get_submodule(getattr(lm.anatomy, part).format(layer))
-            hooks.enter_context(_hook(module.register_forward_hook(_reader(i, end, note))))
+            hooks.enter_context(hook(module.register_forward_hook(_reader(i, end, note))))
         last = Tail(lm.model, lm.anatomy, max(layer for _, layer, _ in wanted) + 1)
         last.entering(lambda: lm._body(input_ids=block.ids, **block.kwargs))
     return [[seen[i][row] for i in range(len(wanted))] for row in range(len(rows))]
 
 
 def _reader(i: int, end: str, note: Callable[[int, Tensor], None]) -> Any:
-    def hook(module: nn.Module, args: tuple, output: Any) -> None:
+    def read(module: nn.Module, args: tuple, output: Any) -> None:
         note(i, args[0] if end == "in" else output[0] if isinstance(output, tuple) else output)
 
-    return hook
+    return read
 
 
 @torch.no_grad()
 def add_to_matrix(lm: "LM", changes: Mapping[int, Float[Tensor, "d f"]]) -> None:
     """Add to the MLP output matrices of these layers, written as matrices that map f inputs to d outputs."""
     for layer, change in changes.items():
-        name = lm.anatomy.mlp_out.format(layer)
-        [weight] = lm.track([f"{name}.weight"])
-        stored = change.T if isinstance(lm.model.get_submodule(name), Conv1D) else change
-        weight.add_(stored.to(weight))
+        vectors = neuron_vectors(lm, layer)
+        vectors += change.T.to(vectors)

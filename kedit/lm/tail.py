@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kedit.lm.anatomy import Anatomy
+from kedit.lm.hooks import entering, given, hook, instead
 from kedit.lm.text import Batch, Pair
 
 if TYPE_CHECKING:
@@ -49,40 +50,32 @@ class Tail:
         layer = self.layers[-1]
 
         def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            seen["hidden"] = _entered(args, kwargs)
+            seen["hidden"] = given(args, kwargs)
 
         def after(module: nn.Module, args: tuple, output: Any) -> None:
             self.tuple = isinstance(output, tuple)
             made.append(self._record(seen, output[0] if self.tuple else output))
 
         with ExitStack() as hooks:
-            hooks.enter_context(_hook(layer.register_forward_pre_hook(before, with_kwargs=True)))
+            hooks.enter_context(hook(layer.register_forward_pre_hook(before, with_kwargs=True)))
             if self.matrix is not None:
                 for norm in _norms(layer):
                     keep = norm.register_forward_pre_hook(lambda _, args: seen["norms"].append(args[0]))
-                    hooks.enter_context(_hook(keep))
-                entering = self.matrix.register_forward_pre_hook(lambda _, args: seen.update(matrix_in=args[0]))
-                hooks.enter_context(_hook(entering))
-            hooks.enter_context(_hook(layer.register_forward_hook(after)))
+                    hooks.enter_context(hook(keep))
+                reading = self.matrix.register_forward_pre_hook(lambda _, args: seen.update(matrix_in=args[0]))
+                hooks.enter_context(hook(reading))
+            hooks.enter_context(hook(layer.register_forward_hook(after)))
             yield made
 
     @torch.no_grad()
     def entering(self, run: Callable[[], object]) -> Tensor:
         """What a pass brings to the layer, [n t d]; the pass goes no further."""
 
-        def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            raise _Reached(_entered(args, kwargs))
-
         def below(module: nn.Module, args: tuple, output: Any) -> None:
             self.tuple = isinstance(output, tuple)
 
-        begin = self.layers[-1].register_forward_pre_hook(stop, with_kwargs=True)
-        with _hook(begin), _hook(self.layers[0].register_forward_hook(below)):
-            try:
-                run()
-            except _Reached as reached:
-                return reached.hidden
-        raise RuntimeError("the pass never came to the layer")
+        with hook(self.layers[0].register_forward_hook(below)):
+            return entering({"layer": self.layers[-1]}, run)["layer"]
 
     @torch.no_grad()
     def _record(self, seen: dict[str, Any], output: Tensor) -> Record:
@@ -101,13 +94,13 @@ class Tail:
         *below, layer = self.layers
         with ExitStack() as patches:
             for skipped in below:
-                patches.enter_context(_forward(skipped, self._returning(lambda hidden: hidden)))
+                patches.enter_context(instead(skipped, self._returning(lambda hidden: hidden)))
             if record.residual is not None and self.matrix is not None:
                 residual, matrix, matrix_in = record.residual, self.matrix, record.matrix_in
-                patches.enter_context(_forward(layer, self._returning(lambda _: residual + matrix(matrix_in))))
+                patches.enter_context(instead(layer, self._returning(lambda _: residual + matrix(matrix_in))))
             else:
                 begin = layer.register_forward_pre_hook(self._begin(record.hidden), with_kwargs=True)
-                patches.enter_context(_hook(begin))
+                patches.enter_context(hook(begin))
             yield
 
     def _returning(self, made: Any) -> Any:
@@ -122,12 +115,6 @@ class Tail:
             return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
 
         return begin
-
-
-class _Reached(Exception):
-    def __init__(self, hidden: Tensor):
-        super().__init__()
-        self.hidden = hidden
 
 
 class Passes:
@@ -213,31 +200,5 @@ def tail_of(model: nn.Module, anatomy: Anatomy, names: Sequence[str]) -> Tail | 
     return Tail(model, anatomy, first, all(name.startswith(matrix) for name in names if name.startswith(block)))
 
 
-def _entered(args: tuple, kwargs: dict[str, Any]) -> Tensor:
-    """The hidden state that a layer is called with."""
-    return args[0] if args else kwargs["hidden_states"]
-
-
 def _norms(layer: nn.Module) -> list[nn.Module]:
     return [m for m in layer.modules() if "Norm" in type(m).__name__]
-
-
-@contextmanager
-def _hook(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _forward(module: nn.Module, forward: Any) -> Iterator[None]:
-    """Inside, calling the module runs this instead."""
-    own = module.__dict__.get("forward")  # accelerate's, where it places the module
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own

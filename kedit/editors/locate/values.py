@@ -10,7 +10,7 @@ from torch import Tensor
 from kedit.editors.locate.facts import Fact
 from kedit.editors.tuning import finite
 from kedit.lm import LM
-from kedit.lm.columns import Columns, Site, in_batches, single
+from kedit.lm.columns import Columns, Site, single
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +52,7 @@ class Values:
     def find(self, lm: LM, facts: Sequence[Fact], layer: int) -> list[Found]:
         """In batches within the token budget; a fact's values do not depend on its batch."""
         lengths = [len(fact.rows) * max(len(row.ids) - row.at[0] for row in fact.rows) for fact in facts]
-        return in_batches(lm, lengths, lambda now: Search(self, lm, [facts[i] for i in now], layer).run())
+        return lm.batched(lengths, lambda now: Search(self, lm, [facts[i] for i in now], layer).run())
 
 
 class Search:

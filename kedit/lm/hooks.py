@@ -1,0 +1,62 @@
+"""What is hung into a model for the length of a pass, and taken out again."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+Key = TypeVar("Key")
+
+
+@contextmanager
+def hook(handle: Any) -> Iterator[None]:
+    """Inside, what the handle stands for is registered."""
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def instead(module: nn.Module, forward: Any) -> Iterator[None]:
+    """Inside, calling the module runs this instead."""
+    own = module.__dict__.get("forward")  # accelerate's, where it places the module
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def given(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """The hidden state that a module is called with."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+class _Last(Exception):
+    """The last module is reached: nothing above it is run."""
+
+
+def entering(modules: Mapping[Key, nn.Module], run: Callable[[], object]) -> dict[Key, Tensor]:
+    """What each module is given during `run`, which is left where the last of them begins."""
+    entered: dict[Key, Tensor] = {}
+
+    def keep(key: Key) -> Any:
+        def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            entered[key] = given(args, kwargs)
+            if len(entered) == len(modules):
+                raise _Last
+
+        return before
+
+    with ExitStack() as hooks:
+        for key, module in modules.items():
+            hooks.enter_context(hook(module.register_forward_pre_hook(keep(key), with_kwargs=True)))
+        try:
+            run()
+        except _Last:
+            return entered
+    raise RuntimeError("the pass never came to one of the modules")
