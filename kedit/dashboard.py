@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from kedit.journal import META
+from kedit.journal import META, options
 from kedit.results.cells import Cell
 from kedit.scores import COLUMNS, FLOOR, summary
 from kedit.tracker import Report
@@ -24,16 +24,14 @@ def flat_config(config: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str,
     return dict(flat(config)) | dict(flat(known))
 
 
-def flat(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def flat(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(dotted name, value) of everything below `node`."""
-    if not isinstance(node, Mapping):
-        yield name, node
-        return
-    for key, value in node.items():
+    for name, value in options(node):
+        place, _, key = name.rpartition(".")
         if key == "_target_":
-            yield name, str(value).rpartition(".")[2]
+            yield place, str(value).rpartition(".")[2]
         elif key != "_partial_":
-            yield from flat(value, f"{name}.{key}" if name else str(key))
+            yield name, value
 
 
 def metric(column: str) -> str:

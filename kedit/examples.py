@@ -20,7 +20,6 @@ from rich.text import Text
 
 from kedit.cases import KINDS, Case, Kind, questions
 from kedit.errors import InputError
-from kedit.journal import CONFIG
 from kedit.papers import FOLDER
 from kedit.results.cells import Cell, find
 
@@ -33,7 +32,7 @@ RIGHT, WRONG = "✓", "✗"
 
 def cases_of(cell: Cell) -> dict[str, Case]:
     """The cell's cases by id, built again from its config."""
-    return _cases(yaml.safe_dump(yaml.safe_load((cell.directory / CONFIG).read_text())["dataset"]))
+    return _cases(yaml.safe_dump(cell.config["dataset"]))
 
 
 @cache

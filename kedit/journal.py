@@ -43,7 +43,7 @@ ROWS, STEPS, TRACES, CONFIG, META, STATUS, STATE = (
     "status",
     "state",
 )
-SCRATCH = "scratch"
+SCRATCH, LOCK = "scratch", ".lock"
 ERROR = "error"
 CELLS = "cells.json"  # of a sweep: what was ever asked of it
 
@@ -80,7 +80,7 @@ def bring_back(home: Path, lm: "LM", editor: "Editor") -> int:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    step = json.loads(_read(home / "commit.json") or '{"step": -1}')["step"]
+    step = json.loads(read_text(home / "commit.json") or '{"step": -1}')["step"]
     if step > 0:
         folder = home / str(step)
         try:
@@ -128,11 +128,11 @@ class Journal(Memory):
 
     @property
     def finished(self) -> bool:
-        return _read(self.directory / STATUS) == "finished"
+        return finished(self.directory)
 
     def check(self) -> None:
         """Raises InputError where the directory holds a run with another config."""
-        held = _read(self.directory / CONFIG)
+        held = read_text(self.directory / CONFIG)
         if held is not None and held != self.config:
             raise InputError(
                 f"{self.directory} holds a run with another config ({_difference(held, self.config)}); "
@@ -142,7 +142,7 @@ class Journal(Memory):
     def __enter__(self) -> "Journal":
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.directory / ".lock", blocking=False)
+            self._lock = FileLock(self.directory / LOCK, blocking=False)
             self._lock.acquire()
         except Timeout as error:
             raise InputError(f"{self.directory}: another run is at work here; wait for it, or stop it") from error
@@ -175,7 +175,7 @@ class Journal(Memory):
     # --- while running -----------------------------------------------------------------------------------------------
 
     def resume(self, lm: "LM", editor: "Editor") -> int:
-        text = _read(self.directory / STATE / "commit.json")
+        text = read_text(self.directory / STATE / "commit.json")
         done = json.loads(text) if text else {ROWS: 0, STEPS: 0}
         for name, kept in ((ROWS, self.rows), (STEPS, self.steps)):
             with open(self.directory / name, "ab") as whole:
@@ -232,7 +232,7 @@ class Journal(Memory):
 
     def describe(self, meta: Mapping[str, Any]) -> None:
         """Write (again) what the cell is: meta.json. Raises InputError where another data, model or versions began."""
-        held = json.loads(_read(self.directory / META) or "{}")
+        held = json.loads(read_text(self.directory / META) or "{}")
         for part in FIXED:
             if part in held and held[part] != json.loads(json.dumps(meta[part])):
                 raise InputError(
@@ -276,25 +276,41 @@ def _sync(file: IO[str]) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def _read(path: Path) -> str | None:
+def read_text(path: Path) -> str | None:
+    """None where there is no such file."""
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
+def finished(cell: Path) -> bool:
+    return read_text(cell / STATUS) == "finished"
+
+
+def held(cell: Path) -> bool:
+    """Is a process at work in this cell? One that was killed holds nothing."""
+    if not (cell / LOCK).exists():
+        return False
+    try:
+        with FileLock(cell / LOCK, blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
 def _difference(held: str, new: str) -> str:
     """The first option that differs."""
-    there, now = (dict(_options(yaml.safe_load(text))) for text in (held, new))
+    there, now = (dict(options(yaml.safe_load(text))) for text in (held, new))
     none = "not there"
     name = next((name for name in there | now if there.get(name, none) != now.get(name, none)), "its form")
     return f"{name}: there {there.get(name, none)}, now {now.get(name, none)}"
 
 
-def _options(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def options(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, value) of everything below `node`."""
     if not isinstance(node, dict):
         yield name, node
         return
     for key, value in node.items():
-        yield from _options(value, f"{name}.{key}" if name else str(key))
+        yield from options(value, f"{name}.{key}" if name else str(key))

@@ -1,5 +1,6 @@
 """How a cell is named: by its choices, never by the clock."""
 
+import os
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -33,3 +34,21 @@ def overrides(task: Sequence[str]) -> str:
         return key in (*GROUPS, "sweeps", "T", "seed") or key.partition(".")[0] in BOOKKEEPING
 
     return ",".join(sorted(override for override in task if not told(override)))
+
+
+def runs() -> Path:
+    """Where all outputs are."""
+    return Path(os.environ.get("KEDIT_RUNS", "runs"))
+
+
+def home(place: str | Path) -> Path:
+    """The folder of a sweep (a name under the runs folder), or the directory itself."""
+    return runs() / place if (runs() / place).is_dir() else Path(place)
+
+
+def alternatives(axis: Any) -> list[str]:
+    """Of a sweep's axis, also behind a resolver: "a,b" and "${kedit.present:editor,a,b}" have a and b."""
+    text = str(axis)
+    if text.startswith("${"):
+        text = text.partition(":")[2].rstrip("}").partition(",")[2]
+    return [value.strip() for value in text.split(",") if value.strip()]

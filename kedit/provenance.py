@@ -16,6 +16,7 @@ import torch
 from kedit.artefacts import remembered_sha256
 from kedit.data import Dataset
 from kedit.evals import Evaluator, noise_floor
+from kedit.journal import options
 from kedit.lm import LM
 from kedit.loop import all_questions
 from kedit.settings import Step
@@ -60,14 +61,11 @@ def describe(lm: LM, dataset: Dataset, steps: Sequence[Step], evaluator: Evaluat
     return known | {"noise_floor": agreement}
 
 
-def named_files(config: Any, name: str = "") -> dict[str, str]:
+def named_files(config: Any) -> dict[str, str]:
     """sha256 of every file that a value of the config names, by the value's dotted name."""
-    if isinstance(config, dict):
-        parts = [named_files(value, f"{name}.{key}".lstrip(".")) for key, value in config.items()]
-        return {key: value for part in parts for key, value in part.items()}
-    if isinstance(config, str) and os.path.isfile(os.path.expanduser(config)):
-        return {name: remembered_sha256(Path(config).expanduser())}
-    return {}
+    texts = {name: value for name, value in options(config) if isinstance(value, str)}
+    paths = {name: Path(text).expanduser() for name, text in texts.items()}
+    return {name: remembered_sha256(path) for name, path in paths.items() if os.path.isfile(path)}
 
 
 def costs(lm: LM, steps: Sequence[dict[str, Any]], n_rows: int, load_s: float, total_s: float) -> dict[str, Any]:

@@ -7,7 +7,6 @@ stopped or are missing.
 import argparse
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
@@ -27,7 +25,8 @@ from rich.text import Text
 
 from kedit.artefacts import contents, prune
 from kedit.errors import InputError
-from kedit.journal import ERROR, META, STATUS, STEPS
+from kedit.journal import ERROR, META, STATUS, STEPS, finished, held, read_text
+from kedit.naming import runs
 from kedit.sweep import recorded
 
 STYLES = {"done": "green", "running": "yellow", "stopped": "magenta", "failed": "red", "missing": "dim"}
@@ -58,10 +57,10 @@ class Seen:
     @cached_property
     def state(self) -> str:
         """done, running (a process holds it), failed, stopped (its process is gone) or missing (never begun)."""
-        status = _text(self.place / STATUS)
-        if status == "finished":
+        status = read_text(self.place / STATUS)
+        if finished(self.place):
             return "done"
-        if status and _held(self.place / ".lock"):
+        if status and held(self.place):
             return "running"
         if (self.place / ERROR).exists():
             return "failed"
@@ -69,11 +68,11 @@ class Seen:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        return json.loads(_text(self.place / META) or "{}")
+        return json.loads(read_text(self.place / META) or "{}")
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
-        lines = (_text(self.place / STEPS) or "").split("\n")
+        lines = (read_text(self.place / STEPS) or "").split("\n")
         return [json.loads(line) for line in lines[:-1]]  # what follows the last line's end is being written
 
     @property
@@ -107,25 +106,7 @@ class Seen:
 
     @property
     def error(self) -> str:
-        return (_text(self.place / ERROR) or "").strip().split("\n")[-1]
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _held(lock: Path) -> bool:
-    """Is a process at work under this lock? One that was killed holds nothing."""
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, blocking=False):
-            return False
-    except Timeout:
-        return True
+        return (read_text(self.place / ERROR) or "").strip().split("\n")[-1]
 
 
 def look(sweep: Path) -> list[Seen]:
@@ -215,9 +196,8 @@ def show(sweep: Path, cells: Sequence[Seen]) -> None:
 
 
 def main() -> None:
-    runs = Path(os.environ.get("KEDIT_RUNS", "runs"))
     parser = argparse.ArgumentParser(prog="python -m kedit.status", description=__doc__)
-    parser.add_argument("sweep", nargs="?", help=f"a sweep's name; without it all below {runs}/")
+    parser.add_argument("sweep", nargs="?", help=f"a sweep's name; without it all below {runs()}/")
     parser.add_argument("--prune", type=float, metavar="DAYS", help="list what the cache holds unused for so long")
     parser.add_argument("--yes", action="store_true", help="with --prune: delete it")
     given = parser.parse_args()
@@ -226,11 +206,11 @@ def main() -> None:
         for line in prune(given.prune, really=given.yes):
             console.print(line, markup=False)
         return
-    sweeps = [runs / given.sweep] if given.sweep else [path for path in sorted(runs.glob("*")) if path.is_dir()]
+    sweeps = [runs() / given.sweep] if given.sweep else [path for path in sorted(runs().glob("*")) if path.is_dir()]
     seen = {sweep: look(sweep) for sweep in sweeps}
     cells = [cell for found in seen.values() for cell in found]
     if not cells:
-        sys.exit(str(InputError(f"{runs / (given.sweep or '')}: no cell there; give a sweep that has run")))
+        sys.exit(str(InputError(f"{runs() / (given.sweep or '')}: no cell there; give a sweep that has run")))
     for sweep, found in seen.items():
         if found:
             show(sweep, found)

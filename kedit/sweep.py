@@ -23,8 +23,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from kedit.errors import InputError, first_line
-from kedit.journal import CELLS, ERROR, STATUS, write_text
-from kedit.naming import GROUPS, cell_directory, names_of
+from kedit.journal import CELLS, ERROR, finished, write_text
+from kedit.naming import GROUPS, alternatives, cell_directory, names_of
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +50,10 @@ def left_out(config: DictConfig) -> list[str]:
     axes = OmegaConf.to_container(OmegaConf.create(config.hydra.sweeper.get("params") or {}), resolve=False)
     given = {override.partition("=")[0] for override in config.hydra.overrides.task}
     lines = []
-    for axis, text in axes.items():  # type: ignore[union-attr]
-        if axis not in given and str(text).startswith("${kedit.present:"):
-            group, *names = (part.strip() for part in text.removeprefix("${kedit.present:").rstrip("}").split(","))
-            if absent := _absent(group, names):
-                lines.append(f"left out, conf/{group} does not have them yet: {', '.join(absent)}")
+    asked = {str(axis): str(text) for axis, text in axes.items() if axis not in given}  # type: ignore[union-attr]
+    for axis, text in asked.items():
+        if text.startswith("${kedit.present:") and (absent := _absent(axis, alternatives(text))):
+            lines.append(f"left out, conf/{axis} does not have them yet: {', '.join(absent)}")
     return lines
 
 
@@ -186,8 +185,3 @@ class Sweep(Callback):
             Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:  # an exception would only be warned of by Hydra
             sys.exit(f"{folder} cannot be made ({error.strerror}); set KEDIT_RUNS to a writable folder")
-
-
-def finished(directory: Path) -> bool:
-    status = directory / STATUS
-    return status.exists() and status.read_text() == "finished"

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock, Timeout
-
 from kedit.errors import InputError
-from kedit.results.cells import home
+from kedit.journal import held
+from kedit.naming import home
 from kedit.tracker import unreachable
 
 State = Literal["uploaded", "uploaded before", "still running", "failed"]
@@ -89,7 +88,7 @@ def _sync(directory: Path, parts: Sequence[Path], timeout: float) -> Synced:
     new = [part for part in parts if not _marked(part)]
     if not new:
         return Synced(directory, "uploaded before", len(parts))
-    if _running(directory):
+    if held(directory):
         return Synced(directory, "still running", len(new))
     said = ""
     for i, part in enumerate(new):
@@ -117,18 +116,6 @@ def _upload(part: Path, timeout: float) -> str:
 
 def _marked(part: Path) -> bool:
     return part.with_suffix(".wandb.synced").exists()
-
-
-def _running(directory: Path) -> bool:
-    """Is a run at work in this cell?"""
-    if not (directory / ".lock").exists():
-        return False
-    lock = FileLock(directory / ".lock", blocking=False)
-    try:
-        with lock:
-            return False
-    except Timeout:
-        return True
 
 
 def _error(text: str) -> str:

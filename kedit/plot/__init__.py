@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedit.plot.bars import bars
-from kedit.plot.data import SAME, Nothing, together
+from kedit.plot.data import Nothing, together
 from kedit.plot.radar import average, radar
 from kedit.plot.retention import retention
 from kedit.plot.scatter import scatter
 from kedit.plot.style import save
 from kedit.plot.traces import losses, tokens
-from kedit.results.cells import Cell
+from kedit.results.cells import SAME, Cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

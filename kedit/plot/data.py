@@ -13,8 +13,6 @@ from kedit.results.bootstrap import interval, over_seeds, resampled_means
 from kedit.results.cells import Cell
 from kedit.scores import FLOOR, per_case
 
-# a picture mixes none of these
-SAME = ("model", "dataset", "setting", "order_seed", "overrides", "versions")
 KNOWN = (("reliability", "generality", "portability", "locality"), ("efficacy", "paraphrase", "neighborhood"))
 BOTH = "prompt and paraphrases"  # KDPO's edit success (§4)
 
@@ -66,8 +64,7 @@ def scores(cells: Sequence[Cell]) -> pd.DataFrame:
 def _by_case(rows: pd.DataFrame) -> pd.DataFrame:
     kinds = [*(kind for kinds in KNOWN for kind in kinds), "fluency", "consistency"]
     found = {kind: per_case(rows, kind) for kind in kinds}
-    wanted = rows[rows["kind"].isin(["reliability", "generality"])]
-    found[BOTH] = per_case(wanted.assign(kind="reliability", group=""), "reliability")
+    found[BOTH] = per_case(rows, ("reliability", "generality"))
     frames = [values.rename(kind) for kind, values in found.items() if len(values)]
     return pd.concat(frames, axis=1) if frames else pd.DataFrame()
 

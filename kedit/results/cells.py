@@ -1,7 +1,6 @@
 """What has run, read back: a cell is one run's directory."""
 
 import json
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,11 @@ import yaml
 
 from kedit.cases import KNOWEDIT
 from kedit.errors import InputError
-from kedit.journal import CONFIG, META, ROWS, STATUS, STEPS, TRACES
+from kedit.journal import CONFIG, META, ROWS, STEPS, TRACES, finished
+from kedit.naming import home, runs
+
+# cells that differ in one of these stand in no table and in no picture together
+SAME = ("model", "dataset", "setting", "order_seed", "overrides", "versions")
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,7 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        path = self.directory / STATUS
-        return path.exists() and path.read_text() == "finished"
+        return finished(self.directory)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -49,6 +51,11 @@ class Cell:
     def steps(self) -> pd.DataFrame:
         return _read(self.directory / STEPS)
 
+    def steps_to(self, T: int) -> pd.DataFrame:
+        """Those up to the last test of this T."""
+        last = self.rows[(self.rows["when"] == "test") & (self.rows["T"] == T)]["step"].max()
+        return self.steps[self.steps["step"] <= last]
+
     @cached_property
     def traces(self) -> pd.DataFrame:
         """What was heard over the optimiser steps of its edits; empty where nobody listened."""
@@ -58,15 +65,6 @@ class Cell:
 
 def _read(path: Path, **kwargs: Any) -> pd.DataFrame:
     return pd.read_json(path, lines=True, precise_float=True, **kwargs)
-
-
-def home(place: str | Path) -> Path:
-    """The folder of a sweep (a name under the runs folder), or the directory itself."""
-    return runs() / place if (runs() / place).is_dir() else Path(place)
-
-
-def runs() -> Path:
-    return Path(os.environ.get("KEDIT_RUNS", "runs"))
 
 
 def find(place: str | Path) -> list[Cell]:

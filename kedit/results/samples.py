@@ -156,11 +156,7 @@ def _rows(test: _Test, unedited: bool) -> pd.DataFrame:
 
 def _failed(test: _Test) -> int:
     """Edits that failed and were undone, up to this test."""
-    steps, rows = test.cell.steps, test.cell.rows
-    if "failed" not in steps:
-        return 0
-    last = rows[(rows["when"] == "test") & (rows["T"] == test.T)]["step"].max()
-    return int(steps[steps["step"] <= last]["failed"].sum())
+    return int(test.cell.steps_to(test.T)["failed"].sum()) if "failed" in test.cell.steps else 0
 
 
 def _costs(tests: Sequence[_Test]) -> dict[str, float]:

@@ -10,6 +10,7 @@ import pandas as pd
 import yaml
 
 from kedit.errors import InputError
+from kedit.naming import alternatives
 from kedit.papers import KEYS, PAPERS, as_text, printed
 from kedit.run import ROOT
 
@@ -66,7 +67,10 @@ def layout(sweep: str, folder: Path = ROOT / "sweeps") -> Layout | None:
     if wrong or len({*rows, *columns}) < len(rows) + len(columns):
         raise InputError(f"{path}: table.rows and table.columns take each of {', '.join(KEYS)} at most once")
     params = config.get("hydra", {}).get("sweeper", {}).get("params", {})
-    axes = {key: _values(params.get(key, config.get(key))) for key in ("model", "dataset", "editor", "setting", "T")}
+    axes = {
+        key: alternatives(params.get(key, config.get(key, "")))
+        for key in ("model", "dataset", "editor", "setting", "T")
+    }
     return Layout(sweep, table["paper"], int(table["number"]), rows, columns, dict(table.get("same_as") or {}), axes)
 
 
@@ -76,16 +80,6 @@ def layouts(folder: Path = ROOT / "sweeps") -> Iterator[Layout]:
         found = layout(path.stem, folder)
         if found:
             yield found
-
-
-def _values(axis: Any) -> list[str]:
-    """Of a sweep's axis, also behind a resolver: "${kedit.present:editor,a,b}" has a and b."""
-    if axis is None:
-        return []
-    text = str(axis)
-    if text.startswith("${"):
-        text = text.partition(":")[2].rstrip("}").partition(",")[2]
-    return [value.strip() for value in text.split(",") if value.strip()]
 
 
 # --- order -----------------------------------------------------------------------------------------------------------

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from kedit.results.cells import Cell
+from kedit.results.cells import SAME, Cell
 from kedit.scores import COLUMNS, FLOOR, SAID, SCORE, Merge, Score, summary
 from kedit.table import formats
 from kedit.table.captions import noise
 from kedit.table.formats import Entry, Grid, Line
 
-# a table mixes none of these
-SAME = ("model", "dataset", "setting", "order_seed", "overrides", "versions")
 MEANING = {  # column -> what a caption says of it
     "edit success": "edit success = reliability",
     "locality": "locality = agreement with the unedited model",
@@ -54,8 +52,7 @@ def _seconds(cell: Cell, T: int) -> float:
     """Seconds of editing up to the last test of this T."""
     if not T:
         return math.nan
-    last = cell.rows[(cell.rows["when"] == "test") & (cell.rows["T"] == T)]["step"].max()
-    return float(cell.steps[cell.steps["step"] <= last]["edit_s"].sum())
+    return float(cell.steps_to(T)["edit_s"].sum())
 
 
 def _perplexity(cell: Cell, T: int) -> float:
