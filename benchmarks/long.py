@@ -101,7 +101,7 @@ def answered(folder: str, cases: Sequence[Case]) -> float:
     """CPU seconds of saying which model it is and of its pass before editing."""
     evaluator, lm = Evaluator(fluency_tokens=0), load(folder)
     asked = [q for case in cases for q in questions(case, evaluator.kinds)]
-    return cpu(lambda: (identity(folder, lm.model), pristine_answers(lm, evaluator, asked)))
+    return cpu(lambda: (identity(folder, lm.model.config), pristine_answers(lm, evaluator, asked)))
 
 
 def cpu(run: Callable[[], object]) -> float:

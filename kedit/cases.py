@@ -59,6 +59,7 @@ class Question:
     case: str
     index: int
     probe: Probe
+    edit: str = ""  # the case's (first) edit, prompt and answer: only for evaluations that give it away
 
 
 def check_subjects(cases: Iterable[Case]) -> None:
@@ -75,10 +76,11 @@ def check_subjects(cases: Iterable[Case]) -> None:
 def questions(case: Case, kinds: tuple[Kind, ...] = KINDS) -> list[Question]:
     """The case's probes of these kinds, in file order."""
     seen: dict[tuple[str, str], int] = {}
+    edit = next((f"{edit.prompt.rstrip()} {edit.target_new.strip()}" for edit in case.edits), "")
     found = []
     for probe in case.probes:
         place = (probe.kind, probe.group)
         index = seen[place] = seen.get(place, -1) + 1
         if probe.kind in kinds:
-            found.append(Question(case.id, index, probe))
+            found.append(Question(case.id, index, probe, edit))
     return found

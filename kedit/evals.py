@@ -9,7 +9,7 @@ from kedit import metrics
 from kedit.cases import KINDS, KNOWEDIT, Kind, Question
 from kedit.consistency import Consistency
 from kedit.errors import InputError
-from kedit.lm import LM, Scored
+from kedit.lm import LM, Route, Scored
 from kedit.lm.easyedit import score_group
 from kedit.lm.text import Side
 
@@ -18,7 +18,9 @@ Scoring = Literal["forced", "generate"]
 Aliases = Literal["first", "any"]
 Reference = Literal["pre_model", "ground_truth"]
 Template = Literal["off", "on_prompts", "on_all"]
+RoutedBy = Literal["prompt", "prompt_and_answer", "edit"]
 
+Asked = tuple[Question, str]  # with an answer that is scored
 _TEXTS = ("fluency", "consistency")  # what is asked for in free text
 ROOM = 16  # tokens that free generation may go on after the answer's: a model that uses them has not stopped
 
@@ -56,6 +58,9 @@ class Evaluator:
         # on_prompts: all but locality, as EasyEdit does; its text had two BOS
         chat_template: Template = "off",
         double_bos: bool = False,
+        # what memory editors look a question up by: the prompt alone; with its answer, as RECIPE's code does; or, as
+        # EasyEdit gives IKE each case's own edit, by that
+        routed_by: RoutedBy = "prompt",
         # length of a fluency text, prompt included (0: no fluency), sampled from the k most probable tokens, seeded
         # for each case
         fluency_tokens: int = 100,
@@ -74,12 +79,14 @@ class Evaluator:
         _known("locality_reference", [locality_reference], get_args(Reference))
         _known("easyedit_padding", [easyedit_padding], (None, *get_args(Side)))
         _known("chat_template", [chat_template], get_args(Template))
+        _known("routed_by", [routed_by], get_args(RoutedBy))
         _known("each_edit", each_edit, [kind for kind in KINDS if kind != "consistency"])
         _known("each_step", each_step, [kind for kind in KINDS if kind not in _TEXTS])
         if "consistency" in kinds and "fluency" not in kinds:
             raise InputError(f"eval.kinds={list(kinds)}: consistency compares the texts of fluency; add fluency")
         self.scoring, self.aliases, self.locality_reference = tuple(scoring), aliases, locality_reference
         self.easyedit_padding, self.chat_template, self.double_bos = easyedit_padding, chat_template, double_bos
+        self.routed_by = routed_by
         self.fluency_tokens, self.fluency_top_k, self.fluency_seed = fluency_tokens, fluency_top_k, fluency_seed
         self.consistency, self.each_edit, self.each_step = consistency, tuple(each_edit), tuple(each_step)
         self.columns = tuple(kinds)  # of a table: without fluency tokens, fluency is a column of dashes
@@ -90,8 +97,9 @@ class Evaluator:
     def prepare(self, lm: LM, asked: Sequence[Question], touched: Sequence[str]) -> None:
         """Before the first answer: let `lm` compute once what edits of the `touched` parameters cannot change."""
         closed = [q for q in asked if q.probe.kind != "fluency"]
-        flat = self._forced(lm, closed) if self.easyedit_padding is None else []
-        lm.keep_below(touched, [prompt for _, prompt, _ in flat], [text for _, _, text in flat])
+        flat = self._objects(closed) if self.easyedit_padding is None else []
+        prompts = [route.prompt for route in self._routes(lm, flat)]
+        lm.keep_below(touched, prompts, [text for _, text in flat])
 
     def answer(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
         """One answer a question, in order; prompts are pooled over all questions."""
@@ -103,61 +111,80 @@ class Evaluator:
 
     def follow(self, lm: LM, asked: Sequence[Question]) -> list[Scored]:
         """The first answer of each question, teacher-forced: what is asked after an optimiser step."""
-        return lm.answer(*self._first(lm, asked))
+        first = self._first(asked)
+        return lm.answer(self._routes(lm, first), [text for _, text in first])
 
     def own_words(self, lm: LM, asked: Sequence[Question]) -> list[Scored]:
         """What the model itself says, greedily, to each question, as many tokens as the first answer has."""
-        return lm.answer_greedily(*self._first(lm, asked))
+        first = self._first(asked)
+        return lm.answer_greedily(self._routes(lm, first), [text for _, text in first])
 
-    def _first(self, lm: LM, asked: Sequence[Question]) -> tuple[list[str], list[str]]:
-        return [self._prompt(lm, q) for q in asked], [q.probe.answers[0] for q in asked]
+    def _first(self, asked: Sequence[Question]) -> list[Asked]:
+        return [(q, q.probe.answers[0]) for q in asked]
 
     def _reply(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
-        scored = iter(self._score(lm, self._forced(lm, asked)))
+        scored = iter(self._score(lm, self._objects(asked)))
         answers = []
         for q in asked:
             forced = tuple(next(scored) for _ in self._golds(q))
             answers.append(Answer(forced, info=forced[0].info, contrast=next(scored) if q.probe.contrast else None))
         if "generate" not in self.scoring:
             return answers
-        prompts = [self._prompt(lm, q) for q in asked]
-        written = lm.generate(prompts, [max(len(s.gold) for s in a.forced) + ROOM for a in answers])
+        routes = self._routes(lm, self._first(asked))
+        written = lm.generate(routes, [max(len(s.gold) for s in a.forced) + ROOM for a in answers])
         return [replace(a, written=w.text, info=w.info) for a, w in zip(answers, written, strict=True)]
 
-    def _forced(self, lm: LM, asked: Sequence[Question]) -> list[tuple[Question, str, str]]:
-        """Every prompt with every object that is scored behind it."""
+    def _objects(self, asked: Sequence[Question]) -> list[Asked]:
+        """Every question with every object that is scored behind its prompt."""
         objects = [self._golds(q) + ((q.probe.contrast,) if q.probe.contrast else ()) for q in asked]
-        return [(q, self._prompt(lm, q), text) for q, texts in zip(asked, objects, strict=True) for text in texts]
+        return [(q, text) for q, texts in zip(asked, objects, strict=True) for text in texts]
 
     def _golds(self, question: Question) -> tuple[str, ...]:
         """The answers that count."""
         return question.probe.answers if self.aliases == "any" else question.probe.answers[:1]
 
-    def _score(self, lm: LM, flat: Sequence[tuple[Question, str, str]]) -> list[Scored]:
+    def _score(self, lm: LM, flat: Sequence[Asked]) -> list[Scored]:
+        routes, texts = self._routes(lm, flat), [text for _, text in flat]
         if self.easyedit_padding is None:
-            return lm.answer([prompt for _, prompt, _ in flat], [gold for _, _, gold in flat])
+            return lm.answer(routes, texts)
         groups: dict[tuple[str, str, str], list[int]] = {}
-        for i, (q, _, _) in enumerate(flat):
+        for i, (q, _) in enumerate(flat):
             groups.setdefault((q.case, q.probe.kind, q.probe.group), []).append(i)
         scored: dict[int, Scored] = {}
         for members in groups.values():
-            texts = [flat[i][1] for i in members], [flat[i][2] for i in members]
-            scored |= zip(members, score_group(lm, *texts, self.easyedit_padding), strict=True)
+            group = [routes[i] for i in members], [texts[i] for i in members]
+            scored |= zip(members, score_group(lm, *group, self.easyedit_padding), strict=True)
         return [scored[i] for i in range(len(flat))]
 
     def _write(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
-        """Free text for fluency: its length alone ends it."""
+        """Free text for fluency: its length alone ends it, and what a memory gives to read is no part of it."""
+        prompts = [self._framed(lm, q, q.probe.prompt) for q in asked]
         written = lm.generate(
-            [self._prompt(lm, q) for q in asked],
-            max_tokens=self.fluency_tokens,
+            self._routes(lm, [(q, "") for q in asked]),
+            [max(0, self.fluency_tokens - len(ids)) for ids in lm.text.prompts(prompts)],
             top_k=self.fluency_top_k,
             seeds=[crc32(f"{self.fluency_seed}/{q.case}/{q.index}".encode()) for q in asked],
             stop=False,
         )
-        return [Answer(written=w.full, info=w.info) for w in written]
+        texts = [
+            f"{prompt.rstrip()} {w.text.lstrip()}" if w.info else w.full
+            for prompt, w in zip(prompts, written, strict=True)
+        ]
+        return [Answer(written=text, info=w.info) for text, w in zip(texts, written, strict=True)]
 
-    def _prompt(self, lm: LM, question: Question) -> str:
-        prompt, plain = question.probe.prompt, question.probe.kind == "locality" and self.chat_template == "on_prompts"
+    def _routes(self, lm: LM, asked: Sequence[Asked]) -> list[Route]:
+        """What the model reads: the prompt, with what a memory has for it, and around that the chat template."""
+        keys = [self._key(q, text) for q, text in asked]
+        routes = lm.routed([q.probe.prompt for q, _ in asked], keys)
+        return [replace(to, prompt=self._framed(lm, q, to.prompt)) for (q, _), to in zip(asked, routes, strict=True)]
+
+    def _key(self, question: Question, answer: str) -> str:
+        if self.routed_by == "edit":
+            return question.edit
+        return f"{question.probe.prompt} {answer}" if self.routed_by == "prompt_and_answer" else question.probe.prompt
+
+    def _framed(self, lm: LM, question: Question, prompt: str) -> str:
+        plain = question.probe.kind == "locality" and self.chat_template == "on_prompts"
         return prompt if self.chat_template == "off" or plain else lm.text.chat(prompt, self.double_bos)
 
     # --- grading -----------------------------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ class Oracle(Editor):
 
     def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
         self.memory |= {edit.prompt: edit.target_new for edit in edits}
-        lm.route = lambda prompts: [
-            Route(f"Suppose that {p} {self.memory[p]}. Then {p}", {"hit": 1}) if p in self.memory else Route(p)
+        lm.route = lambda prompts, keys: [
+            Route(f"Suppose that {p} {self.memory[p]}. Then {p}", info={"hit": 1}) if p in self.memory else Route(p)
             for p in prompts
         ]
         return {}
@@ -157,7 +157,7 @@ def test_the_chat_template_reaches_all_but_locality(lm: LM) -> None:
         read = {}
         for option in ("off", "on_prompts", "on_all"):
             evaluator = Evaluator(chat_template=option)  # type: ignore[arg-type]
-            read[option] = tuple(evaluator._prompt(lm, q) for q in (edit, local))
+            read[option] = tuple(route.prompt for route in evaluator._routes(lm, [(edit, ""), (local, "")]))
         assert read["off"] == ("Who?", "Who?")
         assert read["on_prompts"] == ("User: Who? Reply:", "Who?")
         assert read["on_all"] == ("User: Who? Reply:", "User: Who? Reply:")

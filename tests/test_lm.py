@@ -226,7 +226,7 @@ def test_limits_count_the_prompt_and_eos_stops(lm: LM, monkeypatch: pytest.Monke
 
 
 def test_routes_rewrite_prompts_and_leave_their_mark(lm: LM) -> None:
-    lm.route = lambda prompts: [Route(f"Suppose that X. Then {p}", {"hit": 1}) for p in prompts]
+    lm.route = lambda prompts, keys: [Route(f"Suppose that X. Then {p}", info={"hit": 1}) for p in prompts]
     [scored] = lm.answer(["Lucy was born in"], ["Velport"])
     [expected] = (lm.restore(), lm.answer(["Suppose that X. Then Lucy was born in"], ["Velport"]))[1]
     assert scored.info == {"hit": 1}
@@ -236,8 +236,10 @@ def test_routes_rewrite_prompts_and_leave_their_mark(lm: LM) -> None:
 def test_easyedit_padding_changes_what_it_says_it_changes(lm: LM) -> None:
     prompts, answers = ["Lucy Kelden was born in", "Nina Norro works for the old"], ["Redbrook", "Blue Bank"]
     right = lm.answer(prompts, answers)
-    assert [s.pred for s in score_group(lm, prompts, answers, "left")] == [s.pred for s in right]  # rotary: no shift
-    legacy = score_group(lm, prompts, answers, "right")
+    assert [s.pred for s in score_group(lm, lm.routed(prompts), answers, "left")] == [
+        s.pred for s in right
+    ]  # rotary: no shift
+    legacy = score_group(lm, lm.routed(prompts), answers, "right")
     assert legacy[1].gold == right[1].gold  # the longest row has no pads
     assert legacy[0].gold == [lm.text.pad]  # the shorter one is compared at its pads
 

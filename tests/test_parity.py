@@ -15,7 +15,6 @@ import pytest
 from conftest import TESTS
 
 from kedit.cases import Case, Edit, Kind, Probe, Question
-from kedit.data import counterfact, knowedit, zsre_mend
 from kedit.data.files import parse_file, recognise
 from kedit.editors.finetune import FineTune
 from kedit.evals import Answer, Evaluator, Row
@@ -26,7 +25,6 @@ from kedit.settings import incremental, single
 
 FOLDERS = [TESTS / "parity", *map(Path, filter(None, os.environ.get("KEDIT_PARITY", "").split(os.pathsep)))]
 FILES = sorted(file for folder in FOLDERS for file in folder.glob("*.json"))
-LOADERS = (knowedit, counterfact, zsre_mend)
 
 
 class Recording(Evaluator):
@@ -120,7 +118,7 @@ def test_the_loader_asks_what_the_reference_asked(file: Path) -> None:
     data = next(folder.rglob(name), TESTS / "data" / "zsre.json" if name == "ZsRE-test-all.json" else None)
     if data is None:
         pytest.skip(f"{name} is not here; set KEDIT_TEST_DATA")
-    loader = LOADERS[recognise(data, [form.recognises for form in LOADERS])]
+    loader = recognise(data)
     from collections import Counter
 
     loaded = parse_file(loader.parse, data, True, Counter())[run["start"] :]

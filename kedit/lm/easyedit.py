@@ -8,17 +8,17 @@ from collections.abc import Sequence
 
 import torch
 
-from kedit.lm.model import LM, Scored
+from kedit.lm.model import LM, Route, Scored
 from kedit.lm.text import Side, collate
 
 
 @torch.no_grad()
-def score_group(lm: LM, prompts: Sequence[str], answers: Sequence[str], side: Side) -> list[Scored]:
+def score_group(lm: LM, routes: Sequence[Route], answers: Sequence[str], side: Side) -> list[Scored]:
     """Scores of one group's questions as EasyEdit's token accuracy sees them."""
-    routes = lm.route(prompts)
     pairs = lm.text.pairs([route.prompt for route in routes], answers)
     batch = collate(pairs, lm.text.pad, side, lm.device)
-    logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask.long()).logits.float()
+    with lm.adapters.reading([route.adapter for route in routes]):
+        logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask.long()).logits.float()
     scores = []
     for row, (pair, route) in enumerate(zip(pairs, routes, strict=True)):
         start = batch.ids.shape[1] - len(pair.answer)  # pads are counted as if on the left, on whichever side they are

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
 from kedit.artefacts import digest, remembered_sha256
@@ -51,7 +51,7 @@ def load(
     return LM(
         model,
         tokenizer,
-        identity=identity(source, model),
+        identity=identity(source, model.config),
         token_budget=token_budget,
         padding_side=padding_side,
         keep_edge_spaces=keep_edge_spaces,
@@ -78,9 +78,16 @@ def _pretrained(auto: Any, source: str, what: str, options: dict[str, Any]) -> A
         raise InputError(f"{source}: its {what} cannot be loaded ({first}); {remedy}") from error
 
 
-def identity(source: str, model: PreTrainedModel) -> str:
+def identity_of(path: str, *, revision: str = "main", trust_remote_code: bool = False) -> str:
+    """The identity of what `load` would load, without loading it."""
+    source = _source(path)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    return identity(source, _pretrained(AutoConfig, source, "config", options))
+
+
+def identity(source: str, config: PretrainedConfig) -> str:
     """Hub commit, or the hash of the files in a local directory."""
-    commit = getattr(model.config, "_commit_hash", None)
+    commit = getattr(config, "_commit_hash", None)
     if commit:
         return f"{source}@{commit}"
     files = sorted(p for p in Path(source).iterdir() if p.suffix in (".json", ".safetensors"))

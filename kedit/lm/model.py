@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.errors import InputError
+from kedit.lm.adapters import Adapters
 from kedit.lm.alterations import Alterations, Key
 from kedit.lm.anatomy import inspect_anatomy
 from kedit.lm.generate import SeededTopK, continue_batch, greedy
@@ -25,14 +26,17 @@ from kedit.lm.undo import UndoLog
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+Wanted = tuple[str, str, str | None]  # prompt, answer, adapter
 POOL = 4096  # pairs that are tokenised and sorted by length together
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a prompt goes: the text the model really reads, and what the routing wants kept in the rows."""
+    """Where a prompt goes: the text the model really reads, with which adapter (see `LM.adapt`; None: as it is), and
+    what the routing wants kept in the rows."""
 
     prompt: str
+    adapter: str | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -57,7 +61,10 @@ class Generated:
     info: Mapping[str, Any] = field(default_factory=dict)  # of the prompt's route
 
 
-def unrouted(prompts: Sequence[str]) -> list[Route]:
+Router = Callable[[Sequence[str], Sequence[str]], Sequence[Route]]  # of prompts, and of what each is looked up by
+
+
+def unrouted(prompts: Sequence[str], keys: Sequence[str]) -> list[Route]:
     return [Route(prompt) for prompt in prompts]
 
 
@@ -68,7 +75,7 @@ class LM(UndoLog):
     all where it is None. `token_budget` (tokens of a scoring batch; null: by device; halved when memory runs out),
     `padding_side` and `keep_mb` (memory for what lies below the edited layers, see `keep_below`) change no score.
     In-context and memory editors set `route`; it is called once for each batch of prompts before they are scored or
-    continued, and `restore` unsets it.
+    continued (see `routed`), and `restore` unsets it.
     """
 
     def __init__(
@@ -88,10 +95,11 @@ class LM(UndoLog):
         self.identity, self.padding_side = identity, padding_side
         # larger batches are slower on a CPU: what they compute leaves its cache
         self.token_budget = token_budget or (512 if next(model.parameters()).device.type == "cpu" else 8192)
-        self.route: Callable[[Sequence[str]], Sequence[Route]] = unrouted
+        self.route: Router = unrouted
         self._body = model.get_submodule(self.anatomy.body)
         self._head_module = model.get_submodule(self.anatomy.head)
         self.alterations = Alterations(model)
+        self.adapters = Adapters(model)
         self._prefixes = Prefixes(model, self.anatomy, int(keep_mb * 2**20))
         # the most tokens that the model reads
         self.context = getattr(model.config, "max_position_embeddings", sys.maxsize)
@@ -118,6 +126,24 @@ class LM(UndoLog):
                 return
             self.on_restore(self.alterations.clear, [self.alterations.name])
         self.alterations.set(known, everywhere)
+
+    def adapt(self, name: str, folder: Path) -> None:
+        """Put a low-rank adapter that peft has saved into the model, until `restore`; it reads the prompts whose Route
+        names it, and no others. Nothing happens where one of this name is there."""
+        if name in self.adapters:
+            return
+        if not self.adapters.active:
+            self.on_restore(self.adapters.remove)
+        self.adapters.add(name, folder)
+
+    def routed(self, prompts: Sequence[str], keys: Sequence[str] | None = None) -> Sequence[Route]:
+        """Where each prompt goes. `keys`: what it is looked up by, where that is not the prompt itself."""
+        return self.route(prompts, prompts if keys is None else keys)
+
+    def _routes(self, prompts: Sequence[str] | Sequence[Route]) -> list[Route]:
+        """Prompts that are no Routes yet are routed."""
+        given = [prompt for prompt in prompts if isinstance(prompt, Route)]
+        return given if len(given) == len(prompts) else list(self.routed([str(prompt) for prompt in prompts]))
 
     @torch.no_grad()
     def keep_below(self, names: Sequence[str], prompts: Sequence[str] = (), answers: Sequence[str] = ()) -> None:
@@ -162,8 +188,10 @@ class LM(UndoLog):
     def continued(self, batch: Batch) -> Batch:
         """Each row's prompt with what the model greedily says next, as many tokens as the row's answer has."""
         prompts, limits = [pair.prompt for pair in batch.pairs], [len(pair.answer) for pair in batch.pairs]
-        new = continue_batch(self._continuing, self._head, prompts, limits, greedy, frozenset(), self.device)
-        return self.batch([Pair(p + n, len(p)) for p, n in zip(prompts, new, strict=True)])
+        with self.adapters.reading([pair.adapter for pair in batch.pairs]):
+            new = continue_batch(self._continuing, self._head, prompts, limits, greedy, frozenset(), self.device)
+        said = zip(batch.pairs, new, strict=True)
+        return self.batch([Pair(pair.prompt + more, pair.start, pair.adapter) for pair, more in said])
 
     def batch(self, pairs: Sequence[Pair], mask: Mask = "positional") -> Batch:
         """Of token sequences that are at hand."""
@@ -192,7 +220,7 @@ class LM(UndoLog):
         kwargs = {}
         if self.padding_side == "left":
             kwargs = {"attention_mask": batch.mask, "position_ids": (batch.mask.cumsum(-1) - 1).clamp(min=0)}
-        with self._searched(batch):
+        with self._searched(batch), self.adapters.reading([pair.adapter for pair in batch.pairs]):
             hidden = self._body(input_ids=batch.ids, use_cache=False, **kwargs)[0]
         return hidden[batch.row.to(hidden.device), batch.col.to(hidden.device)]
 
@@ -234,26 +262,29 @@ class LM(UndoLog):
         return torch.tanh(logits / cap) * cap if cap else logits
 
     @torch.no_grad()
-    def answer(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Scored]:
+    def answer(self, prompts: Sequence[str] | Sequence[Route], answers: Sequence[str]) -> list[Scored]:
         """Argmax ids and gold log-probabilities of every answer, from one pass.
 
         Pooled: equal pairs are scored once, batches are formed by length within `token_budget`; no score depends on it.
         """
-        routes = self.route(prompts)
-        wanted = [(route.prompt, answer) for route, answer in zip(routes, answers, strict=True)]
+        routes = self._routes(prompts)
+        wanted = _wanted(routes, answers)
         distinct = list(dict.fromkeys(wanted))
-        scored: dict[tuple[str, str], Scored] = {}
+        scored: dict[Wanted, Scored] = {}
         for some in (distinct[i : i + POOL] for i in range(0, len(distinct), POOL)):
-            pairs = self.text.pairs([p for p, _ in some], [a for _, a in some])
-            scored |= zip(some, self._score(pairs), strict=True)
+            scored |= zip(some, self._score(self._pairs(some)), strict=True)
         return [replace(scored[pair], info=route.info) for pair, route in zip(wanted, routes, strict=True)]
 
     @torch.no_grad()
-    def answer_greedily(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Scored]:
+    def answer_greedily(self, prompts: Sequence[str] | Sequence[Route], answers: Sequence[str]) -> list[Scored]:
         """As `answer`, of what the model itself says next: greedily, as many tokens as each answer has."""
-        routes = self.route(prompts)
-        said = self.continued(self.encode([route.prompt for route in routes], answers))
+        routes = self._routes(prompts)
+        said = self.continued(self.batch(self._pairs(_wanted(routes, answers))))
         return [replace(one, info=route.info) for one, route in zip(self._score(said.pairs), routes, strict=True)]
+
+    def _pairs(self, wanted: Sequence[Wanted]) -> list[Pair]:
+        pairs = self.text.pairs([prompt for prompt, _, _ in wanted], [answer for _, answer, _ in wanted])
+        return [replace(pair, adapter=adapter) for pair, (_, _, adapter) in zip(pairs, wanted, strict=True)]
 
     def _score(self, pairs: Sequence[Pair]) -> list[Scored]:
         return self.batched([len(pair.ids) for pair in pairs], lambda now: self._score_batch([pairs[i] for i in now]))
@@ -289,7 +320,7 @@ class LM(UndoLog):
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str] | Sequence[Route],
         max_new_tokens: int | Sequence[int] = 20,
         *,
         max_tokens: int | None = None,
@@ -302,7 +333,7 @@ class LM(UndoLog):
         A prompt's limit is `max_new_tokens` (one for all, or one each), or what `max_tokens`, prompt included, leaves.
         `stop`: end at the model's end-of-text token; otherwise only length ends.
         """
-        routes = self.route(prompts)
+        routes = self._routes(prompts)
         encoded = self.text.prompts([route.prompt for route in routes])
         if max_tokens is not None:
             max_new_tokens = [max(0, max_tokens - len(ids)) for ids in encoded]
@@ -313,7 +344,8 @@ class LM(UndoLog):
             steps = max(limits[i] for i in now)
             choose = SeededTopK(top_k, [seeds[i] for i in now], steps) if top_k > 1 else greedy
             asked = [encoded[i] for i in now], [limits[i] for i in now]
-            return continue_batch(self._continuing, self._head, *asked, choose, eos, self.device)
+            with self.adapters.reading([routes[i].adapter for i in now]):
+                return continue_batch(self._continuing, self._head, *asked, choose, eos, self.device)
 
         # a step reads one token of each row, so more of them go together than in scoring
         new = self.batched([(len(ids) + limit) // 16 + 1 for ids, limit in zip(encoded, limits, strict=True)], run)
@@ -345,12 +377,15 @@ class LM(UndoLog):
     # --- leaving -----------------------------------------------------------------------------------------------------
 
     def save(self, directory: str | Path) -> None:
-        """The model as it is now, as a transformers directory that loads with plain transformers; what `alter` adds is
-        no part of it."""
+        """The model as it is now, as a transformers directory that loads with plain transformers; what `alter` adds and
+        what routes give it to read is no part of it."""
         if self.alterations.active:
             log.warning(
                 "%s: the altered embeddings of %d subjects are not saved", directory, len(self.alterations.known)
             )
+        if self.route is not unrouted:
+            log.warning("%s: what the editor gives it to read is not saved", directory)
+        self.adapters.remove()
         self.model.save_pretrained(directory)  # type: ignore[operator]
         self.text.tokenizer.save_pretrained(directory)
 
@@ -361,6 +396,10 @@ def fill(lengths: Sequence[int], budget: int) -> int:
     while count < len(lengths) and lengths[count] * (count + 1) <= budget:
         count += 1
     return count
+
+
+def _wanted(routes: Sequence[Route], answers: Sequence[str]) -> list[Wanted]:
+    return [(route.prompt, answer, route.adapter) for route, answer in zip(routes, answers, strict=True)]
 
 
 def _device(module: nn.Module) -> torch.device:

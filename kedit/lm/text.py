@@ -21,10 +21,12 @@ Mask = Literal["positional", "token_membership", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt and its answer as one token sequence; the answer is `ids[start:]`."""
+    """A prompt and its answer as one token sequence; the answer is `ids[start:]`. It is read with the adapter of this
+    name (None: with none)."""
 
     ids: list[int]
     start: int
+    adapter: str | None = None
 
     @property
     def answer(self) -> list[int]:
@@ -175,13 +177,23 @@ class Text:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    @property
+    def closing(self) -> str:
+        """The end-of-text token, written out; empty where the tokenizer has none."""
+        return str(self.tokenizer.eos_token or "")
+
+    @property
+    def chats(self) -> bool:
+        """Has the tokenizer a chat template?"""
+        return self.tokenizer.chat_template is not None
+
     def chat(self, prompt: str, double_bos: bool = False) -> str:
         """`prompt` as one user turn of the tokenizer's chat template, ready for the answer.
 
         The text is tokenised again with special tokens; its own BOS is removed, unless `double_bos` asks for the
         reference's two.
         """
-        if self.tokenizer.chat_template is None:
+        if not self.chats:
             raise InputError(
                 "eval.chat_template is on, but the model's tokenizer has no chat template; set eval.chat_template=off"
             )
