@@ -62,9 +62,10 @@ def describe(lm: LM, dataset: Dataset, steps: Sequence[Step], evaluator: Evaluat
 
 
 def named_files(config: Any) -> dict[str, str]:
-    """sha256 of every file that a value of the config names, by the value's dotted name."""
-    texts = {name: value for name, value in options(config) if isinstance(value, str)}
-    paths = {name: Path(text).expanduser() for name, text in texts.items()}
+    """sha256 of every file that a value of the config names, by the value's dotted name (of a list: and its place)."""
+    named = list(options(config))
+    named += [(f"{name}.{i}", part) for name, value in named if isinstance(value, list) for i, part in enumerate(value)]
+    paths = {name: Path(text).expanduser() for name, text in named if isinstance(text, str)}
     return {name: remembered_sha256(path) for name, path in paths.items() if os.path.isfile(path)}
 
 

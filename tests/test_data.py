@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,6 @@ from kedit.data.files import download, parse_file, recognise
 from kedit.data.records import Record, answers
 from kedit.data.report import conflicts, contradicted, overwritten
 from kedit.errors import InputError
-
-FORMS = (knowedit, counterfact, zsre_mend)
 
 
 def parsed(form: Any, data: dict[str, Any]) -> tuple[Case, Counter[str]]:
@@ -179,7 +178,7 @@ def test_excerpts(name: str, form: Any, expected: dict[str, int], dropped: dict[
     path, lost = TESTS / "data" / f"{name}.json", Counter()
     cases = parse_file(form.parse, path, True, lost)
     n = 18 if name == "zsre_mend" else 20
-    assert FORMS[recognise(path, [f.recognises for f in FORMS])] is form
+    assert recognise(path) is form
     expected |= {"efficacy": n} if "paraphrase" in expected else {}
     assert counts(cases) == {"reliability": n, "fluency": n} | expected
     assert {word: sum(n for reason, n in lost.items() if word in reason) for word in dropped} == dropped
@@ -385,9 +384,45 @@ def test_training_cases_about_what_is_tested_are_dropped_and_counted(tmp_path: P
 
     (tmp_path / "edit.json").write_text(json.dumps([flat("Anne Roux", "Luc Petit")]))
     names = ["Anne Roux", "luc petit", "Luc", "Zoe Blanc"]
-    (tmp_path / "train.json").write_text(json.dumps([flat(name, "Max Noir") for name in names]))
+    train = [*(flat(name, "Max Noir") for name in names), flat("Eva Vert", "Luc  petit")]
+    (tmp_path / "train.json").write_text(json.dumps(train))
     given = {"path": str(tmp_path / "edit.json"), "train_path": str(tmp_path / "train.json"), "train": True}
     dataset = load(counterfact.parse, **given)
     assert [case.edits[0].subject for case in dataset.train] == ["Zoe Blanc"]
-    assert dataset.dropped == {"training case about a subject that a test asks about": 3}
-    assert len(load(counterfact.parse, **given, train_overlap="keep").train) == 4
+    assert dataset.dropped == {
+        "training case about a subject that a test asks about": 3,
+        "training case with a question that a test asks": 1,
+    }
+    kept = load(counterfact.parse, **given, train_overlap="keep")
+    assert len(kept.train) == 5
+    assert kept.notes == dataset.notes
+    assert "of 1 test subjects 1 occur in the training split, and of 3 test questions 3" in dataset.notes[0]
+
+
+def test_a_training_split_of_several_files_of_any_form(tmp_path: Path) -> None:
+    """A file of the test's own form is read with its options."""
+    files = [str(TESTS / "data" / f"{name}.json") for name in ("zsre_mend", "counterfact_flat")]
+    dataset = zsre(train=True, train_path=files, train_overlap="keep", drop_empty_targets=True)
+    assert Counter(case.id.rpartition("-")[0] for case in dataset.train) == {"zsre_mend": 18, "counterfact_flat": 20}
+    assert dataset.dropped["training: edit with an empty target"] == 2
+    answers = partial(zsre_mend.parse, target="answers")
+    assert len(load(answers, path=files[0], train_path=files[0], train_overlap="keep", train=True).train) == 20
+    assert not load(answers, path=files[0]).notes
+
+
+@pytest.mark.parametrize(
+    ("path", "train", "said"),
+    [
+        ("knowedit/wikibio-test-all.json", ["knowedit/wikibio-train-all.json"], "of 131 test subjects 125 occur"),
+        (
+            "knowedit/ZsRE-test-all.json",
+            ["zsre_mend/zsre_mend_train_1k.json", "knowedit/recent_train.json", "knowedit/train_cf.json"],
+            "of 1071 test subjects 1 occur in the training split, and of 6336 test questions 0",
+        ),
+    ],
+)
+def test_what_the_training_splits_hold_of_the_tests(test_data: Path, path: str, train: list[str], said: str) -> None:
+    """WikiBio's 125 were counted by others before."""
+    paths = [str(test_data / name) for name in train]
+    dataset = load(knowedit.parse, path=str(test_data / path), train_path=paths, train=True, drop_empty_targets=True)
+    assert dataset.notes[0].startswith(said)

@@ -5,13 +5,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from kedit.data import counterfact, knowedit, zsre_mend
 from kedit.data.dataset import choose
 from kedit.data.files import parse_file, recognise
 from kedit.data.report import report
 from kedit.errors import InputError
-
-FORMS = (knowedit, counterfact, zsre_mend)
 
 
 def main() -> None:
@@ -24,7 +21,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     try:
-        form = FORMS[recognise(given.file, [form.recognises for form in FORMS])]
+        form = recognise(given.file)
         dropped: Counter[str] = Counter()
         cases = parse_file(form.parse, given.file, True, dropped)
         cases = list(choose(cases, dedup=given.dedup, order_seed=None, limit=None, dropped=dropped))

@@ -31,7 +31,7 @@ class Dataset:
     """Cases in the order in which they are edited, and what a reader of the results must know about them."""
 
     cases: tuple[Case, ...]
-    train: tuple[Case, ...] = ()  # what an editor's `fit` may learn from; shares no subject with `cases`
+    train: tuple[Case, ...] = ()  # what an editor's `fit` may learn from
     source: str = ""  # file or generator
     sha256: str = ""  # of the file
     dropped: dict[str, int] = field(default_factory=dict)  # what the loader left out, by reason
@@ -55,13 +55,38 @@ def choose(
     return tuple(kept[:limit])
 
 
+def overlap(train: Sequence[Case], cases: Sequence[Case]) -> tuple[str, ...]:
+    """How much of what the cases test the training split holds, as a note; none where there is no training split."""
+    if not train:
+        return ()
+    subjects = {_key(_subject(case) or "") for case in cases}
+    known = {_key(_subject(case) or "") for case in train}
+    asked = _questions(cases)
+    return (
+        f"of {len(subjects)} test subjects {len(subjects & known)} occur in the training split, and of {len(asked)} "
+        f"test questions {len(asked & _questions(train))}",
+    )
+
+
 def apart(train: Sequence[Case], cases: Sequence[Case], dropped: Counter[str]) -> list[Case]:
-    """The training cases whose subject occurs in no question that the cases ask; counts the others."""
-    asked = {mention for case in cases for probe in case.probes for mention in _mentions(probe.prompt)}
-    kept = [case for case in train if " ".join(_words(_subject(case) or "")) not in asked]
-    if len(kept) < len(train):
-        dropped["training case about a subject that a test asks about"] += len(train) - len(kept)
+    """The training cases whose subject occurs in no question that the cases ask, and that ask none of these questions;
+    counts the others."""
+    mentioned = {mention for case in cases for probe in case.probes for mention in _mentions(probe.prompt)}
+    asked = _questions(cases)
+    unknown = [case for case in train if _key(_subject(case) or "") not in mentioned]
+    kept = [case for case in unknown if asked.isdisjoint(_questions([case]))]
+    dropped["training case about a subject that a test asks about"] += len(train) - len(unknown)
+    dropped["training case with a question that a test asks"] += len(unknown) - len(kept)
     return kept
+
+
+def _questions(cases: Sequence[Case]) -> set[str]:
+    return {_key(probe.prompt) for case in cases for probe in case.probes}
+
+
+def _key(text: str) -> str:
+    """What is compared: the words, whatever their case and what stands between them."""
+    return " ".join(_words(text))
 
 
 def _words(text: str) -> list[str]:

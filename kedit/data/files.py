@@ -3,14 +3,17 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from kedit.artefacts import sha256
 from kedit.cases import Case
-from kedit.data.dataset import Dataset, Dedup, Overlap, apart, choose
+from kedit.data import counterfact, knowedit, zsre_mend
+from kedit.data.dataset import Dataset, Dedup, Overlap, apart, choose, overlap
 from kedit.data.records import Record, read_json
 from kedit.errors import InputError, first_line
 
 Parse = Callable[[Record, str, Counter[str]], Case]
+FORMS = (knowedit, counterfact, zsre_mend)  # each with `recognises` and `parse`
 
 
 def load(
@@ -20,7 +23,7 @@ def load(
     hub: str | None = None,
     hub_file: str | None = None,
     hub_revision: str = "main",
-    train_path: str | None = None,
+    train_path: str | Sequence[str] | None = None,
     dedup: Dedup = "none",
     order_seed: int | None = None,
     limit: int | None = None,
@@ -30,28 +33,43 @@ def load(
 ) -> Dataset:
     """Cases of `path`, or where it is null of `hub_file` in the hub dataset `hub`.
 
-    `train` says that the editor's fit learns from training cases: they are those of `train_path`, without those
-    whose subject a test asks about (`train_overlap` keep: with them). Raises InputError, naming file, record and
-    field, where a record is malformed, and where an edit has no target unless `drop_empty_targets`.
+    `train` says that the editor's fit learns from training cases: they are those of `train_path`, one file or several
+    of any form that kedit knows, without those that a test asks about (`train_overlap` keep: with them). Raises
+    InputError, naming file, record and field, where a record is malformed, and where an edit has no target unless
+    `drop_empty_targets`.
     """
     source = Path(path).expanduser() if path else download(hub, hub_file, hub_revision)
     dropped: Counter[str] = Counter()
     cases = parse_file(parse, source, drop_empty_targets, dropped)
     chosen = choose(cases, dedup=dedup, order_seed=order_seed, limit=limit, dropped=dropped)
-    learnable: Sequence[Case] = ()
-    if train:
-        if not train_path:
-            raise InputError("the editor's fit learns from training cases; give a file with dataset.train_path=FILE")
-        file = Path(train_path).expanduser()
-        learnable = parse_file(parse, file, drop_empty_targets, Counter(), option="dataset.train_path")
-        learnable = apart(learnable, chosen, dropped) if train_overlap == "drop" else learnable
+    learnable = _training(parse, train_path, drop_empty_targets, dropped) if train else []
+    notes = overlap(learnable, chosen)
+    if train_overlap == "drop":
+        learnable = apart(learnable, chosen, dropped)
     return Dataset(
         cases=chosen,
         train=tuple(learnable),
         source=str(path or f"{hub}/{hub_file}@{hub_revision}"),
         sha256=sha256(source),
-        dropped=dict(dropped),
+        dropped=dict(+dropped),
+        notes=notes,
     )
+
+
+def _training(
+    parse: Parse, paths: str | Sequence[str] | None, drop_empty_targets: bool, dropped: Counter[str]
+) -> list[Case]:
+    """A file of the form that `parse` reads is read by it, with its options."""
+    if not paths:
+        raise InputError("the editor's fit learns from training cases; give a file with dataset.train_path=FILE")
+    cases, lost, own = [], Counter[str](), getattr(parse, "func", parse)
+    for path in [paths] if isinstance(paths, str) else paths:
+        file = Path(path).expanduser()
+        form = recognise(file, "dataset.train_path")
+        reader = parse if form.parse is own else form.parse
+        cases += parse_file(reader, file, drop_empty_targets, lost, "dataset.train_path")
+    dropped.update({f"training: {reason}": n for reason, n in lost.items()})
+    return cases
 
 
 def parse_file(
@@ -90,12 +108,12 @@ def download(hub: str | None, hub_file: str | None, revision: str) -> Path:
         ) from error
 
 
-def recognise(path: Path, forms: Sequence[Callable[[Record], bool]]) -> int:
-    """Which of `forms` the file's first record has."""
-    record = Record(read_json(path)[0], f"{path}: record 0")
-    for i, form in enumerate(forms):
-        if form(record):
-            return i
+def recognise(path: Path, option: str = "dataset.path") -> ModuleType:
+    """Which of FORMS the file's first record has."""
+    record = Record(read_json(path, option)[0], f"{path}: record 0")
+    for form in FORMS:
+        if form.recognises(record):
+            return form
     raise InputError(
         f"{path}: not the form of any benchmark kedit knows; its first record has the fields {', '.join(record.data)}"
     )
