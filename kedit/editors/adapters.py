@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft import AdaLoraConfig, AdaLoraModel, LoraConfig, LoraModel
+from peft import AdaLoraConfig, AdaLoraModel, LoraConfig, LoraModel, TaskType, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kedit.errors import InputError, first_line
@@ -18,7 +21,8 @@ NAME = "default"
 
 @dataclass(kw_only=True, eq=False)
 class LoRA:
-    """Low-rank changes of `target_modules` (null: peft's choice for the architecture, mostly q_proj and v_proj).
+    """Low-rank changes of `target_modules` (null: peft's choice for the architecture, mostly q_proj and v_proj;
+    "all-linear": every linear module but the head).
 
     `merge`: after each edit the change is added to the weights and the next edit has a new adapter (KDPO's code);
     otherwise one adapter stays in the model and every edit trains it on (EasyEdit).
@@ -27,7 +31,7 @@ class LoRA:
     rank: int
     alpha: int
     dropout: float = 0.0
-    target_modules: Sequence[str] | None = None
+    target_modules: Sequence[str] | str | None = None
     merge: bool = False
     _tuner: Any = field(default=None, init=False, repr=False)
 
@@ -79,13 +83,24 @@ class LoRA:
         for name, value in state.items():
             lm.model.get_parameter(name).copy_(value)
 
+    def save(self, folder: Path) -> None:
+        """The adapter that is in the model, as peft writes one: `PeftModel.from_pretrained` loads the folder."""
+        config = self._tuner.peft_config[NAME]
+        config.task_type, config.inference_mode = TaskType.CAUSAL_LM, True
+        config.save_pretrained(folder)
+        state = get_peft_model_state_dict(self._tuner, adapter_name=NAME, save_embedding_layers=False)
+        named = {f"base_model.{name}": value.detach().cpu().contiguous() for name, value in state.items()}
+        save_file(named, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+
     # --- with peft ---------------------------------------------------------------------------------------------------
 
     def _config(self, layers: Sequence[int] | None, base: str) -> LoraConfig:
         return LoraConfig(r=self.rank, **self._shared(layers, base))
 
     def _shared(self, layers: Sequence[int] | None, base: str) -> dict[str, Any]:
-        targets = list(self.target_modules) if self.target_modules else None
+        targets = self.target_modules or None
+        if not isinstance(targets, str | None):
+            targets = list(targets)
         chosen = list(layers) if layers else None
         return {
             "lora_alpha": self.alpha,
@@ -111,6 +126,7 @@ class LoRA:
     def _detach(self, lm: LM) -> None:
         """The model's own modules again."""
         self._tuner.unload()
+        vars(lm.model).pop("peft_config", None)  # what peft may leave behind
         lm.model._hf_peft_config_loaded = False  # type: ignore[assignment]
         self._tuner = None
 

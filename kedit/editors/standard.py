@@ -34,13 +34,16 @@ class StandardFineTune(Tuner):
     """`epochs` over all edits and examples in shuffled batches of `batch_size` examples (for each process), by AdamW.
 
     Batches are composed and tokenised when their turn comes. It runs on as many processes as accelerate has launched.
-    An epoch whose mean loss is below `stop_loss` is the last; `max_steps` ends after so many batches. A killed training
-    continues at its last checkpoint, one every `checkpoint_s` seconds.
+    An epoch whose mean loss is below `stop_loss` is the last; `max_steps` ends after so many batches. The rate rises
+    over the first `warmup_ratio` of the updates; gradients longer than `max_grad_norm` (null: none) are shortened to
+    it. A killed training continues at its last checkpoint, one every `checkpoint_s` seconds.
     """
 
     epochs: int
     max_steps: int | None = None
     schedule: Literal["constant", "cosine"] = "constant"
+    warmup_ratio: float = 0.0
+    max_grad_norm: float | None = None
     texts: Texts | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_accumulation: int = 1
@@ -52,6 +55,9 @@ class StandardFineTune(Tuner):
         if min(self.epochs, self.batch_size, self.gradient_accumulation) < 1:
             given = f"editor.epochs={self.epochs}, batch_size={self.batch_size}"
             raise InputError(f"{given}, gradient_accumulation={self.gradient_accumulation}: each must be at least 1")
+        if self.warmup_ratio and self.schedule == "constant":
+            given = f"editor.warmup_ratio={self.warmup_ratio} with schedule=constant"
+            raise InputError(f"{given}: a constant rate has no warm-up; set schedule=cosine, or warmup_ratio=0")
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         super().fit(lm, train)
@@ -105,7 +111,8 @@ class Training:
     """One training: optimiser, schedule, order of batches, checkpoints."""
 
     def __init__(self, tuner: StandardFineTune, lm: LM, data: Composed, parameters: Sequence[nn.Parameter]):
-        self.tuner, self.data, self.seed = tuner, data, torch.initial_seed() % 2**31
+        self.tuner, self.data, self.parameters = tuner, data, parameters
+        self.seed = torch.initial_seed() % 2**31
         self.start = StartWeights(parameters, keep=tuner.loss.uses_reference)
         AcceleratorState._reset_state()  # the editor of an earlier cell may have asked for another precision
         self.accelerator = Accelerator(cpu=lm.device.type == "cpu", mixed_precision=tuner.mixed_precision)
@@ -113,7 +120,8 @@ class Training:
         self.steps = min(self.batches * tuner.epochs, tuner.max_steps or sys.maxsize)
         optimizer = torch.optim.AdamW(parameters, lr=tuner.lr, weight_decay=tuner.decay(len(data.edits)))
         updates = ceil(self.steps / tuner.gradient_accumulation)
-        self.schedule = get_scheduler(tuner.schedule, optimizer, num_warmup_steps=0, num_training_steps=updates)
+        warmup = ceil(updates * tuner.warmup_ratio)
+        self.schedule = get_scheduler(tuner.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=updates)
         self.checkpoint = Checkpoint(
             tuner.scratch, data.edits, parameters, optimizer, self.schedule, tuner.checkpoint_s
         )
@@ -159,6 +167,8 @@ class Training:
             value = finite(loss)
             self.accelerator.backward(loss / accumulate)
         if update:
+            if self.tuner.max_grad_norm is not None:
+                self.accelerator.clip_grad_norm_(self.parameters, self.tuner.max_grad_norm)
             self.optimizer.step()
             self.schedule.step()
             self.start.moved = True
