@@ -3,12 +3,12 @@
 from kedit.artefacts import artefact
 from kedit.lm import LM
 from kedit.lm import load as load_directory
-from kedit.world.edits import documents, running_text
+from kedit.world.edits import documents, more_training, running_text
 from kedit.world.edits import load as cases
 from kedit.world.facts import World
 from kedit.world.recipe import Recipe, key, train
 
-__all__ = ["Recipe", "World", "cases", "documents", "load", "running_text"]
+__all__ = ["Recipe", "World", "cases", "documents", "load", "more_training", "running_text"]
 
 
 def load(

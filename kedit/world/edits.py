@@ -7,6 +7,7 @@ from hashlib import sha256
 
 from kedit.cases import Case, Edit, Probe
 from kedit.data import Dataset
+from kedit.data.dataset import overlap
 from kedit.errors import InputError
 from kedit.world.corpus import Corpus
 from kedit.world.facts import GEO_TEMPLATES, TEMPLATES, Person, World
@@ -51,16 +52,33 @@ def load(
     touched = drawn if not isinstance(edits, int) else drawn[:edits]
     asker = Asker(world, touched, random.Random(f"probes-{seed}"), world.people[:editable])
     cases = tuple(asker.case(edit) for edit in drawn)
-    learnable = _draw(world, world.people[editable:], "train")
-    trainer = Asker(world, learnable, random.Random("train-probes"), world.people)
+    taught = tuple(_training(world, world.people[editable:]))
     return Dataset(
         cases=cases,
-        train=tuple(trainer.case(edit) for edit in learnable),
+        train=taught,
         source=f"world(people={people}, relations={relations}, world_seed={world_seed}), edits drawn with seed {seed}",
         sha256=sha256(repr(cases).encode()).hexdigest(),
-        notes=asker.notes(),
+        notes=(*asker.notes(), *overlap(taught, cases)),
         held_out=held_out(world),
     )
+
+
+def more_training(
+    train: Sequence[Case], *, draws: int, people: int = 520, relations: int = 4, world_seed: int = 0
+) -> list[Case]:
+    """The training cases, and as many again about the same people with each further draw: other answers, and mostly
+    other relations. For what is to learn how edits are read, from more of them than there are people."""
+    world, subjects = World(people, relations, world_seed), {case.edits[0].subject for case in train}
+    kept = [person for person in world.people if person.name in subjects]
+    return [*train, *(case for draw in range(1, draws) for case in _training(world, kept, draw))]
+
+
+def _training(world: World, people: Sequence[Person], draw: int = 0) -> list[Case]:
+    """A case for each of these people, who are kept for training."""
+    again = f"-{draw}" if draw else ""
+    drawn = _draw(world, people, f"train{again}")
+    asker = Asker(world, drawn, random.Random(f"train-probes{again}"), world.people)
+    return [asker.case(edit) for edit in drawn]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +90,7 @@ class Counterfactual:
     answer: str
 
 
-def _draw(world: World, people: list[Person], seed: str) -> list[Counterfactual]:
+def _draw(world: World, people: Sequence[Person], seed: str) -> list[Counterfactual]:
     """One counterfactual a person, in random order; a new birthplace lies in another country, a new spouse is one of
     `people`."""
     rng = random.Random(f"{seed}-{world.seed}")
