@@ -1,0 +1,63 @@
+"""Wordings from a transformers model on this machine."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kedit.editors.incontext.augmentation.asked import Asked, Keep, Request
+from kedit.lm import LM, load
+from kedit.lm.loading import identity_of
+from kedit.progress import progress
+
+log = logging.getLogger(__name__)
+SAVED = 64  # replies that are written together
+
+
+@dataclass(kw_only=True, eq=False)
+class LocalModel(Asked):
+    """Greedy replies of the model in `path` (a folder or hub id), in its tokenizer's chat template where it has one.
+
+    It is in memory only while something is asked: edits whose replies are kept do not load it.
+    """
+
+    path: str
+    revision: str
+    dtype: str
+    device_map: str | dict[str, Any]
+    trust_remote_code: bool
+    token_budget: int | None
+    max_new_tokens: int
+    _lm: LM | None = field(default=None, init=False)
+
+    def asked(self) -> Mapping[str, Any]:
+        identity = identity_of(self.path, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        return {"model": identity, "dtype": self.dtype, "max_new_tokens": self.max_new_tokens}
+
+    def announce(self, missing: Sequence[Request], total: int) -> None:
+        log.info("%d of %d replies of %s are missing", len(missing), total, self.path)
+
+    def ask(self, requests: Sequence[Request], keep: Keep) -> None:
+        self._lm = self._lm or self._load()
+        text = self._lm.text
+        prompts = [text.chat(r.prompt) if text.tokenizer.chat_template else r.prompt for r in requests]
+        self._lm.check_length(max(map(len, text.prompts(prompts))) + self.max_new_tokens)
+        for begin in progress(range(0, len(prompts), SAVED), desc=f"asking {self.path}"):
+            now = slice(begin, begin + SAVED)
+            for request, generated in zip(
+                requests[now], self._lm.generate(prompts[now], self.max_new_tokens), strict=True
+            ):
+                keep(request, generated.text)
+
+    def finish(self) -> None:
+        self._lm = None
+
+    def _load(self) -> LM:
+        return load(
+            self.path,
+            revision=self.revision,
+            dtype=self.dtype,
+            device_map=self.device_map,
+            trust_remote_code=self.trust_remote_code,
+            token_budget=self.token_budget,
+        )
