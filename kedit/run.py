@@ -102,6 +102,7 @@ def assemble(cfg: DictConfig) -> Parts:
             f"eval.each_step={list(evaluator.each_step)}: {type(editor).__name__} does not tell its optimiser steps; "
             "set eval.each_step=[], or choose an editor that trains edit by edit"
         )
+    editor.foresee([edit for step in steps for case in step.edit for edit in case.edits])
     return Parts(editor, evaluator, tracker, dataset, steps)
 
 
@@ -158,16 +159,18 @@ def experiment_of(cfg: DictConfig, parts: Parts, lm: Any, journal: Memory, track
 
 def show_cells(directories: Sequence[Path]) -> None:
     from kedit.results.cells import find
-    from kedit.table.plain import show, tables
+    from kedit.table import formats, plain, routing
 
-    show(list(tables([cell for directory in directories for cell in find(directory)])))
+    cells = [cell for directory in directories for cell in find(directory)]
+    plain.show(list(plain.tables(cells)))
+    formats.show([routing.grid(*one) for one in routing.tables(cells)])
 
 
 def present(directory: Path) -> list[Any]:
-    """Write the table and the pictures of the cells below a directory; returns (caption, table) pairs."""
+    """Write the tables and the pictures of the cells below a directory; returns (caption, table) pairs of scores."""
     from kedit.plot import draw
     from kedit.results.cells import find
-    from kedit.table.plain import write
+    from kedit.table import plain, routing
 
     cells = find(directory)
     try:
@@ -177,7 +180,8 @@ def present(directory: Path) -> list[Any]:
         log.info("no pictures: %s", error)
     except Exception:  # a run is never lost for a picture
         log.exception("a picture could not be drawn; python -m kedit.plot %s tries again", directory)
-    return write(cells, directory)
+    routing.write(cells, directory)
+    return plain.write(cells, directory)
 
 
 def track(cfg: DictConfig, made: Sequence[Any]) -> None:

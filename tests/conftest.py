@@ -3,14 +3,17 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -22,6 +25,7 @@ from transformers import (
 )
 
 from kedit import world
+from kedit.embeddings import MINILM
 from kedit.lm import LM
 
 torch.set_num_threads(1)
@@ -40,6 +44,31 @@ SHAPES = {
     "gpt2": GPT2Config(**GPT, bos_token_id=0, eos_token_id=0),
     "gptj": GPTJConfig(**GPT, rotary_dim=8, bos_token_id=0, eos_token_id=0),
 }
+
+
+# of an in-context editor's config: as little to learn as can be, with what is at hand
+QUICK = {
+    "memory.encoder": MINILM,
+    "prompt.encoder": MINILM,
+    "prompt.k": 2,
+    "more_training": None,
+    "filter.model": MINILM,
+    "filter.threshold": 0.0,
+    "filter.pairs.mined": 0,
+    "filter.training.max_steps": 2,
+    "alignment.tuner.max_steps": 2,
+    "alignment.tuner.gradient_accumulation": 1,
+    "alignment.conversations.encoder": None,
+    "alignment.conversations.rounds": 1,
+}
+
+
+def quick(editor: DictConfig, more: Mapping[str, Any] = MappingProxyType({})) -> DictConfig:
+    """An editor's config with these settings, as far as it has them."""
+    for key, value in {**QUICK, **more}.items():
+        if OmegaConf.select(editor, key) is not None:
+            OmegaConf.update(editor, key, value)
+    return editor
 
 
 @pytest.fixture(scope="session")

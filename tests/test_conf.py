@@ -13,10 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from kedit.naming import cell_directory, overrides
 from kedit.run import ROOT
 
-GROUPS = ("model", "dataset", "editor", "editor/loss", "editor/adapter", "editor/solver", "setting", "eval", "tracker")
-ABSTRACT = {"dataset=file"}  # what others inherit
+INCONTEXT = ("editor/augmentation", "editor/filter", "editor/alignment", "editor/alignment/conversations")
+EDITOR = ("editor", "editor/loss", "editor/adapter", "editor/solver", *INCONTEXT)
+GROUPS = ("model", "dataset", *EDITOR, "setting", "eval", "tracker")
+ABSTRACT = {"dataset=file", "editor/augmentation=prompts"}  # what others inherit
 SOLVES = {"rank_one": "rome", "least_squares": "memit", "equality": "emmet", "null_space": "alphaedit"}
-MANDATORY = {"local": ["model.path=/nowhere"]}
+FILE = ["editor.augmentation.path=/nowhere"]
+RELEASED = ["model=llama2-7b-chat", "dataset=zsre"]  # the world's numbers are about its own conversations
+MANDATORY = {"local": ["model.path=/nowhere"], "file": FILE, "model": FILE, "released": RELEASED}
 
 
 def choices() -> list[str]:
@@ -47,6 +51,7 @@ def test_every_choice_fits_its_target(choice: str) -> None:
     group, _, name = choice.partition("=")
     extra = MANDATORY.get(name, []) + (["dataset=zsre"] if group == "model" and name != "world" else [])
     extra += [f"editor={SOLVES[name]}"] if group == "editor/solver" else []
+    extra += ["editor=kedas"] if group in INCONTEXT else []
     cfg = OmegaConf.to_container(composed(choice, *extra), resolve=True)
     assert isinstance(cfg, dict)
     for part in ("model", "dataset", "editor", "setting", "eval", "tracker"):
@@ -66,7 +71,7 @@ def test_numbers_of_an_editor_for_a_model_fit_the_editor(path: Path) -> None:
     data = [] if path.stem == "world" else ["dataset=zsre"]
     cfg = OmegaConf.to_container(composed(f"editor={path.parent.name}", f"model={path.stem}", *data), resolve=True)
     assert isinstance(cfg, dict)
-    bind(cfg["editor"], inject={})
+    bind(cfg["editor"], inject={"train": ()})
     numbers = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(numbers, dict)
     assert {key: cfg["editor"][key] for key in numbers if not isinstance(numbers[key], dict)} == {

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from conftest import quick
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -14,8 +15,9 @@ from kedit.editors import Editor
 from kedit.lm import LM
 from kedit.run import ROOT
 
-DATA = world.cases(edits=4, limit=4, seed=1, train=True)
-FAST = {"values.steps": 20, "sampling.lengths": [[5, 2]]}  # where an editor has them
+DATA = world.cases(edits=4, limit=4, seed=1, train=True, train_people=24)
+FAST = {"values.steps": 20, "sampling.lengths": [[5, 2]], "inject": 1}  # where an editor has them
+SUPPOSED = "Suppose that {facts}. Then {query}"  # what the world's model understands without having been aligned
 EDITS = [case.edits[0] for case in DATA.cases]
 
 
@@ -24,9 +26,8 @@ def editor(request: pytest.FixtureRequest, lm: LM) -> Editor:
     """As `kedit model=world editor=...` builds it, ready for the first edit."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", [f"editor={request.param}"]).editor
-    for key, value in FAST.items():
-        if OmegaConf.select(cfg, key) is not None:
-            OmegaConf.update(cfg, key, value)
+    read = {"prompt.template": SUPPOSED} if "{facts}" in str(OmegaConf.select(cfg, "prompt.template")) else {}
+    quick(cfg, FAST | read)
     editor = instantiate(cfg, _convert_="all")
     torch.manual_seed(0)
     editor.fit(lm, DATA.train)

