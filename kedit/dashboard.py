@@ -11,9 +11,17 @@ from pandas.api.types import is_numeric_dtype
 
 from kedit.journal import META, options
 from kedit.results.cells import Cell
+from kedit.results.routing import ALL, routing
 from kedit.scores import COLUMNS, FLOOR, summary
 from kedit.tracker import Report
 
+ROUTING = {  # name -> column of what was recalled
+    "recall": "recall@k",
+    "recall_at_1": "recall@1",
+    "filter_recall": "filter recall",
+    "filter_precision": "filter precision",
+    "injected": "injected",
+}
 LEFT_OUT = ("machine", "files", "kinds")  # of meta.json: on disk, and of no use for choosing runs
 
 
@@ -54,6 +62,19 @@ def scores_of(cell: Cell) -> dict[str, float]:
     return found
 
 
+def routing_of(cell: Cell) -> dict[str, float]:
+    """What was recalled at the largest T, of all kinds (routing_recall, routing_filter_precision, ...), and how much
+    of each kind was routed (routing_rate_locality, ...); empty for an editor without a memory."""
+    lines = routing(cell)
+    found: dict[str, float] = {}
+    for line in lines[lines["T"] == lines["T"].max()].to_dict("records"):
+        if line["kind"] == ALL:
+            found |= {f"routing_{name}": line[column] for name, column in ROUTING.items()}
+        elif not line["group"]:
+            found[f"routing_rate_{line['kind']}"] = line["routed"]
+    return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
 def sweep_report(cells: Sequence[Cell], tables: Sequence[tuple[str, pd.DataFrame]], directory: Path) -> Report:
     """Of all cells of a sweep: the tables under each other, the pictures."""
     table = pd.concat([table.assign(caption=caption) for caption, table in tables])
@@ -73,7 +94,7 @@ def report(cell: Cell, table: pd.DataFrame) -> Report:
     costs |= {"failed_edits": int(cell.steps["failed"].sum()) if "failed" in cell.steps else 0}
     known = {name: value for name, value in costs.items() if value is not None}
     tables = {"table": table, "rows": plain(cell.rows)}
-    return Report(scores_of(cell) | known, tables, pictures_in(cell.directory))
+    return Report(scores_of(cell) | routing_of(cell) | known, tables, pictures_in(cell.directory))
 
 
 def pictures_in(directory: Path) -> dict[str, Path]:

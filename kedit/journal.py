@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -77,22 +78,42 @@ class Memory:
 
 def bring_back(home: Path, lm: "LM", editor: "Editor") -> int:
     """Load the state of the last commit below `home`; its step, -1 without one."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    step = json.loads(read_text(home / "commit.json") or '{"step": -1}')["step"]
+    step = committed(home)
     if step > 0:
-        folder = home / str(step)
-        try:
+        with _undamaged(home / str(step)) as folder:
             model = load_file(folder / "model.safetensors", device=str(lm.device))
-            tensors = load_file(folder / "editor.safetensors", device=str(lm.device))
-            texts = json.loads((folder / "editor.json").read_text())
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(f"{folder} is damaged ({error}); remove {home.parent} to begin again") from error
+        learnt = editor_state(home, step, str(lm.device))
         lm.load_state(model)
-        editor.load_state(lm, tensors | texts)
+        editor.load_state(lm, learnt)
         log.info("continuing after step %d", step)
-    return int(step)
+    return step
+
+
+def committed(home: Path) -> int:
+    """The step of the last commit below `home`; -1 without one."""
+    return int(json.loads(read_text(home / "commit.json") or '{"step": -1}')["step"])
+
+
+def editor_state(home: Path, step: int, device: str = "cpu") -> dict[str, "Tensor | str"]:
+    """What the editor's `state()` was at this commit."""
+    from safetensors.torch import load_file
+
+    with _undamaged(home / str(step)) as folder:
+        return load_file(folder / "editor.safetensors", device=device) | json.loads(
+            (folder / "editor.json").read_text(encoding="utf-8")
+        )
+
+
+@contextmanager
+def _undamaged(folder: Path) -> Iterator[Path]:
+    from safetensors import SafetensorError
+
+    try:
+        yield folder
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{folder} is damaged ({error}); remove {folder.parents[1]} to begin again") from error
 
 
 class Follower(Memory):
@@ -282,6 +303,11 @@ def read_text(path: Path) -> str | None:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """Of a .jsonl file, also while it grows: what follows the last line's end is being written."""
+    return [json.loads(line) for line in (read_text(path) or "").split("\n")[:-1]]
 
 
 def finished(cell: Path) -> bool:

@@ -25,7 +25,7 @@ from rich.text import Text
 
 from kedit.artefacts import contents, prune
 from kedit.errors import InputError
-from kedit.journal import ERROR, META, STATUS, STEPS, finished, held, read_text
+from kedit.journal import ERROR, META, STATUS, STEPS, finished, held, read_text, records
 from kedit.naming import runs
 from kedit.sweep import recorded
 
@@ -72,8 +72,7 @@ class Seen:
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
-        lines = (read_text(self.place / STEPS) or "").split("\n")
-        return [json.loads(line) for line in lines[:-1]]  # what follows the last line's end is being written
+        return records(self.place / STEPS)
 
     @property
     def edits(self) -> int:

@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     add("--versus", nargs=2, metavar=("EDITOR", "EDITOR"), help="the difference of two, on the same cases")
     add("--mix", action="append", default=[], metavar="WHAT", help="allow cells that differ in this: " + ", ".join(MIX))
     add("--options", metavar="TEXT", help="only cells run with these overrides (as in their directory; '': with none)")
+    add("--routing", action="store_true", help="what was recalled from a memory of edits, per kind of probe")
     add("--claims", action="store_true", help="what the papers claim, judged on their numbers and on ours")
     add("--plain", action="store_true", help="not in the paper's layout")
     add("--format", choices=FORMATS, help="default: the terminal's, or by the ending of --out")

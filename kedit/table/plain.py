@@ -29,13 +29,18 @@ def tables(
     cells: Sequence[Cell], *, score: Score = "token", merge: Merge = "case_macro"
 ) -> Iterator[tuple[str, pd.DataFrame]]:
     """(caption, table) for each set of cells that may stand together: same model, data, setting, options, versions."""
+    for group in together(cells):
+        lines = pd.concat([_lines(cell, score, merge) for cell in group])
+        yield _caption(group, lines, score, merge), _pool(lines)
+
+
+def together(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells in sets, each of those that may stand in one table."""
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         same = [cell.meta.get(key) for key in SAME] + sorted(cell.kinds)
         groups.setdefault(json.dumps(same, sort_keys=True), []).append(cell)
-    for group in groups.values():
-        lines = pd.concat([_lines(cell, score, merge) for cell in group])
-        yield _caption(group, lines, score, merge), _pool(lines)
+    return list(groups.values())
 
 
 def _lines(cell: Cell, score: Score, merge: Merge) -> pd.DataFrame:
@@ -76,9 +81,8 @@ def _pool(lines: pd.DataFrame) -> pd.DataFrame:
 
 def _caption(cells: Sequence[Cell], lines: pd.DataFrame, score: Score, merge: Merge) -> str:
     meta, rome = cells[0].meta, any(kind in lines for kind in SCORE)
-    horizons = "/".join(str(T) for T in sorted({cell.meta["effective_T"] for cell in cells}))
     parts = [
-        f"{meta['model']} on {meta['dataset']}, {meta['setting']}, effective T={horizons}",
+        place(cells),
         f"{SAID[score]} x100, {merge}, N cases",
         *([SUCCESS] if score == "token" and rome else []),
         *(said for name, said in MEANING.items() if name in lines),
@@ -92,6 +96,12 @@ def _caption(cells: Sequence[Cell], lines: pd.DataFrame, score: Score, merge: Me
     if meta["overrides"]:
         parts.append(f"options: {meta['overrides']}")
     return "; ".join(parts)
+
+
+def place(cells: Sequence[Cell]) -> str:
+    """Where the cells of one table ran."""
+    meta, horizons = cells[0].meta, sorted({cell.meta["effective_T"] for cell in cells})
+    return f"{meta['model']} on {meta['dataset']}, {meta['setting']}, effective T={'/'.join(map(str, horizons))}"
 
 
 def _other_counts(lines: pd.DataFrame) -> list[str]:

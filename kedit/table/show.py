@@ -15,7 +15,7 @@ from kedit.results.measured import frame_of
 from kedit.results.mixing import RULES, refuse_mixed
 from kedit.results.samples import COSTS, samples
 from kedit.scores import Score
-from kedit.table import formats, plain, verdicts, versus, views
+from kedit.table import formats, plain, routing, verdicts, versus, views
 from kedit.table.entries import shown
 from kedit.table.formats import Grid
 from kedit.table.layout import Layout, layout, layouts
@@ -88,6 +88,8 @@ def _made(given: Given) -> Made:
     if given.claims:
         return claims(given.place, given.scoring, given.mix, given.out.parent if given.out else Path())
     place = given.place or "quickstart"
+    if given.routing:
+        return _routing(place, given.options)
     known = None if given.plain else layout(Path(place).name)
     if given.versus:
         return _versus(given, place, known)
@@ -95,6 +97,13 @@ def _made(given: Given) -> Made:
         return paper_table(known, _cells(place, given.options, known), given.view, given.scoring, given.mix, given.out)
     made = list(plain.tables(_cells(place, given.options), score=given.scoring, merge=given.merge or "case_macro"))
     return Made(place, {"runs": [plain.grid(*one) for one in made]}, plain.as_csv(made))
+
+
+def _routing(place: str, options: str | None) -> Made:
+    made = list(routing.tables(_cells(place, options)))
+    if not made:
+        raise InputError(f"{place}: no run there recalls edits from a memory; leave --routing out for its scores")
+    return Made(place, {"routing": [routing.grid(*one) for one in made]}, plain.as_csv(made))
 
 
 def _cells(place: str, options: str | None, known: Layout | None = None) -> list[Cell]:
