@@ -7,9 +7,11 @@ and how much of it was reached, and whether both gave the same weights or answer
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -18,14 +20,16 @@ from benchmarks.editing import adapters, editing, fairness, memory
 from benchmarks.locating import locating
 from benchmarks.long import long
 from benchmarks.profiling import profiled
+from benchmarks.retrieval import encoding, index, routing
 from benchmarks.scoring import fluency, scoring
-from benchmarks.shapes import BIG, SHAPES, build, material
+from benchmarks.shapes import BIG, SHAPES, asked, build, material
 from benchmarks.statistics import statistics
+from kedit.data import knowedit, load
 
 FILE = Path(__file__).parents[1] / "tests/data/zsre.json"
 COLUMNS = ("", "kedit, s", "plain, s", "ratio (range)", "bound", "reached", "of matmul", "same")
 LOCATED = ("gpt2 12x768", *BIG)  # shapes with these parts: one is enough on a CPU
-PARTS = ("editing", "locating", "statistics", "scoring", "profile", "long")
+PARTS = ("editing", "locating", "statistics", "scoring", "profile", "long", "retrieval")
 
 
 def matmul_rate(bench: Bench) -> float:
@@ -68,6 +72,16 @@ def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> T
     return table
 
 
+def retrieval(given: argparse.Namespace) -> Iterator[Table]:
+    facts = [f"{prompt} {answer}" for prompt, answer in asked(load(knowedit.parse, path=given.data).cases)[1]]
+    yield grid("Index and encoder", ("", " "), [*index(), encoding(list(islice(cycle(facts), 5000)))])
+    if given.train and given.others:
+        columns = ("query", "n", "right edit retrieved, %", "routed, %", "to the right edit, %")
+        kinds, costs = routing(given.data, given.train, given.others, OmegaConf.from_dotlist(given.filter))
+        yield grid("Queries to a memory of real edits", columns, kinds)
+        yield grid("What it costs", ("", " "), costs)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", default="cpu")
@@ -77,6 +91,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=200, help="of it that are asked")
     parser.add_argument("--texts", type=int, default=64, help="that are written for fluency")
     parser.add_argument("--shapes", nargs="*", help=f"some of {list(SHAPES)}, on a GPU of {list(BIG)}")
+    parser.add_argument("--train", nargs="*", default=[], help="retrieval: files that the filter learns from")
+    parser.add_argument("--others", help="retrieval: a file whose facts are stored beside those of --data")
+    parser.add_argument("--filter", nargs="*", default=[], help="options of the filter, e.g. training.max_steps=500")
     parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     return parser.parse_args()
 
@@ -86,6 +103,9 @@ def main() -> None:
     torch.set_num_threads(1 if given.device == "cpu" else 8)
     if "long" in given.parts and given.device == "cpu":
         console.print(grid("What must not grow", ("", " "), long(given.data, given.rows)))
+    if "retrieval" in given.parts and given.device == "cpu":
+        for table in retrieval(given):
+            console.print(table)
     for name in given.shapes or (SHAPES if given.device == "cpu" else BIG):
         for table in measure(name, given):
             console.print(table)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, LlamaConfig
@@ -14,9 +15,11 @@ from benchmarks.bench import Bench
 from benchmarks.editing import adapters, editing, fairness
 from benchmarks.locating import locating
 from benchmarks.profiling import profiled
+from benchmarks.retrieval import index, routing
 from benchmarks.scoring import fluency, scoring
 from benchmarks.shapes import SHAPES, build, zsre
 from benchmarks.statistics import statistics as statistics_lines
+from kedit.embeddings import MINILM
 
 FILE = str(Path(__file__).parent / "data/zsre.json")
 TINY = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, vocab_size=8192)
@@ -51,6 +54,19 @@ def test_second_moments_are_compared_with_the_bare_pass_below_them(bench: Bench)
     lines = statistics_lines(bench, 1, 1e9, 1024)
     assert [line[0].split(",")[0] for line in lines][-1] == "second moments of 1 layer"
     assert all(0 < float(line[4]) < 1 for line in lines)
+
+
+def test_retrieval_is_counted_by_kind_of_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEDIT_CACHE", str(tmp_path))
+    data = Path(FILE).parent
+    options = OmegaConf.create({"model": MINILM, "training": {"max_steps": 1, "max_length": 16}})
+    kinds, costs = routing(FILE, [str(data / "zsre_mend.json")], str(data / "counterfact_flat.json"), options)
+    queries = {kind: int(n) for kind, n, *_ in kinds}
+    assert (queries["reliability"], queries["generality"]) == (20, 20)
+    assert queries["locality Relation_Specificity"] == 40
+    assert [found for kind, _, found, *_ in kinds if kind in ("reliability", "generality")] == ["100.0", "100.0"]
+    assert ["filter: steps", "1"] in costs
+    assert index(500, 16, 8)[-1][1] == "32 of 32"
 
 
 def multiplications(run: Callable[[], object]) -> int:
