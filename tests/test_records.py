@@ -39,8 +39,8 @@ def records(name: str) -> Sequence[Case]:
     return load(FILES[name].parse, path=path, drop_empty_targets=True).cases
 
 
-def editor_of(name: str) -> Editor:
-    """As for a model that nobody has tuned anything for, and from a corpus that is at hand."""
+def editor_of(name: str, lm: LM) -> Editor:
+    """As for a model that nobody has tuned anything for, from a corpus that is at hand; ready for its first edit."""
     chosen = [f"editor={name}", "model=local", "model.path=x", "dataset=zsre"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", chosen).editor
@@ -50,7 +50,10 @@ def editor_of(name: str) -> Editor:
         cfg.statistics.update({"corpus": str(CORPUS), "tokens": 1000})
     if "threshold" in cfg.get("solver", {}):
         cfg.solver.update({"threshold": 1e-2, "relative": True})  # the paper's is that of trained models' keys
-    return instantiate(quick(cfg, {"augmentation": None}), _convert_="all")
+    editor = instantiate(quick(cfg, {"augmentation": None}), _convert_="all")
+    torch.manual_seed(0)
+    editor.fit(lm, records("counterfact_rome"))
+    return editor
 
 
 def random_lm(architecture: str, world_lm: LM) -> LM:
@@ -92,11 +95,9 @@ def done(lm: LM, editor: Editor, cases: Sequence[Case], *, restore: bool) -> Non
     assert all(bool(p.isfinite().all()) for p in lm.model.parameters())
 
 
-def check(lm: LM, name: str, file: str, rows: int, *, restore: bool) -> None:
+def check(lm: LM, editor: Editor, name: str, file: str, rows: int, *, restore: bool) -> None:
     pristine = {key: value.clone() for key, value in lm.model.state_dict().items()}
-    editor, cases = editor_of(name), records(file)[:rows]
-    torch.manual_seed(0)
-    editor.fit(lm, records("counterfact_rome"))
+    cases = records(file)[:rows]
     if isinstance(editor, Tuner):
         count = better(lm, editor, cases, restore=restore)
         sys.stdout.write(f"{name} {file} {'single' if restore else 'sequential'}: {count} of {len(cases)}\n")
@@ -118,8 +119,9 @@ def test_three_records_of_each_file(name: str, lm: LM) -> None:
     """On one of the architectures, in turn; a file is edited in sequence, or each record on its own."""
     turn = EDITORS.index(name)
     small = random_lm(ARCHITECTURES[turn % 2], lm)
+    editor = editor_of(name, small)
     for i, file in enumerate(FILES):
-        check(small, name, file, 3, restore=(i + turn // 2) % 2 == 0)
+        check(small, editor, name, file, 3, restore=(i + turn // 2) % 2 == 0)
 
 
 @pytest.mark.acceptance
@@ -128,5 +130,6 @@ def test_twenty_records_of_each_file(name: str, lm: LM) -> None:
     """On both architectures: where the one edits a file in sequence, the other edits each record on its own."""
     for architecture in ARCHITECTURES:
         small = random_lm(architecture, lm)
+        editor = editor_of(name, small)
         for i, file in enumerate(FILES):
-            check(small, name, file, 20, restore=(i + ARCHITECTURES.index(architecture)) % 2 == 0)
+            check(small, editor, name, file, 20, restore=(i + ARCHITECTURES.index(architecture)) % 2 == 0)
