@@ -4,11 +4,9 @@ edits are made."""
 
 import json
 import logging
-import random
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +19,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
-from transformers import set_seed
 
 from kedit.artefacts import artefact, cache, digest
 from kedit.cases import Case, Edit
@@ -31,6 +28,7 @@ from kedit.editors.standard import StandardFineTune
 from kedit.errors import InputError
 from kedit.lm import LM
 from kedit.losses import Loss
+from kedit.seeding import seeded
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +173,7 @@ class Alignment:
     def _train(self, lm: LM, data: Sequence[Edit], about: Mapping[str, Any], folder: Path) -> None:
         log.info("alignment: %d conversations, once for this model and these settings", len(data))
         began = time.perf_counter()
-        with _seeded(self.seed):
+        with seeded(self.seed):
             try:
                 result = self.tuner.edit(lm, data)
                 if self.tuner.adapter:
@@ -187,18 +185,6 @@ class Alignment:
                 self.tuner.reset()
         seconds = round(time.perf_counter() - began, 1)
         (folder / ABOUT).write_text(json.dumps({**about, **result, "seconds": seconds}))
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """The global generators begin with `seed` inside, and go on afterwards as if nothing had been drawn."""
-    state = random.getstate()
-    try:
-        with torch.random.fork_rng():
-            set_seed(seed)
-            yield
-    finally:
-        random.setstate(state)
 
 
 def _checked(folder: Path, adapter: str | None) -> Path:

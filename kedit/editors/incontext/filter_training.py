@@ -3,23 +3,22 @@
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from kedit.editors.incontext.pairs import Pair
 from kedit.embeddings import MINILM
 from kedit.errors import InputError, first_line
 from kedit.progress import progress
+from kedit.seeding import seeded
 from kedit.world.recipe import precision
 
 REPORT = "report.json"
@@ -64,8 +63,7 @@ class Training:
         """Fine-tune the encoder `base` and save it to `folder`, with a report. The same for the same seed; the global
         generators are left as they were."""
         trained, held = self.split(pairs)
-        with generators_kept():
-            set_seed(self.seed)
+        with seeded(self.seed):
             encoder = load_encoder(base, num_labels=1, max_length=self.max_length)
             started, worked = time.perf_counter(), time.process_time()
             self._optimise(encoder, trained, folder)
@@ -175,16 +173,3 @@ class Bar(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()
-
-
-@contextmanager
-def generators_kept() -> Iterator[None]:
-    """Python's, numpy's and torch's global generators, whatever is drawn inside: what is read from the cache must leave
-    the same behind as what is made."""
-    python, arrays = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(arrays)
