@@ -166,14 +166,19 @@ def test_mixed_precision_trains_float32_weights(lm: LM) -> None:
     assert 0 < (mixed - trained(lm)).abs().max() < 0.01
 
 
+def rates_of(training: Training) -> list[float]:
+    """The learning rate of each step; the training is through then."""
+    rates = []
+    for number, facts in enumerate(training.order()):
+        rates.append(training.schedule.get_last_lr()[0])
+        training.step(number, facts)
+    return rates
+
+
 def test_a_cosine_schedule_ends_near_zero(lm: LM) -> None:
     made = editor(schedule="cosine", epochs=4)
     with made.tuned(lm) as parameters:
-        training = Training(made, lm, Composed(made, EDITS), parameters)
-        rates = []
-        for number, facts in enumerate(training.order()):
-            rates.append(training.schedule.get_last_lr()[0])
-            training.step(number, facts)
+        rates = rates_of(Training(made, lm, Composed(made, EDITS), parameters))
     assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)])
 
 
@@ -181,10 +186,7 @@ def test_a_warm_up_raises_the_rate_and_long_gradients_are_shortened(lm: LM) -> N
     made = editor(schedule="cosine", epochs=4, warmup_ratio=0.2, max_grad_norm=1e-3)
     with made.tuned(lm) as parameters:
         training = Training(made, lm, Composed(made, EDITS), parameters)
-        rates = []
-        for number, facts in enumerate(training.order()):
-            rates.append(training.schedule.get_last_lr()[0])
-            training.step(number, facts)
+        rates = rates_of(training)
         [weight] = parameters
         assert float(training.optimizer.state[weight]["exp_avg_sq"].sum()) <= 1e-6  # squares of what was shortened
     assert rates[:3] == [0.0, 0.0005, 0.001]

@@ -9,7 +9,7 @@ from kedit.artefacts import sha256
 from kedit.cases import Case
 from kedit.data import counterfact, knowedit, zsre_mend
 from kedit.data.dataset import Dataset, Dedup, Overlap, apart, choose, overlap
-from kedit.data.records import Record, read_json
+from kedit.data.records import Record, read_records
 from kedit.errors import InputError, first_line
 
 Parse = Callable[[Record, str, Counter[str]], Case]
@@ -77,8 +77,7 @@ def parse_file(
 ) -> list[Case]:
     """Every record as a case, its id "<file>-<index in file>"; `option` is the one that gives the file."""
     cases = []
-    for i, data in enumerate(read_json(path, option)):
-        record = Record(data, f"{path}: record {i}")
+    for i, record in enumerate(read_records(path, option)):
         case = parse(record, f"{path.stem}-{i}", dropped)
         if all(edit.target_new.strip() for edit in case.edits):
             cases.append(case)
@@ -110,7 +109,7 @@ def download(hub: str | None, hub_file: str | None, revision: str) -> Path:
 
 def recognise(path: Path, option: str = "dataset.path") -> ModuleType:
     """Which of FORMS the file's first record has."""
-    record = Record(read_json(path, option)[0], f"{path}: record 0")
+    record = next(read_records(path, option))
     for form in FORMS:
         if form.recognises(record):
             return form

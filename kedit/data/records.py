@@ -1,7 +1,7 @@
 """Reading records: every error names the file, the record, the field and what to do."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,13 @@ def _flat(value: Any) -> list[Any]:
     return [text for part in value for text in _flat(part)] if isinstance(value, list) else [value]
 
 
-def read_json(path: Path, option: str = "dataset.path") -> list[Any]:
+def read_records(path: Path, option: str = "dataset.path") -> Iterator[Record]:
     """The records of a json or jsonl file, which the user gives with this option."""
     data = read_any(path, option)
     if not isinstance(data, list) or not data:
         raise InputError(f"{path}: holds no list of records; give the benchmark's own json file")
-    return data
+    for i, fields in enumerate(data):
+        yield Record(fields, f"{path}: record {i}")
 
 
 def read_any(path: Path, option: str) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 from kedit.cases import Case, Edit
 from kedit.editors import Editor
 from kedit.editors.incontext.alignment import Alignment
-from kedit.editors.incontext.augmentation import Augmentation, qa
+from kedit.editors.incontext.augmentation import Augmentation, worded
 from kedit.editors.incontext.filter import Filter
 from kedit.editors.incontext.memory import Hit, Memory
 from kedit.editors.incontext.prompts import Prompt
@@ -86,8 +86,7 @@ class InContext(Editor):
     def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
         if not edits:
             return {}
-        more = self.augmentation.forms(edits) if self.augmentation else [[] for _ in edits]
-        self.memory.add([[qa(edit), *forms] for edit, forms in zip(edits, more, strict=True)])
+        self.memory.add(worded(edits, self.augmentation))
         if self.filter:
             self.filter.forget()
         self._take_over(lm)

@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
 from kedit.cases import Case, Edit
-from kedit.data.records import Record, read_json
-from kedit.editors.incontext.augmentation import Augmentation, qa
+from kedit.data.records import Record, read_records
+from kedit.editors.incontext.augmentation import Augmentation, qa, worded
+from kedit.editors.incontext.index import Index
 from kedit.editors.incontext.prompts import UpdatedInformation
 from kedit.embeddings import MINILM, load
 from kedit.errors import InputError
@@ -52,8 +49,7 @@ class Released(Conversations):
             )
         option = "editor.alignment.conversations.path"
         path = Path(self.path).expanduser()
-        records = [Record(data, f"{path}, record {i}") for i, data in enumerate(read_json(path, option))]
-        return {"released": [_first_turns(record) for record in records]}
+        return {"released": [_first_turns(record) for record in read_records(path, option)]}
 
 
 def _first_turns(record: Record) -> Edit:
@@ -122,8 +118,7 @@ class FromCases(Conversations):
 
 def _instructions(file: str) -> list[Edit]:
     path = Path(file).expanduser()
-    rows = read_json(path, "editor.alignment.conversations.general")
-    records = [Record(row, f"{path}, record {i}") for i, row in enumerate(rows)]
+    records = read_records(path, "editor.alignment.conversations.general")
     return [Edit(record.text("instruction"), record.text("output")) for record in records]
 
 
@@ -152,11 +147,8 @@ class Speaker:
     def _renamed(self, case: int, other: int) -> Edit | None:
         """In scope, with the other's subject in the place of the case's own, and a third one where the answer is a
         subject too."""
-        own, name, answer = (
-            _subject(self.train[case]),
-            _subject(self.train[other]),
-            self.train[case].edits[0].target_new,
-        )
+        own, name = _subject(self.train[case]), _subject(self.train[other])
+        answer = self.train[case].edits[0].target_new
         named = [query for query in _asked(self.train[case], FOLLOWS) if own in query.prompt + query.target_new]
         told = self._told(self._rewrite_or(self._new(case), named), case, but=other)
         swapped = {own: name}
@@ -227,27 +219,18 @@ def _asked(case: Case, kinds: Sequence[str]) -> list[Edit]:
 
 def _wordings(train: Sequence[Case], augmentation: Augmentation | None) -> list[list[list[str]]]:
     """Of each case, of each of its edits: the texts that may stand for it."""
-    edits = [edit for case in train for edit in case.edits]
-    if augmentation is None:
-        found = iter([[qa(edit).text] for edit in edits])
-    else:
-        augmentation.foresee(edits)
-        forms = zip(edits, augmentation.forms(edits), strict=True)
-        found = iter([[qa(edit).text, *(form.text for form in more)] for edit, more in forms])
-    return [[next(found) for _ in case.edits] for case in train]
+    forms = iter(worded([edit for case in train for edit in case.edits], augmentation))
+    return [[[form.text for form in next(forms)] for _ in case.edits] for case in train]
 
 
 def _others(train: Sequence[Case], near: int, encoder: str | None) -> list[list[int]]:
     """Of each case: the others that may stand beside it, the nearest `near` where an encoder says which."""
     if encoder is None:
         return [[j for j in range(len(train)) if _apart(case, train[j])] for case in train]
-    ranked = _ranked(load(encoder)([qa(case.edits[0]).text for case in train]), 8 * near)
+    index = Index()
+    index.add(load(encoder)([qa(case.edits[0]).text for case in train]))
+    _, ranked = index.nearest(index.vectors, 8 * near)
     return [[j for j in row if _apart(train[i], train[j])][:near] for i, row in enumerate(ranked.tolist())]
-
-
-def _ranked(vectors: Tensor, most: int) -> Int[Tensor, "n k"]:
-    """Of each vector [n d]: the nearest ones, the nearest first."""
-    return torch.cat([(rows @ vectors.T).topk(min(most, len(vectors))).indices for rows in vectors.split(1024)])
 
 
 def _apart(a: Case, b: Case) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from kedit.cases import Case
 from kedit.data.records import Record, read_any
-from kedit.editors.incontext.augmentation import Augmentation, qa
+from kedit.editors.incontext.augmentation import Augmentation, worded
 from kedit.errors import InputError
 
 TOGETHER = 512  # queries that are compared with all strings at a time
@@ -71,12 +71,7 @@ class Pairs:
 
     def _stored(self, train: Sequence[Case]) -> list[list[str]]:
         """Of each case."""
-        edits = [edit for case in train for edit in case.edits]
-        forms = [[qa(edit)] for edit in edits]
-        if self.augmentation is not None:
-            self.augmentation.foresee(edits)
-            more = self.augmentation.forms(edits)
-            forms = [[*mine, *others] for mine, others in zip(forms, more, strict=True)]
+        forms = worded([edit for case in train for edit in case.edits], self.augmentation)
         texts = iter([list(dict.fromkeys(form.text for form in mine)) for mine in forms])
         return [[text for _ in case.edits for text in next(texts)] for case in train]
 

@@ -39,3 +39,9 @@ class Augmentation:
     def forms(self, edits: Sequence[Edit]) -> list[list[Form]]:
         """Of each edit, in order; always the same for the same edit. Raises InputError where an edit has none."""
         raise NotImplementedError
+
+
+def worded(edits: Sequence[Edit], augmentation: Augmentation | None) -> list[list[Form]]:
+    """Of each edit: its QA form, and those of the source, if there is one."""
+    more = augmentation.forms(edits) if augmentation else [[] for _ in edits]
+    return [[qa(edit), *forms] for edit, forms in zip(edits, more, strict=True)]

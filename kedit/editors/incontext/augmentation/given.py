@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kedit.cases import Edit
-from kedit.data.records import Record, read_json
+from kedit.data.records import Record, read_records
 from kedit.editors.incontext.augmentation import QA, Augmentation, Form, named
 from kedit.errors import InputError
 
@@ -28,8 +28,8 @@ class GivenForms(Augmentation):
     def __post_init__(self) -> None:
         self._file = Path(self.path).expanduser()
         self._forms: dict[Key, list[Form]] = {}
-        for i, data in enumerate(read_json(self._file, "editor.augmentation.path")):
-            self._add(Record(data, f"{self._file}: record {i}"))
+        for record in read_records(self._file, "editor.augmentation.path"):
+            self._add(record)
 
     def _add(self, record: Record) -> None:
         forms = record.part("forms")

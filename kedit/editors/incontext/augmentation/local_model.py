@@ -40,7 +40,7 @@ class LocalModel(Asked):
     def ask(self, requests: Sequence[Request], keep: Keep) -> None:
         self._lm = self._lm or self._load()
         text = self._lm.text
-        prompts = [text.chat(r.prompt) if text.tokenizer.chat_template else r.prompt for r in requests]
+        prompts = [text.chat(r.prompt) if text.chats else r.prompt for r in requests]
         self._lm.check_length(max(map(len, text.prompts(prompts))) + self.max_new_tokens)
         for begin in progress(range(0, len(prompts), SAVED), desc=f"asking {self.path}"):
             now = slice(begin, begin + SAVED)
