@@ -158,6 +158,7 @@ def test_accumulated_batches_are_one_larger_batch(lm: LM) -> None:
 def test_gradient_checkpointing_changes_memory_not_weights(lm: LM) -> None:
     assert torch.allclose(trained(lm), trained(lm, gradient_checkpointing=True), atol=1e-6)
     assert not any(module.training for module in lm.model.modules())
+    assert not lm.embeddings([1]).requires_grad  # nor does what the model reads ask for gradients afterwards
 
 
 def test_mixed_precision_trains_float32_weights(lm: LM) -> None:

@@ -196,5 +196,7 @@ def checkpointing(lm: LM) -> Iterator[None]:
         yield
     finally:
         lm.model.gradient_checkpointing_disable()  # type: ignore[operator]
+        if hasattr(lm.model, "_require_grads_hook"):  # enabling may hook the embeddings, disabling leaves that
+            lm.model.disable_input_require_grads()  # type: ignore[operator]
         for layer in layers:
             layer.training = False
