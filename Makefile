@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[retrieval,augment,faiss,dev]'
 	@touch $@
 
-run: setup ## edit the embedded world with KDPO and FT-M and show the table (first time: trains the world's model)
+run: setup ## edit the embedded world with KDPO and FT-M and show the table
 	@$(BIN)/kedit sweeps=quickstart
 
 test: setup ## the tests (KEDIT_TEST_DATA=DIR: also on the full benchmark files; WORKERS=2)

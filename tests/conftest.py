@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, the world model (recipe S, trained once and cached), small models of each shape."""
+"""Shared by all tests: one thread, the world model, small models of each shape."""
 
 import os
 import subprocess
@@ -31,8 +31,6 @@ from kedit.lm import LM
 torch.set_num_threads(1)
 
 TESTS = Path(__file__).parent
-RECIPE_S = {"mlp": 384}
-S = [f"model.{name}={value}" for name, value in RECIPE_S.items()]  # the same on the command line
 SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 1024, "bos_token_id": 0, "eos_token_id": 0}
 GPT = {"n_layer": 3, "n_head": 4, "n_embd": 64, "n_positions": 256, "vocab_size": 1024}
 LLAMA = SIZES | {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 2}
@@ -73,7 +71,7 @@ def quick(editor: DictConfig, more: Mapping[str, Any] = MappingProxyType({})) ->
 
 @pytest.fixture(scope="session")
 def _world_lm() -> LM:
-    return world.load(**RECIPE_S)
+    return world.load()
 
 
 @pytest.fixture

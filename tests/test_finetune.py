@@ -275,8 +275,8 @@ def test_an_adapter_is_saved_so_that_transformers_loads_it(lm: LM, small_dir: An
     assert not (tmp_path / "saved" / "model.safetensors").exists()
 
 
-def test_what_is_trained_is_one_thing() -> None:
+def test_what_is_trained_is_one_thing(lm: LM) -> None:
     with pytest.raises(InputError, match="one of the two"):
         FineTune(loss=CrossEntropy(), lr=1e-3, steps=1, adapter=LoRA(rank=1, alpha=1))
     with pytest.raises(InputError, match="target_modules"):
-        configured("editor=lora", "editor.adapter.target_modules=[nowhere]").edit(world.load(mlp=384), EDITS[:1])
+        configured("editor=lora", "editor.adapter.target_modules=[nowhere]").edit(lm, EDITS[:1])

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from conftest import S, run_kedit
+from conftest import run_kedit
 
 from kedit.embeddings import MINILM
 from kedit.errors import InputError
@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("memory")
     training = [f"editor.filter.training.{name}={value}" for name, value in FILTER.items()]
     more = [f"editor.filter.model={MINILM}", *training, f"editor.prompt.template='{TEMPLATE}'", "keep_state=true"]
-    done = run_kedit(folder, *KEDAS, *more, *S, f"T={CASES}", "eval.fluency_tokens=0")
+    done = run_kedit(folder, *KEDAS, *more, f"T={CASES}", "eval.fluency_tokens=0")
     assert done.returncode == 0, done.stderr
     assert "filter precision" in " ".join(done.stdout.split())  # the table of what was recalled, under that of scores
     [meta] = folder.rglob("meta.json")

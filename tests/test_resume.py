@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TESTS, S
+from conftest import TESTS
 from safetensors.torch import load_file
 
 from kedit.editors import Editor
@@ -20,7 +20,7 @@ from kedit.errors import InputError
 from kedit.journal import Journal
 from kedit.lm import LM
 
-RUN = [*S, "tracker=none", "save=true", "keep_state=true", "eval.fluency_tokens=30"]
+RUN = ["tracker=none", "save=true", "keep_state=true", "eval.fluency_tokens=30"]
 SEQUENCE = ["T=20", "setting.checkpoints=[7]"]
 MASS = ["setting=mass", "T=20", "editor=ft_mask_para", "editor.checkpoint_s=0", "editor.epochs=4"]
 Run = Callable[..., subprocess.Popen[str]]

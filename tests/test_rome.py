@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TESTS, Done, S
+from conftest import TESTS, Done
 from sklearn.feature_extraction.text import TfidfVectorizer
 from test_table import row
 
@@ -280,7 +280,7 @@ def test_the_table_of_rome(kedit: Callable[..., Done], tmp_path: Path) -> None:
     (tmp_path / "refs").mkdir()
     path = snippets(tmp_path / "refs", {first.topic: ["A person who works and lives there."]})
     options = ["dataset.limit=6", "eval.fluency_tokens=30", f"eval.consistency.path={path}"]
-    done = kedit(*S, "eval=rome", "editor=ft_m", "T=6", *options, COLUMNS="60")
+    done = kedit("eval=rome", "editor=ft_m", "T=6", *options, COLUMNS="60")
     assert done.returncode == 0, done.stderr
     assert "after 6 edits: efficacy" in done.stdout  # what is logged to wandb
     assert "…" not in done.stdout  # too narrow a terminal cuts nothing off
@@ -306,7 +306,7 @@ def test_the_table_of_rome(kedit: Callable[..., Done], tmp_path: Path) -> None:
 
 def test_a_kind_that_was_asked_and_has_no_probe_shows_a_dash(kedit: Callable[..., Done], tmp_path: Path) -> None:
     options = ["setting=single", "editor=ft_m", "dataset.train_people=518", "eval.fluency_tokens=0"]
-    done = kedit(*S, *options, "eval.kinds=[reliability,neighborhood]", "dataset.edits=all")  # so nobody is left to ask
+    done = kedit(*options, "eval.kinds=[reliability,neighborhood]", "dataset.edits=all")  # so nobody is left to ask
     assert done.returncode == 0, done.stderr
     [(_, table)] = tables(find(tmp_path / "runs"))
     assert list(shown(table)) == ["model", "T", "edit success", "neighborhood", "HM", "Score", "N", "seconds"]

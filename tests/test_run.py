@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RECIPE_S, TESTS
+from conftest import TESTS
 from hydra import compose, initialize_config_dir
 
 from kedit import world
@@ -41,7 +41,7 @@ def file(tmp_path: Path, text: str) -> str:
 
 
 def no_tokenizer(tmp_path: Path) -> str:
-    world.load(**RECIPE_S).model.save_pretrained(tmp_path / "m")
+    world.load().model.save_pretrained(tmp_path / "m")
     return str(tmp_path / "m")
 
 

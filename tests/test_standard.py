@@ -6,12 +6,12 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import S
 from safetensors.torch import load_file
 
 from kedit import world
@@ -150,9 +150,12 @@ def test_any_loss_can_be_minimised_in_batches(lm: LM) -> None:
 
 
 def test_accumulated_batches_are_one_larger_batch(lm: LM) -> None:
-    whole = trained(lm, batch_size=4)
-    parts = trained(lm, batch_size=2, gradient_accumulation=2)
-    assert torch.allclose(whole, parts, atol=1e-6)
+    double = LM(
+        deepcopy(lm.model).double(), lm.text.tokenizer
+    )  # Adam turns the rounding of a gradient near 0 into steps
+    whole = trained(double, batch_size=4)
+    parts = trained(double, batch_size=2, gradient_accumulation=2)
+    assert torch.allclose(whole, parts, rtol=0, atol=1e-10)
 
 
 def test_gradient_checkpointing_changes_memory_not_weights(lm: LM) -> None:
@@ -247,9 +250,9 @@ def test_another_edits_checkpoint_is_left_alone(lm: LM, tmp_path: Path) -> None:
     assert torch.equal(weight, trained(lm))
 
 
-def test_two_processes_make_the_weights_of_one_with_twice_the_batch(tmp_path: Path) -> None:
+def test_two_processes_make_the_weights_of_one_with_twice_the_batch(lm: LM, tmp_path: Path) -> None:
     cell = ["dataset.limit=8", "setting=mass", "T=8", "editor=ft_mask", "editor.epochs=2", "editor.lr=1e-3"]
-    rest = ["tracker=none", "eval.fluency_tokens=0", "save=true", *S]
+    rest = ["tracker=none", "eval.fluency_tokens=0", "save=true"]
     alone = [sys.executable, "-m", "kedit.run", *cell, "editor.batch_size=4", "seed=1", *rest]
     spread = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "kedit.run"]
     models = []
@@ -260,4 +263,7 @@ def test_two_processes_make_the_weights_of_one_with_twice_the_batch(tmp_path: Pa
         [model] = (tmp_path / str(number)).rglob("model.safetensors")
         models.append(load_file(model))
         assert done.stdout.count("ft_mask") == 1 + done.stdout.count("ft_mask/")  # one table
-    assert all(torch.allclose(models[0][name], models[1][name], atol=1e-5) for name in models[0])
+    original = lm.model.state_dict()
+    for name, one in models[0].items():
+        change, difference = one - original[name], one - models[1][name]
+        assert difference.norm() <= 1e-3 * change.norm()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import S, run_kedit
+from conftest import run_kedit
 
 from kedit.errors import InputError
 from kedit.results.cells import find
@@ -57,7 +57,7 @@ def test_other_merges_and_scores_by_hand() -> None:
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real sweep of small cells: two editors on the world model."""
     folder = tmp_path_factory.mktemp("sweep")
-    done = run_kedit(folder, "sweeps=quickstart", *S, "T=12", "setting.checkpoints=[4]", "eval.fluency_tokens=30")
+    done = run_kedit(folder, "sweeps=quickstart", "T=12", "setting.checkpoints=[4]", "eval.fluency_tokens=30")
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TESTS, S, run_kedit
+from conftest import TESTS, run_kedit
 from test_finetune import configured
 from test_resume import assert_same
 
@@ -94,7 +94,7 @@ def test_an_editor_without_optimiser_steps_of_its_own_is_refused(tmp_path: Path)
 
 
 def test_a_killed_run_leaves_the_same_traces(tmp_path: Path) -> None:
-    given = [*S, "T=12", "save=true", "eval.fluency_tokens=0", "eval.each_step=[reliability,portability]"]
+    given = ["T=12", "save=true", "eval.fluency_tokens=0", "eval.each_step=[reliability,portability]"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     straight.mkdir()
     killed.mkdir()

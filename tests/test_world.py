@@ -1,8 +1,10 @@
-"""The embedded world: deterministic, disjoint, its model knows its facts (recipe S here, W in the acceptance tests)."""
+"""The embedded world: deterministic, disjoint, its model knows its facts."""
 
 import itertools
+from pathlib import Path
 
 import pytest
+import torch
 
 from kedit import world
 from kedit.errors import InputError
@@ -188,3 +190,14 @@ def test_the_model_knows_its_world(lm: LM) -> None:
     shares = {name: known(lm, questions) for name, questions in questions_of(World()).items()}
     assert shares["alias"] >= 90
     assert min(shares[name] for name in ("fact", "held_out", "geo")) >= 97
+
+
+def test_the_default_model_is_shipped_and_any_other_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEDIT_CACHE", str(tmp_path))
+    shipped = world.load()
+    assert sum(p.numel() for p in shipped.model.parameters()) == 1_967_232
+    assert shipped.dtype == torch.float32
+    assert not list(tmp_path.iterdir())
+    assert sum(file.stat().st_size for file in world.WEIGHTS.iterdir()) < 5e6
+    world.load(people=20, steps=1, width=32, mlp=32)
+    assert len(list(tmp_path.glob("world/*/model.safetensors"))) == 1

@@ -1,4 +1,6 @@
-"""The embedded default: a small language model of an invented world, trained on the spot, and edits of its facts."""
+"""The embedded default: a small language model of an invented world, shipped with kedit, and edits of its facts."""
+
+from pathlib import Path
 
 from kedit.artefacts import artefact
 from kedit.lm import LM
@@ -7,6 +9,8 @@ from kedit.world.edits import documents, more_training, running_text
 from kedit.world.edits import load as cases
 from kedit.world.facts import World
 from kedit.world.recipe import Recipe, key, train
+
+WEIGHTS = Path(__file__).parent / "weights"  # of Recipe() on World(): float16, read as float32
 
 __all__ = ["Recipe", "World", "cases", "documents", "load", "more_training", "running_text"]
 
@@ -22,7 +26,9 @@ def load(
     mlp: int = 1024,
     token_budget: int | None = None,
 ) -> LM:
-    """The world's model, trained once (a few minutes on one core, with a progress bar) and then read from the cache."""
+    """The world's model. The default one is part of the package; any other is trained once (a few minutes on one core,
+    with a progress bar) and then read from the cache."""
     world, recipe = World(people, relations, world_seed), Recipe(steps=steps, width=width, layers=layers, mlp=mlp)
-    directory = artefact("world", key(world, recipe), lambda folder: train(world, recipe, folder))
+    shipped = (world, recipe) == (World(), Recipe())
+    directory = WEIGHTS if shipped else artefact("world", key(world, recipe), lambda new: train(world, recipe, new))
     return load_directory(str(directory), token_budget=token_budget)

@@ -19,7 +19,7 @@ from kedit.world.facts import World
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Sizes and optimisation. The defaults are recipe W (1.97 M parameters, 7.9 MB); mlp=384 is S, for tests."""
+    """Sizes and optimisation. The defaults are recipe W (1.97 M parameters), whose weights are shipped."""
 
     mlp: int = 1024
     width: int = 128
