@@ -11,7 +11,7 @@ import torch
 from benchmarks.flops import Cost
 from benchmarks.plain import Plain
 from benchmarks.shapes import Material
-from kedit.editors.finetune import FineTune
+from kedit.editors.finetune.per_edit import FineTune
 from kedit.lm import LM
 
 

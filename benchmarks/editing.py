@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional
 
 from benchmarks.bench import Bench, Timing
-from kedit.editors.adapters import LoRA
-from kedit.editors.finetune import FineTune
+from kedit.editors.finetune.lora import LoRA
+from kedit.editors.finetune.per_edit import FineTune
 from kedit.losses import Loss
 from kedit.losses.cross_entropy import CrossEntropy
 from kedit.losses.dpo import DPO

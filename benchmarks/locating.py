@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.bench import Bench, Timing
+from kedit.covariance.estimate import Projector
 from kedit.editors.locate import Locate
-from kedit.editors.locate.facts import Fact, Places, facts_of
-from kedit.editors.locate.solve import LeastSquares, NullSpace, Solver
-from kedit.editors.locate.templates import Sampling
+from kedit.editors.locate.context_templates import Sampling
+from kedit.editors.locate.fact_rows import Fact, Places, facts_of
+from kedit.editors.locate.solvers import LeastSquares, NullSpace, Solver
+from kedit.editors.locate.subject_forward import Site
 from kedit.editors.locate.values import Values
-from kedit.lm.columns import Site
-from kedit.statistics import Projector
 
 EVALUATIONS = 20  # of an edit on a GPT model: hparams/ROME, hparams/MEMIT
 ROME = Values(sites=["mlp_out"], steps=EVALUATIONS, lr=0.5, decay=0.5, clamp=4.0, stop_loss=-1.0)

@@ -21,16 +21,16 @@ from kedit.cases import Case, Edit, questions
 from kedit.data import knowedit
 from kedit.data import load as load_cases
 from kedit.editors import Editor
-from kedit.editors.finetune import FineTune
-from kedit.evals import Evaluator
-from kedit.journal import Journal
+from kedit.editors.finetune.per_edit import FineTune
+from kedit.evaluation.baseline import pristine_answers
+from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM, load
 from kedit.lm.loading import identity
-from kedit.loop import experiment
+from kedit.loop.journal import Journal
+from kedit.loop.runner import experiment
+from kedit.loop.settings import Step, sequential
+from kedit.loop.tracker import Tracker
 from kedit.losses.cross_entropy import CrossEntropy
-from kedit.pristine import pristine_answers
-from kedit.settings import Step, sequential
-from kedit.tracker import Tracker
 
 LLAMA = "llama 16x512, 8k"
 

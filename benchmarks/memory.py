@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.bench import Bench
 from benchmarks.shapes import SHAPES, build, material
-from kedit.editors.finetune import FineTune
+from kedit.editors.finetune.per_edit import FineTune
 from kedit.losses.kdpo import KDPO
 
 

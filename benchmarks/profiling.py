@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.bench import Bench
-from kedit.editors.finetune import FineTune
+from kedit.editors.finetune.per_edit import FineTune
 from kedit.losses.kdpo import KDPO
 
 PARTS = {

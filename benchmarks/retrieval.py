@@ -13,16 +13,16 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from benchmarks.memory import kilobytes
+from kedit.common.paths import ROOT
 from kedit.data import Dataset, knowedit, load
 from kedit.data.dataset import apart
 from kedit.data.files import parse_file, recognise
 from kedit.editors.incontext.augmentation import Form, qa
+from kedit.editors.incontext.edit_memory import Hit, Memory
 from kedit.editors.incontext.filter import Filter
-from kedit.editors.incontext.index import Index
-from kedit.editors.incontext.memory import Hit, Memory
-from kedit.embeddings import MINILM
-from kedit.embeddings import load as load_encoder
-from kedit.run import ROOT
+from kedit.editors.incontext.vector_index import Index
+from kedit.lm.sentence_encoder import MINILM
+from kedit.lm.sentence_encoder import load as load_encoder
 
 K = 4  # KEDAS
 ASKED = ("reliability", "generality", "portability", "locality")

@@ -6,8 +6,8 @@ from itertools import cycle, islice
 import torch
 
 from benchmarks.bench import Bench, Timing
-from kedit.corpora import Stream
-from kedit.moments import second_moments
+from kedit.covariance.corpora import Stream
+from kedit.covariance.second_moments import second_moments
 
 WINDOW = 512
 

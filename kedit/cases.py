@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from kedit.errors import InputError
+from kedit.common.errors import InputError
 
 Kind = Literal[
     "reliability",

@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from kedit import world
-from kedit.embeddings import MINILM
 from kedit.lm import LM
+from kedit.lm.sentence_encoder import MINILM
 
 torch.set_num_threads(1)
 

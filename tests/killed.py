@@ -12,7 +12,8 @@ from typing import Any
 
 import safetensors.torch
 
-from kedit import journal, run
+from kedit.loop import journal
+from kedit.run import main as run
 
 
 def die() -> None:

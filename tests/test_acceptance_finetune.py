@@ -10,8 +10,8 @@ import pytest
 from conftest import run_kedit
 from test_acceptance import run
 
+from kedit.reports.table.plain import tables
 from kedit.results.cells import find
-from kedit.table.plain import tables
 
 pytestmark = pytest.mark.acceptance
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import run_kedit
 
 from kedit.results.cells import find
-from kedit.scores import summary
+from kedit.results.scores import summary
 
 pytestmark = pytest.mark.acceptance
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 
-from kedit.errors import InputError
+from kedit.common.errors import InputError
 from kedit.lm import LM, Route
 
 PROMPTS = ["Lucy Kelden was born in", "Nina Norro works for the old", "Paul Torsen is married to"]

@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM
 
 from kedit import world
 from kedit.cases import Case, Edit, Probe
-from kedit.editors.adapters import LoRA
+from kedit.common.errors import InputError
+from kedit.editors.finetune.epochs import StandardFineTune, Training
+from kedit.editors.finetune.lora import LoRA
 from kedit.editors.incontext.alignment import Alignment
+from kedit.editors.incontext.alignment_examples import KINDS, Conversations, FromCases, Released
 from kedit.editors.incontext.augmentation import qa
-from kedit.editors.incontext.augmentation.rules import WorldRules
-from kedit.editors.incontext.conversations import KINDS, Conversations, FromCases, Released
+from kedit.editors.incontext.augmentation.world_rules import WorldRules
 from kedit.editors.incontext.prompts import UpdatedInformation
-from kedit.editors.standard import StandardFineTune, Training
-from kedit.errors import InputError
 from kedit.lm import LM
 from kedit.losses.cross_entropy import CrossEntropy
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kedit.artefacts import artefact, cache, remembered_sha256
-from kedit.errors import InputError
+from kedit.common.cache import artefact, cache, remembered_sha256
+from kedit.common.errors import InputError
 
 
 @pytest.fixture(autouse=True)

@@ -16,13 +16,13 @@ from omegaconf import OmegaConf
 
 from kedit import world
 from kedit.cases import Edit
+from kedit.common.errors import InputError
+from kedit.common.paths import ROOT
 from kedit.editors.incontext.augmentation import Form, qa
-from kedit.editors.incontext.augmentation.given import GivenForms
+from kedit.editors.incontext.augmentation.from_file import GivenForms
 from kedit.editors.incontext.augmentation.parsing import Unusable, sentence, sentences
-from kedit.editors.incontext.augmentation.rules import WorldRules
-from kedit.errors import InputError
+from kedit.editors.incontext.augmentation.world_rules import WorldRules
 from kedit.lm import LM, Generated
-from kedit.run import ROOT
 from kedit.world.facts import GEO_TEMPLATES, ONE_HOP, TEMPLATES
 from kedit.world.wordings import WORDINGS
 

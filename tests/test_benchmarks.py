@@ -19,7 +19,7 @@ from benchmarks.retrieval import index, routing
 from benchmarks.scoring import fluency, scoring
 from benchmarks.shapes import SHAPES, build, zsre
 from benchmarks.statistics import statistics as statistics_lines
-from kedit.embeddings import MINILM
+from kedit.lm.sentence_encoder import MINILM
 
 FILE = str(Path(__file__).parent / "data/zsre.json")
 TINY = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, vocab_size=8192)

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kedit.claims import CONFIRMED, NOT_CONFIRMED, PARTLY, Claim, Verdict, claims, judge, judge_one, report
-from kedit.claims.quantity import Comparison
 from kedit.papers import PAPERS, printed
+from kedit.reports.claims import CONFIRMED, NOT_CONFIRMED, PARTLY, Claim, Verdict, claims, judge, judge_one, report
+from kedit.reports.claims.estimates import Comparison
 
 NOT = {"kdpo-17", "ot-11"}
 IN_PART = {

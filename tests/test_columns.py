@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.errors import InputError
+from kedit.common.errors import InputError
+from kedit.editors.locate.activations import add_to_matrix, probe
+from kedit.editors.locate.subject_forward import Columns, Site
+from kedit.editors.subject import Row, ends, rows
 from kedit.lm import LM
-from kedit.lm.columns import Columns, Site
-from kedit.lm.places import add_to_matrix, probe
-from kedit.lm.subject import Row, ends, rows
 
 PROMPTS = [
     "The home of Ada Moss is",

@@ -10,8 +10,8 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from kedit.naming import cell_directory, overrides
-from kedit.run import ROOT
+from kedit.common.paths import ROOT
+from kedit.run.naming import cell_directory, overrides
 
 INCONTEXT = ("editor/augmentation", "editor/filter", "editor/alignment", "editor/alignment/conversations")
 EDITOR = ("editor", "editor/loss", "editor/adapter", "editor/solver", *INCONTEXT)

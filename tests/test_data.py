@@ -12,11 +12,11 @@ import pytest
 from conftest import TESTS
 
 from kedit.cases import Case, Edit, Probe, questions
+from kedit.common.errors import InputError
 from kedit.data import Dataset, counterfact, knowedit, load, zsre_mend
 from kedit.data.files import download, parse_file, recognise
 from kedit.data.records import Record, answers
 from kedit.data.report import conflicts, contradicted, overwritten
-from kedit.errors import InputError
 
 
 def parsed(form: Any, data: dict[str, Any]) -> tuple[Case, Counter[str]]:

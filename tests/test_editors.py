@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 from kedit import world
 from kedit.cases import Edit
+from kedit.common.paths import ROOT
 from kedit.editors import Editor
 from kedit.lm import LM
-from kedit.run import ROOT
 
 DATA = world.cases(edits=4, limit=4, seed=1, train=True, train_people=24)
 FAST = {"values.steps": 20, "sampling.lengths": [[5, 2]], "inject": 1}  # where an editor has them

@@ -9,14 +9,14 @@ import pytest
 
 from kedit import world
 from kedit.cases import Case, Edit, Probe, Question, questions
+from kedit.common.errors import InputError
 from kedit.editors import Editor
-from kedit.errors import InputError
-from kedit.evals import Evaluator, noise_floor
+from kedit.evaluation.baseline import pristine_answers
+from kedit.evaluation.evaluator import Evaluator, noise_floor
 from kedit.lm import LM, Route
-from kedit.loop import experiment
-from kedit.pristine import pristine_answers
-from kedit.scores import summary
-from kedit.settings import sequential
+from kedit.loop.runner import experiment
+from kedit.loop.settings import sequential
+from kedit.results.scores import summary
 
 CASES = world.cases(edits=6, limit=6, seed=2).cases
 ASKED = [q for case in CASES for q in questions(case)]

@@ -6,8 +6,8 @@ from shutil import copytree
 import pytest
 from conftest import run_kedit
 
-from kedit.errors import InputError
-from kedit.examples import PRINTED, choose, examples, groups, markdown, outputs, printed
+from kedit.common.errors import InputError
+from kedit.reports.answers import PRINTED, choose, examples, groups, markdown, outputs, printed
 from kedit.results.cells import Cell, find
 
 TINY = ["model.people=20", "model.steps=2", "model.width=32", "model.mlp=32", "eval.fluency_tokens=20"]

@@ -16,17 +16,17 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from kedit import world
-from kedit.artefacts import MANIFEST
 from kedit.cases import Case, Edit, Probe
+from kedit.common.cache import MANIFEST
+from kedit.common.errors import InputError
+from kedit.common.paths import ROOT
 from kedit.data import knowedit, zsre_mend
 from kedit.data.files import parse_file
 from kedit.editors.incontext.augmentation import Augmentation, Form
 from kedit.editors.incontext.filter import Filter, agreement
+from kedit.editors.incontext.filter_pairs import Pair, Pairs, general_prompts
 from kedit.editors.incontext.filter_training import REPORT, Training
-from kedit.editors.incontext.pairs import Pair, Pairs, general_prompts
-from kedit.embeddings import MINILM
-from kedit.errors import InputError
-from kedit.run import ROOT
+from kedit.lm.sentence_encoder import MINILM
 
 QUICK = Training(lr=1e-4, epochs=1, batch_size=8, max_length=32, max_steps=2, validation=0.25)
 

@@ -11,14 +11,14 @@ from hydra.utils import instantiate
 from test_editors import equal, weights
 
 from kedit import world
-from kedit.editors.adapters import AdaLoRA, LoRA
-from kedit.editors.finetune import FineTune
-from kedit.errors import InputError
+from kedit.common.errors import InputError
+from kedit.common.paths import ROOT
+from kedit.editors.finetune.lora import AdaLoRA, LoRA
+from kedit.editors.finetune.per_edit import FineTune
 from kedit.lm import LM
 from kedit.losses.cross_entropy import CrossEntropy
 from kedit.losses.dpo import DPO
 from kedit.losses.kdpo import KDPO
-from kedit.run import ROOT
 
 EDITS = [case.edits[0] for case in world.cases(edits=4, limit=4, seed=1).cases]
 

@@ -13,24 +13,24 @@ from test_adapters import saved
 
 from kedit import world
 from kedit.cases import questions
-from kedit.editors.adapters import LoRA
+from kedit.common.errors import InputError
+from kedit.editors.finetune.epochs import StandardFineTune
+from kedit.editors.finetune.lora import LoRA
 from kedit.editors.incontext import InContext
 from kedit.editors.incontext.alignment import Alignment
+from kedit.editors.incontext.alignment_examples import Conversations
 from kedit.editors.incontext.augmentation import Form, qa
-from kedit.editors.incontext.augmentation.rules import WorldRules
-from kedit.editors.incontext.conversations import Conversations
-from kedit.editors.incontext.index import Index
-from kedit.editors.incontext.memory import Memory
+from kedit.editors.incontext.augmentation.world_rules import WorldRules
+from kedit.editors.incontext.edit_memory import Memory
 from kedit.editors.incontext.prompts import Demonstrations, Notes, UpdatedInformation
-from kedit.editors.standard import StandardFineTune
-from kedit.errors import InputError
-from kedit.evals import Evaluator
-from kedit.journal import Journal
+from kedit.editors.incontext.vector_index import Index
+from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM
-from kedit.loop import experiment
+from kedit.loop.journal import Journal
+from kedit.loop.runner import experiment
+from kedit.loop.settings import sequential
+from kedit.loop.tracker import Tracker
 from kedit.losses.cross_entropy import CrossEntropy
-from kedit.settings import sequential
-from kedit.tracker import Tracker
 
 DATA = world.cases(edits=4, limit=4, seed=1, train=True)
 EDITS = [case.edits[0] for case in DATA.cases]

@@ -10,9 +10,9 @@ from accelerate import cpu_offload
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kedit.errors import InputError
+from kedit.common.errors import InputError
+from kedit.evaluation.easyedit_scoring import score_group
 from kedit.lm import LM, Route, load
-from kedit.lm.easyedit import score_group
 from kedit.lm.model import fill
 from kedit.lm.text import Text
 

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from kedit import world
 from kedit.cases import Edit
+from kedit.common.errors import InputError
+from kedit.covariance.estimate import Statistics
 from kedit.editors.locate import Locate
-from kedit.editors.locate.facts import Places, facts_of
-from kedit.editors.locate.solve import LeastSquares, NullSpace, RankOne, Solver
-from kedit.editors.locate.templates import Sampling
+from kedit.editors.locate.activations import probe
+from kedit.editors.locate.context_templates import Sampling
+from kedit.editors.locate.fact_rows import Places, facts_of
+from kedit.editors.locate.solvers import LeastSquares, NullSpace, RankOne, Solver
 from kedit.editors.locate.values import Values
-from kedit.errors import InputError
 from kedit.lm import LM
-from kedit.lm.places import probe
-from kedit.statistics import Statistics
 
 EDITS = [
     Edit("The home of Ada Moss is", "Paris by the sea", "Ada Moss"),

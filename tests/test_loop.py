@@ -10,13 +10,13 @@ import torch
 from kedit import world
 from kedit.cases import Case, Edit
 from kedit.editors import Editor
-from kedit.editors.finetune import FineTune
-from kedit.evals import Evaluator
-from kedit.journal import Memory
+from kedit.editors.finetune.per_edit import FineTune
+from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM
-from kedit.loop import experiment
+from kedit.loop.journal import Memory
+from kedit.loop.runner import experiment
+from kedit.loop.settings import blocks, incremental, mass, sequential, single
 from kedit.losses.cross_entropy import CrossEntropy
-from kedit.settings import blocks, incremental, mass, sequential, single
 
 CASES = world.cases(edits=5, limit=5, seed=3).cases
 QUICK = Evaluator(fluency_tokens=0)
@@ -132,6 +132,6 @@ def test_questions_are_asked_in_parts_of_whole_cases(lm: LM, monkeypatch: pytest
         return [row | {"nll": pytest.approx(row["nll"], abs=1e-4)} if "nll" in row else row for row in made]
 
     whole = rows()
-    monkeypatch.setattr("kedit.loop.PART", 7)
+    monkeypatch.setattr("kedit.loop.runner.PART", 7)
     monkeypatch.setattr("kedit.lm.model.POOL", 3)
     assert rows() == whole

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kedit.cases import Edit
 from kedit.lm import LM
-from kedit.lm.start import StartWeights
+from kedit.lm.start_weights import StartWeights
 from kedit.lm.text import Pair, collate
 from kedit.losses import View
 from kedit.losses.cross_entropy import CrossEntropy

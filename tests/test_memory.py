@@ -11,10 +11,10 @@ import pytest
 import yaml
 from conftest import run_kedit
 
-from kedit.embeddings import MINILM
-from kedit.errors import InputError
-from kedit.memory import explained, found, kept, listed, main
-from kedit.table.formats import Grid
+from kedit.common.errors import InputError
+from kedit.lm.sentence_encoder import MINILM
+from kedit.reports.table.formats import Grid
+from kedit.run.memory_command import explained, found, kept, listed, main
 
 KEDAS = ["editor=kedas", "editor.alignment=null", "editor.memory.k=3", "editor.filter.threshold=0.0"]
 FILTER = {"batch_size": 4, "max_steps": 1, "max_length": 64, "validation": 0.02}
@@ -149,7 +149,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "damage": (lambda cell: (cell / f"state/{CASES}/editor.safetensors").write_text("{"), "is damaged"),
     "editor": (
         lambda cell: change(
-            cell / "config.yaml", lambda c: c["editor"].update(_target_="kedit.editors.finetune.FineTune")
+            cell / "config.yaml", lambda c: c["editor"].update(_target_="kedit.editors.finetune.per_edit.FineTune")
         ),
         "its editor kedas has no memory of edits",
     ),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from kedit.metrics import (
+from kedit.evaluation.metrics import (
     exact_match,
     half_width,
     harmonic_mean,

@@ -7,12 +7,12 @@ import torch
 from torch.nn import functional
 
 from kedit.cases import Edit
-from kedit.editors.examples import Paraphrases
-from kedit.editors.neurons import KnowledgeNeurons
-from kedit.errors import InputError
+from kedit.common.errors import InputError
+from kedit.editors.attribution import asked, integrated_gradients, points
+from kedit.editors.extra_examples import Paraphrases
+from kedit.editors.knowledge_neurons import KnowledgeNeurons
+from kedit.editors.mlp_neurons import neuron_sites, neuron_vectors
 from kedit.lm import LM
-from kedit.lm.attribution import asked, integrated_gradients, points
-from kedit.lm.neurons import neuron_sites, neuron_vectors
 from kedit.lm.text import Pair
 
 FACTS = [

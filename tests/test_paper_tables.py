@@ -14,19 +14,20 @@ import pytest
 import yaml
 from made_cells import make_cell
 
-from kedit.errors import InputError
+from kedit.common.errors import InputError
 from kedit.papers import as_text
+from kedit.reports.table import fill_commands as fill
+from kedit.reports.table import views
+from kedit.reports.table.compare import compare
+from kedit.reports.table.formats import Entry, Grid, Line, latex, markdown
+from kedit.reports.table.html import page
+from kedit.reports.table.layout import Layout, layout, layouts, named
+from kedit.reports.table.ranking import ranks
+from kedit.reports.table.show import paper_table, rendered
 from kedit.results.cells import Cell
 from kedit.results.measured import measured
 from kedit.results.mixing import refuse_mixed
 from kedit.results.samples import COSTS, samples
-from kedit.table import fill, views
-from kedit.table.formats import Entry, Grid, Line, latex, markdown
-from kedit.table.layout import Layout, layout, layouts, named
-from kedit.table.page import page
-from kedit.table.ranking import ranks
-from kedit.table.show import paper_table, rendered
-from kedit.table.versus import compare
 
 ALL = list(layouts())
 KDPO = Layout(

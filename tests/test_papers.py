@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kedit.errors import InputError
+from kedit.common.errors import InputError
 from kedit.papers import FOLDER, KEYS, PAPERS, printed, tables
 from kedit.papers.translate import translate
 

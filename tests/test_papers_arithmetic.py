@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pandas as pd
 import pytest
 
-from kedit.metrics import harmonic_mean
+from kedit.evaluation.metrics import harmonic_mean
 from kedit.papers import KEYS, PAPERS, as_text, printed
 
 KNOWN = {  # check -> (exact, within rounding, last digit, fail, lost)

@@ -16,12 +16,12 @@ from conftest import TESTS
 
 from kedit.cases import Case, Edit, Kind, Probe, Question
 from kedit.data.files import parse_file, recognise
-from kedit.editors.finetune import FineTune
-from kedit.evals import Answer, Evaluator, Row
+from kedit.editors.finetune.per_edit import FineTune
+from kedit.evaluation.evaluator import Answer, Evaluator, Row
 from kedit.lm import LM, load
-from kedit.loop import experiment
+from kedit.loop.runner import experiment
+from kedit.loop.settings import incremental, single
 from kedit.losses.cross_entropy import CrossEntropy
-from kedit.settings import incremental, single
 
 FOLDERS = [TESTS / "parity", *map(Path, filter(None, os.environ.get("KEDIT_PARITY", "").split(os.pathsep)))]
 FILES = sorted(file for folder in FOLDERS for file in folder.glob("*.json"))

@@ -11,14 +11,14 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.colors import to_hex
 
-from kedit.plot import PICTURES, draw
-from kedit.plot.bars import bars
-from kedit.plot.data import Nothing, resampled, scores, spread
-from kedit.plot.radar import average, radar
-from kedit.plot.retention import ages, retention
-from kedit.plot.scatter import scatter
-from kedit.plot.style import looks
-from kedit.plot.traces import by_token, degrees, half_overfitted, losses, over_steps, tokens
+from kedit.reports.plot import PICTURES, draw
+from kedit.reports.plot.bars import bars
+from kedit.reports.plot.plot_data import Nothing, resampled, scores, spread
+from kedit.reports.plot.radar import average, radar
+from kedit.reports.plot.retention import ages, retention
+from kedit.reports.plot.scatter import scatter
+from kedit.reports.plot.step_curves import by_token, degrees, half_overfitted, losses, over_steps, tokens
+from kedit.reports.plot.style import looks
 from kedit.results.cells import Cell, find
 
 KINDS = {"reliability": 1.0, "generality": 0.5, "portability": 0.25, "locality": 0.75}
@@ -220,7 +220,7 @@ def test_the_command_line(tmp_path: Path) -> None:
 
 
 def test_pictures_need_no_model() -> None:
-    code = "import sys, kedit.plot.__main__; print({'torch', 'transformers', 'wandb'} & {*sys.modules})"
+    code = "import sys, kedit.reports.plot.cli; print({'torch', 'transformers', 'wandb'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 

@@ -12,14 +12,14 @@ from hydra.utils import instantiate
 from transformers import AutoModelForCausalLM
 
 from kedit.cases import Case
+from kedit.common.paths import ROOT
 from kedit.data import counterfact, knowedit, load, zsre_mend
 from kedit.editors import Editor
-from kedit.editors.tuning import Tuner
+from kedit.editors.finetune.base import Tuner
 from kedit.lm import LM
-from kedit.lm.start import StartWeights
+from kedit.lm.start_weights import StartWeights
 from kedit.losses import View
 from kedit.losses.cross_entropy import CrossEntropy
-from kedit.run import ROOT
 
 FILES = {
     "zsre": knowedit,

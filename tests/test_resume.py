@@ -15,10 +15,10 @@ import torch
 from conftest import TESTS
 from safetensors.torch import load_file
 
+from kedit.common.errors import InputError
 from kedit.editors import Editor
-from kedit.errors import InputError
-from kedit.journal import Journal
 from kedit.lm import LM
+from kedit.loop.journal import Journal
 
 RUN = ["tracker=none", "save=true", "keep_state=true", "eval.fluency_tokens=30"]
 SEQUENCE = ["T=20", "setting.checkpoints=[7]"]

@@ -17,18 +17,18 @@ from test_table import row
 
 from kedit import world
 from kedit.cases import Kind, Probe, Question, questions
-from kedit.consistency import Consistency
+from kedit.common.errors import InputError
 from kedit.data import counterfact, zsre_mend
 from kedit.data.files import parse_file
 from kedit.data.records import Record
 from kedit.data.wikirecent import WikiRecent
-from kedit.errors import InputError
-from kedit.evals import Evaluator
+from kedit.evaluation.baseline import pristine_answers
+from kedit.evaluation.consistency import Consistency
+from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM
-from kedit.pristine import pristine_answers
+from kedit.reports.table.plain import shown, tables
 from kedit.results.cells import find
-from kedit.scores import per_case, summary
-from kedit.table.plain import shown, tables
+from kedit.results.scores import per_case, summary
 
 ROME: list[Kind] = ["efficacy", "paraphrase", "neighborhood", "fluency", "consistency"]
 DATA = TESTS / "data"

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from made_cells import make_cell
 
-from kedit.dashboard import routing_of
-from kedit.errors import InputError
+from kedit.common.errors import InputError
+from kedit.reports.dashboard import routing_of
+from kedit.reports.table.routing_table import grid, tables, write
 from kedit.results.cells import Cell
 from kedit.results.routing import edit_numbers, routing
-from kedit.run import show_cells
-from kedit.table.routing import grid, tables, write
+from kedit.run.main import show_cells
 
 Found = tuple[int, float, int]  # edit, probability, accepted
 
@@ -151,8 +151,8 @@ def test_it_is_written_and_printed_beside_the_scores(sequential: Cell, capsys: p
 
 
 def test_where_nothing_is_recalled_the_table_says_so(tmp_path: Path) -> None:
-    from kedit.table.__main__ import parser
-    from kedit.table.show import output
+    from kedit.reports.table.cli import parser
+    from kedit.reports.table.show import output
 
     make_cell(tmp_path / "sweep", {"reliability": [1.0]}, editor="ft_m", T=3)
     with pytest.raises(InputError, match="no run there recalls edits from a memory"):

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from kedit.cases import Case
-from kedit.errors import InputError
-from kedit.settings import Step, blocks, incremental, mass, sequential, single
+from kedit.common.errors import InputError
+from kedit.loop.settings import Step, blocks, incremental, mass, sequential, single
 
 ABC = [Case(name, (), ()) for name in "abc"]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kedit.editors.locate.solve import Equality, Keys, LeastSquares, NullSpace, RankOne, Solver
-from kedit.errors import InputError
+from kedit.common.errors import InputError
+from kedit.editors.locate.solvers import Equality, Keys, LeastSquares, NullSpace, RankOne, Solver
 
 D, F, N = 8, 24, 5
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from kedit import world
 from kedit.cases import Case, Edit
-from kedit.corpora import texts
-from kedit.editors.examples import Paraphrases, RandomFacts, SimilarFacts, Texts, known_facts
-from kedit.editors.standard import Composed, StandardFineTune, Training
-from kedit.errors import InputError
+from kedit.common.errors import InputError
+from kedit.covariance.corpora import texts
+from kedit.editors.extra_examples import Paraphrases, RandomFacts, SimilarFacts, Texts, known_facts
+from kedit.editors.finetune.epochs import Composed, StandardFineTune, Training
 from kedit.lm import LM
 from kedit.losses.cross_entropy import CrossEntropy
 from kedit.losses.kdpo import KDPO

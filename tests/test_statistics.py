@@ -17,14 +17,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from kedit import corpora, moments, statistics
-from kedit import stats as cli
-from kedit.artefacts import sha256
-from kedit.corpora import Stream, stream
-from kedit.errors import InputError
+from kedit.common.cache import sha256
+from kedit.common.errors import InputError
+from kedit.covariance import corpora
+from kedit.covariance import estimate as statistics
+from kedit.covariance import second_moments as moments
+from kedit.covariance.corpora import Stream, stream
+from kedit.covariance.estimate import FILE, KIND, Statistics, null_space
+from kedit.covariance.second_moments import second_moments
 from kedit.lm import LM
-from kedit.moments import second_moments
-from kedit.statistics import FILE, KIND, Statistics, null_space
+from kedit.run import covariance_command as cli
 from kedit.world import running_text
 
 LAYERS = [0, 2]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from kedit import artefacts
-from kedit.artefacts import artefact, kept
-from kedit.status import Seen, code, look, remaining
-from kedit.sweep import record
+from kedit.common import cache as artefacts
+from kedit.common.cache import artefact, kept
+from kedit.reports.cell_status import Seen, code, look, remaining
+from kedit.run.sweep import record
 
 BASE = "world/world/kdpo/sequential-T"
 

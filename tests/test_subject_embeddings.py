@@ -11,12 +11,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from kedit import world
 from kedit.cases import Edit
-from kedit.editors.examples import RandomFacts
-from kedit.editors.subject_embeddings import SubjectEmbeddings
-from kedit.errors import InputError
-from kedit.journal import Journal, bring_back
+from kedit.common.errors import InputError
+from kedit.editors.extra_examples import RandomFacts
+from kedit.editors.swea import SubjectEmbeddings
 from kedit.lm import LM
-from kedit.lm.alterations import lengths, longest
+from kedit.lm.embedding_deltas import lengths, longest
+from kedit.loop.journal import Journal, bring_back
 
 PROMPTS = ["Lucy Kelden was born in", "Where was Lucy Kelden born?", "The occupation of Lena Ostker is", "Nina"]
 ANSWERS = ["Eastford, Beloria", "Velport", "glass manager", "Blue Bank Systems"]

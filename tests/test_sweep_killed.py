@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import TESTS, run_kedit
 
-from kedit.status import code, look
+from kedit.reports.cell_status import code, look
 
 QUICK = ["model.people=20", "model.steps=2", "model.width=32", "model.mlp=32", "T=2", "editor=kdpo", "seed=101,102,103"]
 TWELVE = ["T=5,10", "seed=101,102,103", "commit_every_s=0"]  # x DPO, KDPO

@@ -17,10 +17,10 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
-from kedit import settings
+from kedit.common.paths import ROOT
+from kedit.loop import settings
 from kedit.papers import KEYS, printed
-from kedit.run import ROOT
-from kedit.sweep import jobs, left_out, outside, present
+from kedit.run.sweep import jobs, left_out, outside, present
 
 Kedit = Callable[..., Done]
 TABLES = sorted(path.stem for path in (ROOT / "sweeps").glob("*_table*.yaml"))
@@ -154,7 +154,7 @@ def test_numbers_of_one_paper_reach_its_cells_only() -> None:
     [merged] = grid("sweeps=kdpo_table5", "editor=adalora_released", "dataset=zsre", "T=100")
     assert merged.editor.adapter.merge
     [setting] = grid("sweeps=kdpo_table6", *WORLD, "editor=kdpo", "T=5", "setting=blocks")
-    assert setting.setting["_target_"] == "kedit.settings.blocks"
+    assert setting.setting["_target_"] == "kedit.loop.settings.blocks"
 
 
 def test_an_option_that_only_the_sweeps_own_choices_have_can_be_given() -> None:

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from conftest import run_kedit
 
-from kedit.errors import InputError
+from kedit.common.errors import InputError
+from kedit.reports.table.plain import markdown, show, tables, write
 from kedit.results.cells import find
-from kedit.scores import FLOOR, per_case, summary
-from kedit.table.plain import markdown, show, tables, write
+from kedit.results.scores import FLOOR, per_case, summary
 
 
 def row(case: str, kind: str, group: str, token: float, when: str = "test", **more: object) -> dict[str, object]:

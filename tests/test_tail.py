@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from kedit.cases import Edit
-from kedit.editors.adapters import LoRA
-from kedit.editors.finetune import FineTune
+from kedit.editors.finetune.lora import LoRA
+from kedit.editors.finetune.per_edit import FineTune
 from kedit.lm import LM
-from kedit.lm.tail import Passes, tail_of
+from kedit.lm.partial_forward import Passes, tail_of
 from kedit.losses.cross_entropy import CrossEntropy
 
 PROMPTS = ["The first of them lives in", "Who is", "A longer prompt, of some words, that ends with"]
@@ -84,7 +84,7 @@ def test_an_adapter_on_upper_layers_trains_from_there(lm: LM, monkeypatch: pytes
         states.append(editor.state())
         lm.restore()
         editor.reset()
-        monkeypatch.setattr("kedit.lm.tail.tail_of", lambda *_: None)  # the second time: all layers
+        monkeypatch.setattr("kedit.lm.partial_forward.tail_of", lambda *_: None)  # the second time: all layers
     assert states[0]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 

@@ -18,13 +18,13 @@ from test_resume import assert_same
 
 from kedit import world
 from kedit.cases import Case
-from kedit.editors.finetune import FineTune
-from kedit.evals import Evaluator
-from kedit.journal import Memory
+from kedit.editors.finetune.per_edit import FineTune
+from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM
-from kedit.loop import experiment
+from kedit.loop.journal import Memory
+from kedit.loop.runner import experiment
+from kedit.loop.settings import sequential
 from kedit.losses.cross_entropy import CrossEntropy
-from kedit.settings import sequential
 
 CASES = world.cases(edits=3, limit=3, seed=3).cases
 KINDS = ["reliability", "generality", "portability"]

@@ -15,8 +15,8 @@ import pytest
 from conftest import TESTS, run_kedit
 from test_run import QUICK
 
-from kedit.dashboard import flat_config, plain
-from kedit.tracker import TABLE_ROWS, _parts
+from kedit.loop.tracker import TABLE_ROWS, _parts
+from kedit.reports.dashboard import flat_config, plain
 
 KEY = "0" * 40
 Server = Callable[..., str]

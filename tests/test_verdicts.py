@@ -6,8 +6,8 @@ import pytest
 from made_cells import make_cell
 from test_paper_tables import places, run_table
 
-from kedit.errors import InputError
-from kedit.table.show import claims
+from kedit.common.errors import InputError
+from kedit.reports.table.show import claims
 
 
 @pytest.fixture

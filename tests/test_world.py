@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kedit import world
-from kedit.errors import InputError
+from kedit.common.errors import InputError
 from kedit.lm import LM
 from kedit.world import World
 from kedit.world.corpus import EOT_ID, Corpus, Rows, train_tokenizer

@@ -5,10 +5,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from kedit.common.errors import InputError
 from kedit.data.dataset import choose
 from kedit.data.files import parse_file, recognise
 from kedit.data.report import report
-from kedit.errors import InputError
 
 
 def main() -> None:

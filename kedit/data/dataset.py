@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kedit.cases import Case
-from kedit.errors import InputError
+from kedit.common.errors import InputError
 
 Dedup = Literal["first", "none", "odd_toggle_last"]
 Overlap = Literal["drop", "keep"]  # training cases about what is tested

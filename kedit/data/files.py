@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from kedit.artefacts import sha256
 from kedit.cases import Case
+from kedit.common.cache import sha256
+from kedit.common.errors import InputError, first_line
 from kedit.data import counterfact, knowedit, zsre_mend
 from kedit.data.dataset import Dataset, Dedup, Overlap, apart, choose, overlap
 from kedit.data.records import Record, read_records
-from kedit.errors import InputError, first_line
 
 Parse = Callable[[Record, str, Counter[str]], Case]
 FORMS = (knowedit, counterfact, zsre_mend)  # each with `recognises` and `parse`

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kedit.errors import InputError
+from kedit.common.errors import InputError
 
 
 class Record:

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from kedit.cases import Case, Probe
+from kedit.common.errors import InputError
 from kedit.data import counterfact, knowedit
 from kedit.data.files import parse_file
 from kedit.data.records import Record, read_any
-from kedit.errors import InputError
 
 
 class WikiRecent:

@@ -4,8 +4,8 @@ from collections import Counter
 from typing import Literal, get_args
 
 from kedit.cases import Case, Edit, Probe
+from kedit.common.errors import InputError
 from kedit.data.records import Record, answers
-from kedit.errors import InputError
 
 Target = Literal["alt", "answers"]
 

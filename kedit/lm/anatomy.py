@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from kedit.errors import InputError
+from kedit.common.errors import InputError
 
 PARTS = ("mlp_out", "attn_out", "mlp", "attn", "block", "model")
 

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
-from kedit.artefacts import digest, remembered_sha256
-from kedit.errors import InputError, first_line
+from kedit.common.cache import digest, remembered_sha256
+from kedit.common.errors import InputError, first_line
 from kedit.lm.model import LM
 from kedit.lm.text import Side
 

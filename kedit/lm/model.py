@@ -14,13 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kedit.errors import InputError
-from kedit.lm.adapters import Adapters
-from kedit.lm.alterations import Alterations, Key
+from kedit.common.errors import InputError
 from kedit.lm.anatomy import inspect_anatomy
+from kedit.lm.embedding_deltas import Alterations, Key
 from kedit.lm.generate import SeededTopK, continue_batch, greedy
 from kedit.lm.hooks import entering
-from kedit.lm.tail import Prefixes
+from kedit.lm.mixed_adapters import Adapters
+from kedit.lm.partial_forward import Prefixes
 from kedit.lm.text import Batch, Mask, Pair, Side, Text, collate
 from kedit.lm.undo import UndoLog
 

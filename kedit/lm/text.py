@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from kedit.errors import InputError
+from kedit.common.errors import InputError
 
 Side = Literal["left", "right"]
 Mask = Literal["positional", "token_membership", "none"]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from kedit.errors import InputError
+from kedit.common.errors import InputError
 
 
 class UndoLog:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kedit.cases import Edit
 from kedit.lm import LM
-from kedit.lm.start import StartWeights
-from kedit.lm.tail import Passes
+from kedit.lm.partial_forward import Passes
+from kedit.lm.start_weights import StartWeights
 from kedit.lm.text import Batch
 
 

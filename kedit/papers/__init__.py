@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kedit.errors import InputError
+from kedit.common.errors import InputError
 
 FOLDER = Path(__file__).parent
 PAPERS = {

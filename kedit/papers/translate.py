@@ -16,7 +16,7 @@ import csv
 import sys
 from pathlib import Path
 
-from kedit.errors import InputError
+from kedit.common.errors import InputError
 from kedit.papers import FOLDER
 
 DATASETS = {

@@ -10,9 +10,9 @@ import pandas as pd
 import yaml
 
 from kedit.cases import KNOWEDIT
-from kedit.errors import InputError
-from kedit.journal import CONFIG, META, ROWS, STEPS, TRACES, finished
-from kedit.naming import home, runs
+from kedit.common.errors import InputError
+from kedit.common.paths import runs, sweep_folder
+from kedit.results.cell_files import CONFIG, META, ROWS, STEPS, TRACES, is_finished
 
 # cells that differ in one of these stand in no table and in no picture together
 SAME = ("model", "dataset", "setting", "order_seed", "overrides", "versions")
@@ -30,7 +30,7 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        return finished(self.directory)
+        return is_finished(self.directory)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _read(path: Path, **kwargs: Any) -> pd.DataFrame:
 
 def find(place: str | Path) -> list[Cell]:
     """The cells of a sweep (a name under the runs folder) or below a directory."""
-    root = home(place)
+    root = sweep_folder(place)
     cells = [Cell(path.parent) for path in sorted(root.rglob(META)) if (path.parent / ROWS).exists()]
     if not cells:
         raise InputError(f"{root}: no run there; give a sweep that has run, or a directory below {runs()}/")

@@ -16,7 +16,7 @@ from kedit.papers import printed
 from kedit.results.bootstrap import interval
 from kedit.results.cells import Cell
 from kedit.results.samples import Key, Sample, samples
-from kedit.scores import PAPER, Score
+from kedit.results.scores import PAPER, Score
 
 COLUMNS = "paper table model setting T dataset editor metric value ci note printed_as".split()
 MORE = "low high n seeds failed directories replicates".split()

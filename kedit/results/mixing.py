@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kedit.errors import InputError
+from kedit.common.errors import InputError
 from kedit.results.cells import Cell
 from kedit.results.samples import asked_T
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from kedit.errors import InputError
+from kedit.common.errors import InputError
 from kedit.results.bootstrap import over_seeds, resampled_means
 from kedit.results.cells import Cell
-from kedit.scores import PAPER, PLAIN, Measures, Score, by_case, combined
+from kedit.results.scores import PAPER, PLAIN, Measures, Score, by_case, combined
 
 UNEDITED = "none"
 COSTS = ("editing_hours", "inference_hours", "memory_gb")  # KEDAS's Table 7

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kedit.artefacts import artefact
+from kedit.common.cache import artefact
 from kedit.lm import LM
 from kedit.lm import load as load_directory
 from kedit.world.edits import documents, more_training, running_text

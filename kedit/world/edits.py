@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from kedit.cases import Case, Edit, Probe
+from kedit.common.errors import InputError
 from kedit.data import Dataset
 from kedit.data.dataset import overlap
-from kedit.errors import InputError
 from kedit.world.corpus import Corpus
 from kedit.world.facts import GEO_TEMPLATES, TEMPLATES, Person, World
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 
-from kedit.errors import InputError
+from kedit.common.errors import InputError
 
 FIRST_NAMES = """Adam Alice Anna Ben Carl Clara David Diana Edgar Ella Emil Erik Eva Felix Frank Grace Hanna Hugo Ida
 Ivan Jane Jonas Julia Karl Laura Leo Lena Liam Lucy Marco Maria Max Nina Nora Oscar Paul Rosa Simon Sofia

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from kedit.artefacts import sha256
-from kedit.progress import progress
+from kedit.common.cache import sha256
+from kedit.common.progress import progress
 from kedit.world.corpus import EOT, EOT_ID, FIRST_MIX, Corpus, Rows, train_tokenizer
 from kedit.world.facts import World
 

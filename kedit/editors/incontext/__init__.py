@@ -11,13 +11,13 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from kedit.cases import Case, Edit
+from kedit.common.errors import InputError
 from kedit.editors import Editor
 from kedit.editors.incontext.alignment import Alignment
 from kedit.editors.incontext.augmentation import Augmentation, worded
+from kedit.editors.incontext.edit_memory import Hit, Memory
 from kedit.editors.incontext.filter import Filter
-from kedit.editors.incontext.memory import Hit, Memory
 from kedit.editors.incontext.prompts import Prompt
-from kedit.errors import InputError
 from kedit.lm import LM, Route
 
 When = Literal["recalled", "always"]

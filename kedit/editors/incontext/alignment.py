@@ -20,15 +20,15 @@ from accelerate.utils import broadcast_object_list
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 
-from kedit.artefacts import artefact, cache, digest
 from kedit.cases import Case, Edit
-from kedit.editors.incontext.conversations import Conversations
+from kedit.common.cache import artefact, cache, digest
+from kedit.common.errors import InputError
+from kedit.common.seeding import seeded
+from kedit.editors.finetune.epochs import StandardFineTune
+from kedit.editors.incontext.alignment_examples import Conversations
 from kedit.editors.incontext.prompts import UpdatedInformation
-from kedit.editors.standard import StandardFineTune
-from kedit.errors import InputError
 from kedit.lm import LM
 from kedit.losses import Loss
-from kedit.seeding import seeded
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kedit.artefacts import artefact, digest, sha256
 from kedit.cases import Case
+from kedit.common.cache import artefact, digest, sha256
+from kedit.common.errors import InputError
 from kedit.editors.incontext import filter_training
+from kedit.editors.incontext.filter_pairs import Pair, Pairs
 from kedit.editors.incontext.filter_training import REPORT, Training, load_encoder, mixed, score, unloadable
-from kedit.editors.incontext.pairs import Pair, Pairs
-from kedit.embeddings import source
-from kedit.errors import InputError
 from kedit.lm.loading import identity
+from kedit.lm.sentence_encoder import source
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "sentence-transformers")  # those that can change what is learnt
 BATCH = 64  # pairs that are scored together

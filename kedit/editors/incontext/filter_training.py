@@ -14,11 +14,11 @@ from torch.nn import functional
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from kedit.editors.incontext.pairs import Pair
-from kedit.embeddings import MINILM
-from kedit.errors import InputError, first_line
-from kedit.progress import progress
-from kedit.seeding import seeded
+from kedit.common.errors import InputError, first_line
+from kedit.common.progress import progress
+from kedit.common.seeding import seeded
+from kedit.editors.incontext.filter_pairs import Pair
+from kedit.lm.sentence_encoder import MINILM
 from kedit.world.recipe import precision
 
 REPORT = "report.json"

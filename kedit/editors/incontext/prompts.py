@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kedit.cases import Case
+from kedit.common.errors import InputError
 from kedit.editors.incontext.augmentation import qa
-from kedit.embeddings import MINILM, load
-from kedit.errors import InputError
 from kedit.lm import LM, Route
+from kedit.lm.sentence_encoder import MINILM, load
 
 
 class Prompt:

@@ -1,7 +1,7 @@
 """Locate-then-edit: ROME, R-ROME, MEMIT, EMMET, PMET and AlphaEdit are yamls over one pipeline.
 
-keys (where a fact stands, kedit.editors.locate.facts) x values (what must come out there) x solver (how a matrix gives
-it) x spread (which layer takes which share).
+keys (where a fact stands, kedit.editors.locate.fact_rows) x values (what must come out there) x solver (how a matrix
+gives it) x spread (which layer takes which share).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kedit.cases import Case, Edit
+from kedit.common.errors import InputError
+from kedit.covariance.estimate import Statistics
 from kedit.editors import Editor
-from kedit.editors.locate.facts import Fact, Places, facts_of
-from kedit.editors.locate.solve import Solver
-from kedit.editors.locate.templates import Sampling, given
+from kedit.editors.locate.activations import add_to_matrix
+from kedit.editors.locate.context_templates import Sampling, given
+from kedit.editors.locate.fact_rows import Fact, Places, facts_of
+from kedit.editors.locate.solvers import Solver
 from kedit.editors.locate.values import Values
-from kedit.errors import InputError
 from kedit.lm import LM
-from kedit.lm.places import add_to_matrix
-from kedit.statistics import Statistics
 
 SHARES = {"even": lambda left: 1 / left, "sqrt": lambda left: left**-0.5}
 

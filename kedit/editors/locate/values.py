@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kedit.editors.locate.facts import Fact
-from kedit.editors.tuning import finite
+from kedit.editors.finetune.base import finite
+from kedit.editors.locate.fact_rows import Fact
+from kedit.editors.locate.subject_forward import Columns, Site, single
 from kedit.lm import LM
-from kedit.lm.columns import Columns, Site, single
 
 
 @dataclass(frozen=True, slots=True, eq=False)

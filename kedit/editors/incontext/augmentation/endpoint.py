@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
 
+from kedit.common.errors import InputError, first_line
+from kedit.common.progress import progress
 from kedit.editors.incontext.augmentation import qa
-from kedit.editors.incontext.augmentation.asked import PARAPHRASES, Asked, Keep, Request, Unanswered
-from kedit.errors import InputError, first_line
-from kedit.progress import progress
+from kedit.editors.incontext.augmentation.language_model import PARAPHRASES, Asked, Keep, Request, Unanswered
 
 log = logging.getLogger(__name__)
 CHARACTERS = 4  # of a token, about, in English

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kedit.editors.incontext.augmentation.asked import Asked, Keep, Request
+from kedit.common.progress import progress
+from kedit.editors.incontext.augmentation.language_model import Asked, Keep, Request
 from kedit.lm import LM, load
 from kedit.lm.loading import identity_of
-from kedit.progress import progress
 
 log = logging.getLogger(__name__)
 SAVED = 64  # replies that are written together

@@ -1,0 +1,1 @@
+"""What every other package may use: errors, where things lie, the cache, progress bars, seeds."""

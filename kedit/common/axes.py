@@ -1,0 +1,11 @@
+"""The axes of a sweep's grid."""
+
+from typing import Any
+
+
+def axis_values(axis: Any) -> list[str]:
+    """The values of an axis, also behind a resolver: "a,b" and "${kedit.present:editor,a,b}" have a and b."""
+    text = str(axis)
+    if text.startswith("${"):
+        text = text.partition(":")[2].rstrip("}").partition(",")[2]
+    return [value.strip() for value in text.split(",") if value.strip()]

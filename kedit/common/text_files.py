@@ -1,0 +1,29 @@
+"""Text files that are written whole or not at all, and read while another process writes them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file in one step: a reader, or a run that is killed, sees the old text or the new one."""
+    new = path.with_name(f".{path.name}.new")
+    with open(new, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
+def read_text(path: Path) -> str | None:
+    """The file's text; None if there is no such file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The records of a .jsonl file, also while it grows: an unfinished last line is left out."""
+    return [json.loads(line) for line in (read_text(path) or "").split("\n")[:-1]]

@@ -1,0 +1,202 @@
+"""Standard fine-tuning (Gangadhar and Stratos 2024): epochs over edits and their examples, one edit or ten thousand."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil
+from statistics import mean
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import get_scheduler, set_seed
+
+from kedit.cases import Case, Edit
+from kedit.common.errors import InputError
+from kedit.common.progress import progress
+from kedit.editors.extra_examples import Texts
+from kedit.editors.finetune.base import Tuner, finite
+from kedit.editors.finetune.training_checkpoint import Checkpoint
+from kedit.lm import LM
+from kedit.lm.start_weights import StartWeights
+from kedit.losses import View
+
+
+@dataclass(kw_only=True, eq=False)
+class StandardFineTune(Tuner):
+    """`epochs` over all edits and examples in shuffled batches of `batch_size` examples (for each process), by AdamW.
+
+    Batches are composed and tokenised when their turn comes. It runs on as many processes as accelerate has launched.
+    An epoch whose mean loss is below `stop_loss` is the last; `max_steps` ends after so many batches. The rate rises
+    over the first `warmup_ratio` of the updates; gradients longer than `max_grad_norm` (null: none) are shortened to
+    it. A killed training continues at its last checkpoint, one every `checkpoint_s` seconds.
+    """
+
+    epochs: int
+    max_steps: int | None = None
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_ratio: float = 0.0
+    max_grad_norm: float | None = None
+    texts: Texts | None = None
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_accumulation: int = 1
+    gradient_checkpointing: bool = False
+    checkpoint_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.epochs, self.batch_size, self.gradient_accumulation) < 1:
+            given = f"editor.epochs={self.epochs}, batch_size={self.batch_size}"
+            raise InputError(f"{given}, gradient_accumulation={self.gradient_accumulation}: each must be at least 1")
+        if self.warmup_ratio and self.schedule == "constant":
+            given = f"editor.warmup_ratio={self.warmup_ratio} with schedule=constant"
+            raise InputError(f"{given}: a constant rate has no warm-up; set schedule=cosine, or warmup_ratio=0")
+
+    def fit(self, lm: LM, train: Sequence[Case]) -> None:
+        super().fit(lm, train)
+        if self.texts:
+            self.texts.fit()
+
+    def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
+        if not edits:
+            return {}
+        with self.tuned(lm) as parameters, checkpointing(lm) if self.gradient_checkpointing else nullcontext():
+            return Training(self, lm, Composed(self, edits), parameters).run()
+
+
+class Composed(Sequence[Edit]):
+    """Every edit followed by its examples; composed when asked for."""
+
+    def __init__(self, tuner: Tuner, edits: Sequence[Edit]):
+        self.tuner, self.edits = tuner, edits
+        self.per_edit = len(tuner.facts(edits[0]))
+
+    def __len__(self) -> int:
+        return len(self.edits) * self.per_edit
+
+    def __getitem__(self, i: int) -> Edit:  # type: ignore[override]
+        return self.tuner.facts(self.edits[i // self.per_edit])[i % self.per_edit]
+
+
+class Objective(nn.Module):
+    """The loss of one batch of facts: a module, so that accelerate can spread it over processes."""
+
+    def __init__(self, tuner: StandardFineTune, lm: LM, start: StartWeights, per_edit: int):
+        super().__init__()
+        self.model = lm.model  # whose gradients the processes share
+        self.tuner, self.lm, self.start, self.per_edit = tuner, lm, start, per_edit
+
+    def forward(self, facts: Sequence[Edit]) -> Float[Tensor, ""]:
+        batch = self.lm.encode([f.prompt for f in facts], [f.target_new for f in facts], self.tuner.mask)
+        view, loss = View(self.lm, facts, batch, self.start), deepcopy(self.tuner.loss)
+        logits = view.logits()
+        learnt = loss.refresh(view, logits, cycle=0)
+        read = loss.reads(view)
+        total = loss(view, logits if read is batch else view.logits(read)).mean()
+        if learnt or not total.requires_grad:
+            total = total.detach() + 0 * logits.sum()  # every process takes part in the backward pass
+        if self.tuner.texts:
+            total = self.tuner.texts.added(total, self.lm, len(facts) / self.per_edit)
+        return total + self.tuner.adapter.regulariser() if self.tuner.adapter else total
+
+
+class Training:
+    """One training: optimiser, schedule, order of batches, checkpoints."""
+
+    def __init__(self, tuner: StandardFineTune, lm: LM, data: Composed, parameters: Sequence[nn.Parameter]):
+        self.tuner, self.data, self.parameters = tuner, data, parameters
+        self.seed = torch.initial_seed() % 2**31
+        self.start = StartWeights(parameters, keep=tuner.loss.uses_reference)
+        AcceleratorState._reset_state()  # the editor of an earlier cell may have asked for another precision
+        self.accelerator = Accelerator(cpu=lm.device.type == "cpu", mixed_precision=tuner.mixed_precision)
+        self.batches = ceil(ceil(len(data) / tuner.batch_size) / self.accelerator.num_processes)  # an epoch, a process
+        self.steps = min(self.batches * tuner.epochs, tuner.max_steps or sys.maxsize)
+        optimizer = torch.optim.AdamW(parameters, lr=tuner.lr, weight_decay=tuner.decay(len(data.edits)))
+        updates = ceil(self.steps / tuner.gradient_accumulation)
+        warmup = ceil(updates * tuner.warmup_ratio)
+        self.schedule = get_scheduler(tuner.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=updates)
+        self.checkpoint = Checkpoint(
+            tuner.scratch, data.edits, parameters, optimizer, self.schedule, tuner.checkpoint_s
+        )
+        objective = Objective(tuner, lm, self.start, data.per_edit)
+        self.model = self.accelerator.prepare_model(objective, device_placement=False)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
+
+    def run(self) -> dict[str, float | int]:
+        """Steps taken, the last epoch's mean loss, examples a second."""
+        done, losses = self.checkpoint.load()  # losses: of the epoch so far
+        self.start.moved = done > 0
+        size = self.tuner.batch_size * self.accelerator.num_processes
+        began, number = time.perf_counter(), done - 1
+        quiet = len(self.data) < 1000 or not self.accelerator.is_main_process
+        with progress(total=self.steps * size, initial=done * size, unit="ex", disable=quiet) as bar:
+            for number, facts in enumerate(islice(self.order(), done, self.steps), done):
+                if number % self.batches == 0:
+                    losses = []
+                losses.append(self.step(number, facts))
+                bar.update(size)
+                if len(losses) == self.batches and self._learnt(losses):
+                    break
+                if (number + 1) % self.tuner.gradient_accumulation == 0 and self.accelerator.is_main_process:
+                    self.checkpoint.save(number + 1, losses)
+        rate = round((number + 1 - done) * size / (time.perf_counter() - began), 2)
+        return {"steps": number + 1, "loss": mean(losses), "examples_per_s": rate}
+
+    def order(self) -> Iterator[list[Edit]]:
+        """This process's batches of all epochs, each epoch in its own order."""
+        here, of = self.accelerator.process_index, self.accelerator.num_processes
+        for epoch in range(self.tuner.epochs):
+            shuffled = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self.seed + epoch))
+            batches = shuffled.split(self.tuner.batch_size)
+            for i in range(self.batches):
+                yield [self.data[j] for j in batches[(i * of + here) % len(batches)].tolist()]
+
+    def step(self, number: int, facts: Sequence[Edit]) -> float:
+        set_seed(self.seed + number)  # dropout and texts: a continued training draws the same
+        accumulate = self.tuner.gradient_accumulation
+        update = (number + 1) % accumulate == 0 or number + 1 == self.steps
+        with nullcontext() if update else self.accelerator.no_sync(self.model):
+            loss = self.model(facts)
+            value = finite(loss)
+            self.accelerator.backward(loss / accumulate)
+        if update:
+            if self.tuner.max_grad_norm is not None:
+                self.accelerator.clip_grad_norm_(self.parameters, self.tuner.max_grad_norm)
+            self.optimizer.step()
+            self.schedule.step()
+            self.start.moved = True
+            if self.tuner.adapter:
+                self.tuner.adapter.stepped(number // accumulate)
+            self.optimizer.zero_grad()
+        return value
+
+    def _learnt(self, losses: list[float]) -> bool:
+        """Is the epoch's mean loss, over all processes, below the stop?"""
+        if self.tuner.stop_loss is None:
+            return False
+        here = torch.tensor(mean(losses), device=self.accelerator.device)
+        return float(self.accelerator.reduce(here, "mean")) < self.tuner.stop_loss
+
+
+@contextmanager
+def checkpointing(lm: LM) -> Iterator[None]:
+    """Activations of a layer are computed again in the backward pass instead of being kept."""
+    lm.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    layers = [lm.model.get_submodule(lm.anatomy.block.format(i)) for i in range(lm.anatomy.n_layers)]
+    for layer in layers:
+        layer.training = True  # transformers checkpoints in training only; what is inside keeps its dropout off
+    try:
+        yield
+    finally:
+        lm.model.gradient_checkpointing_disable()  # type: ignore[operator]
+        if hasattr(lm.model, "_require_grads_hook"):  # enabling may hook the embeddings, disabling leaves that
+            lm.model.disable_input_require_grads()  # type: ignore[operator]
+        for layer in layers:
+            layer.training = False

@@ -1,0 +1,188 @@
+"""LoRA and AdaLoRA as the trained parameters of a fine-tuning editor; the adapters themselves are peft's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import AdaLoraConfig, AdaLoraModel, LoraConfig, LoraModel, TaskType, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kedit.common.errors import InputError, first_line
+from kedit.lm import LM
+
+NAME = "default"
+
+
+@dataclass(kw_only=True, eq=False)
+class LoRA:
+    """Low-rank changes of `target_modules` (null: peft's choice for the architecture, mostly q_proj and v_proj;
+    "all-linear": every linear module but the head).
+
+    `merge`: after each edit the change is added to the weights and the next edit has a new adapter (KDPO's code);
+    otherwise one adapter stays in the model and every edit trains it on (EasyEdit).
+    """
+
+    rank: int
+    alpha: int
+    dropout: float = 0.0
+    target_modules: Sequence[str] | str | None = None
+    merge: bool = False
+    _tuner: Any = field(default=None, init=False, repr=False)
+
+    def open(self, lm: LM, layers: Sequence[int] | None) -> list[nn.Parameter]:
+        """The adapter's parameters, ready to be trained; put into the model where it has none."""
+        if self._tuner is None:
+            self._attach(lm, layers)
+        for layer in self._layers():
+            layer.lora_dropout.train()
+        return list(self._adapted().values())
+
+    def stepped(self, step: int) -> None:
+        """Called after each optimiser step, while the gradients are there."""
+
+    def regulariser(self) -> Float[Tensor, ""] | float:
+        """What training adds to the loss."""
+        return 0.0
+
+    def close(self, lm: LM) -> None:
+        """The edit is made."""
+        for layer in self._layers():
+            layer.lora_dropout.eval()
+        if not all(bool(p.isfinite().all()) for p in self._adapted().values()):
+            raise FloatingPointError("an edit left an adapter that is not finite")
+        if self.merge:
+            self._merge(lm)
+
+    def abandon(self, lm: LM) -> None:
+        """The edit has failed: a new adapter is taken out; one that stays is the caller's to bring back."""
+        if self.merge and self._tuner is not None:
+            self._detach(lm)
+
+    def reset(self) -> None:
+        """`lm.restore` has taken the adapter out."""
+        self._tuner = None
+
+    def state(self) -> dict[str, Tensor]:
+        """The adapter that stays in the model."""
+        return {name: p.detach().clone() for name, p in self._adapted().items()} if self._tuner is not None else {}
+
+    @torch.no_grad()
+    def load_state(self, lm: LM, layers: Sequence[int] | None, state: Mapping[str, Tensor]) -> None:
+        """The adapter as it was saved; none where there was none."""
+        if not state:
+            self.reset()
+            return
+        if self._tuner is None:
+            self._attach(lm, layers)
+        for name, value in state.items():
+            lm.model.get_parameter(name).copy_(value)
+
+    def save(self, folder: Path) -> None:
+        """The adapter that is in the model, as peft writes one: `PeftModel.from_pretrained` loads the folder."""
+        config = self._tuner.peft_config[NAME]
+        config.task_type, config.inference_mode = TaskType.CAUSAL_LM, True
+        config.save_pretrained(folder)
+        state = get_peft_model_state_dict(self._tuner, adapter_name=NAME, save_embedding_layers=False)
+        named = {f"base_model.{name}": value.detach().cpu().contiguous() for name, value in state.items()}
+        save_file(named, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+
+    # --- with peft ---------------------------------------------------------------------------------------------------
+
+    def _config(self, layers: Sequence[int] | None, base: str) -> LoraConfig:
+        return LoraConfig(r=self.rank, **self._shared(layers, base))
+
+    def _shared(self, layers: Sequence[int] | None, base: str) -> dict[str, Any]:
+        targets = self.target_modules or None
+        if not isinstance(targets, str | None):
+            targets = list(targets)
+        chosen = list(layers) if layers else None
+        return {
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "target_modules": targets,
+            "layers_to_transform": chosen,
+            "base_model_name_or_path": base,
+        }
+
+    def _wrap(self, lm: LM, config: LoraConfig) -> Any:
+        return LoraModel(lm.model, config, NAME)
+
+    def _attach(self, lm: LM, layers: Sequence[int] | None) -> None:
+        try:
+            self._tuner = self._wrap(lm, self._config(layers, str(getattr(lm.model.config, "name_or_path", ""))))
+        except ValueError as error:
+            raise InputError(f"editor.adapter does not fit ({first_line(error)}); change {self}") from error
+        self._tuner.eval()
+        lm.model._hf_peft_config_loaded = True  # type: ignore[assignment]  # save_pretrained writes the adapter alone
+        if not self.merge:
+            lm.on_restore(lambda: self._detach(lm), list(self._adapted()))
+
+    def _detach(self, lm: LM) -> None:
+        """The model's own modules again."""
+        self._tuner.unload()
+        vars(lm.model).pop("peft_config", None)  # what peft may leave behind
+        lm.model._hf_peft_config_loaded = False  # type: ignore[assignment]
+        self._tuner = None
+
+    @torch.no_grad()
+    def _merge(self, lm: LM) -> None:
+        layers: dict[str, Any] = {n: m for n, m in lm.model.named_modules() if isinstance(m, BaseTunerLayer)}
+        changes = {f"{name}.weight": layer.get_delta_weight(NAME) for name, layer in layers.items()}
+        self._detach(lm)
+        for weight, change in zip(lm.track(list(changes)), changes.values(), strict=True):
+            weight.add_(change.to(weight.dtype))
+
+    def _adapted(self) -> dict[str, nn.Parameter]:
+        """The adapter's parameters, by their names in the model."""
+        return {name: p for name, p in self._tuner.model.named_parameters() if "lora_" in name}
+
+    def _layers(self) -> list[Any]:
+        return [m for m in self._tuner.model.modules() if isinstance(m, BaseTunerLayer)]
+
+
+@dataclass(kw_only=True, eq=False)
+class AdaLoRA(LoRA):
+    """LoRA as B · diag(E) · A, whose rank per matrix falls from `init_rank` to `rank` on average (arXiv 2303.10512).
+
+    `total_steps` is the length of the training; ranks fall from step `warmup_steps` on, every `every` steps, until
+    `final_steps` before the end. total_steps null, as in EasyEdit's code, never asks the allocator: every matrix keeps
+    `init_rank`. The loss gets peft's penalty that keeps A and B orthogonal, times `orthogonality`.
+    """
+
+    init_rank: int = 12
+    total_steps: int | None = None
+    warmup_steps: int = 0
+    final_steps: int = 0
+    every: int = 1
+    orthogonality: float = 0.5
+
+    def stepped(self, step: int) -> None:
+        if self.total_steps is not None:
+            self._tuner.update_and_allocate(step)
+
+    def regulariser(self) -> Float[Tensor, ""] | float:
+        named = [(name, p) for name, p in self._tuner.model.named_parameters() if "lora_A" in name or "lora_B" in name]
+        grams = [p @ p.T if "lora_A" in name else p.T @ p for name, p in named]
+        distances = [torch.linalg.norm(g - torch.eye(len(g), device=g.device, dtype=g.dtype)) for g in grams]
+        return self.orthogonality * torch.stack(distances).mean()
+
+    def ranks(self) -> list[int]:
+        """Of each adapted matrix: singular values that are not zero."""
+        return [int((layer.lora_E[NAME] != 0).sum()) for layer in self._layers()]
+
+    def _config(self, layers: Sequence[int] | None, base: str) -> LoraConfig:
+        steps: dict[str, Any] = {"tinit": 0, "tfinal": 0, "total_step": 1}  # the allocator will not be asked
+        if self.total_steps is not None:
+            steps = {"tinit": self.warmup_steps, "tfinal": self.final_steps, "total_step": self.total_steps}
+        return AdaLoraConfig(
+            init_r=self.init_rank, target_r=self.rank, deltaT=self.every, **steps, **self._shared(layers, base)
+        )
+
+    def _wrap(self, lm: LM, config: LoraConfig) -> Any:
+        return AdaLoraModel(lm.model, config, NAME)

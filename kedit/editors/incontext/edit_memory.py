@@ -1,0 +1,98 @@
+"""The memory of edits: every stored string with its embedding, and what is nearest to a query."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kedit.editors.incontext.augmentation import Form
+from kedit.editors.incontext.vector_index import Index
+from kedit.lm.sentence_encoder import MINILM, load
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stored string: one wording of an edit."""
+
+    edit: int  # which one since the memory was empty, from 0
+    form: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A stored string near a query."""
+
+    entry: Entry
+    cosine: float
+
+
+@dataclass(kw_only=True, eq=False)
+class Memory:
+    """Finds the `k` stored strings nearest to a query, by the cosine of `encoder`'s embeddings (`normalize` false: by
+    their inner product, as Contriever is meant). `approximate_from`: see Index."""
+
+    k: int
+    encoder: str = MINILM
+    normalize: bool = True
+    approximate_from: int | None = None
+    entries: list[Entry] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.index = Index(self.approximate_from)
+        self._known: dict[str, Float[Tensor, " d"]] = {}
+
+    def load(self) -> None:
+        """Load the encoder. Raises InputError where it cannot be had."""
+        self._encode = load(self.encoder, self.normalize)
+
+    def embed(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """In one batch; a text is embedded once between two edits (the last digits of an embedding depend on its batch,
+        and a killed run must continue with the same)."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            self._known |= zip(new, self._encode(new).cpu(), strict=True)
+        return torch.stack([self._known[text] for text in texts])
+
+    def add(self, edits: Sequence[Sequence[Form]]) -> None:
+        """Each edit in its wordings."""
+        first = self.edits
+        self._known.clear()
+        new = [Entry(i, form.name, form.text) for i, forms in enumerate(edits, first) for form in forms]
+        self.index.add(self.embed([entry.text for entry in new]))
+        self.entries += new
+
+    @property
+    def edits(self) -> int:
+        return self.entries[-1].edit + 1 if self.entries else 0
+
+    def nearest(self, queries: Sequence[str]) -> list[list[Hit]]:
+        """Of each query, the best first; none where nothing is stored."""
+        if not self.entries or not queries:
+            return [[] for _ in queries]
+        cosines, places = self.index.nearest(self.embed(queries), self.k)
+        return [
+            [Hit(self.entries[place], cosine) for cosine, place in zip(row, at, strict=True)]
+            for row, at in zip(cosines.tolist(), places.tolist(), strict=True)
+        ]
+
+    def clear(self) -> None:
+        self.entries = []
+        self._known.clear()
+        self.index.clear()
+
+    def state(self) -> dict[str, Tensor | str]:
+        if not self.entries:
+            return {}
+        texts = json.dumps([asdict(entry) for entry in self.entries], ensure_ascii=False)
+        return {"memory": texts, "memory.vectors": self.index.vectors.clone()}
+
+    def load_state(self, state: Mapping[str, Tensor | str]) -> None:
+        self.clear()
+        texts, vectors = state.get("memory"), state.get("memory.vectors")
+        if isinstance(texts, str) and isinstance(vectors, Tensor):
+            self.entries = [Entry(**entry) for entry in json.loads(texts)]
+            self.index.add(vectors)

@@ -1,0 +1,151 @@
+"""What a filter learns from: queries beside stored edits, relevant to them or not (KEDAS, App. D, Eqs. 16-20)."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kedit.cases import Case
+from kedit.common.errors import InputError
+from kedit.data.records import Record, read_any
+from kedit.editors.incontext.augmentation import Augmentation, worded
+
+TOGETHER = 512  # queries that are compared with all strings at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    query: str
+    stored: str
+    relevant: bool
+    kind: str  # of query: edit, portability, locality, general; mined: any query with another case's edit
+    case: str  # whose query it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """KEDAS pairs the QA form of a case's edit with the edit's prompt and the portability prompts (relevant), with the
+    locality prompts, and for a `general_share` of the edits with a prompt of the file `general` (irrelevant). Where a
+    case has no portability its rephrased prompts stand for it: MEND's ZsRE.
+
+    The rest is kedit's own: `rephrases` are relevant beside portability too; `augmentation`'s forms are paired as the
+    QA form is; and each query is irrelevant to the `mined` strings of cases about other subjects that share most
+    characters with it, such as a retriever returns from a memory of many edits.
+    """
+
+    general: str | None = None
+    general_share: float = 0.5
+    rephrases: bool = False
+    augmentation: Augmentation | None = None
+    mined: int = 0
+    seed: int = 0  # draws the general prompts
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.general_share <= 1 or self.mined < 0:
+            raise InputError(
+                f"filter.pairs: general_share={self.general_share} is a share, from 0 to 1, and mined={self.mined} "
+                "a number of strings, 0 or more"
+            )
+
+    def of(self, train: Sequence[Case]) -> list[Pair]:
+        """Every pair of these cases, in their order. Raises InputError where there are no cases, and where the general
+        prompts cannot be read."""
+        if not train:
+            raise InputError(
+                "the filter learns from training cases and has none; give some with dataset.train_path (world: "
+                "dataset.train_people), or a trained one with editor.filter.trained=DIR"
+            )
+        stored = self._stored(train)
+        asked = [list(self._asked(case)) for case in train]
+        pairs = [
+            Pair(query, text, relevant, kind, case.id)
+            for case, texts, queries in zip(train, stored, asked, strict=True)
+            for query, relevant, kind in queries
+            for text in texts
+        ]
+        pairs += self._general(train, stored)
+        return pairs + (self._mined(train, stored, asked) if self.mined else [])
+
+    def _stored(self, train: Sequence[Case]) -> list[list[str]]:
+        """Of each case."""
+        forms = worded([edit for case in train for edit in case.edits], self.augmentation)
+        texts = iter([list(dict.fromkeys(form.text for form in mine)) for mine in forms])
+        return [[text for _ in case.edits for text in next(texts)] for case in train]
+
+    def _asked(self, case: Case) -> Iterator[tuple[str, bool, str]]:
+        """(query, relevant, kind)"""
+        for edit in case.edits:
+            yield edit.prompt, True, "edit"
+        portability = [probe for probe in case.probes if probe.kind == "portability"]
+        if self.rephrases or not portability:
+            portability += [probe for probe in case.probes if probe.kind == "generality"]
+        for probe in portability:
+            yield probe.prompt, True, "portability"
+        for probe in case.probes:
+            if probe.kind == "locality":
+                yield probe.prompt, False, "locality"
+
+    def _general(self, train: Sequence[Case], stored: Sequence[Sequence[str]]) -> list[Pair]:
+        if self.general is None:
+            return []
+        rng = random.Random(self.seed)
+        prompts = general_prompts(Path(self.general).expanduser())
+        chosen = sorted(rng.sample(range(len(train)), round(self.general_share * len(train))))
+        return [Pair(rng.choice(prompts), text, False, "general", train[i].id) for i in chosen for text in stored[i]]
+
+    def _mined(
+        self, train: Sequence[Case], stored: Sequence[Sequence[str]], asked: Sequence[Sequence[tuple[str, bool, str]]]
+    ) -> list[Pair]:
+        """Not of a case about the same subject, or that edits what the query asks: it may be relevant."""
+        owners = [i for i, mine in enumerate(stored) for _ in mine]
+        texts = [text for mine in stored for text in mine]
+        queries = [(i, query) for i, mine in enumerate(asked) for query, _, _ in mine]
+        subjects = [{edit.subject or edit.prompt for edit in case.edits} for case in train]
+        edited = {(i, edit.prompt.strip()) for i, case in enumerate(train) for edit in case.edits}
+        most = self.mined + 8 * max(map(len, stored))  # some are about the case's own subject
+        near = _nearest([query for _, query in queries], texts, most)
+        found = []
+        for i, query in queries:
+            others = [
+                j
+                for j in near[query]
+                if subjects[owners[j]].isdisjoint(subjects[i]) and (owners[j], query.strip()) not in edited
+            ]
+            found += [Pair(query, texts[j], False, "mined", train[i].id) for j in others[: self.mined]]
+        return found
+
+
+def _nearest(queries: Sequence[str], texts: Sequence[str], k: int) -> dict[str, list[int]]:
+    """Of each distinct query the places of the `k` nearest texts, by TF-IDF of their characters, the nearest first."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectoriser = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, dtype=np.float32)
+    stored, distinct = vectoriser.fit_transform(texts).T, list(dict.fromkeys(queries))
+    asked = vectoriser.transform(distinct)
+    near: dict[str, list[int]] = {}
+    for begin in range(0, len(distinct), TOGETHER):
+        alike = torch.from_numpy((asked[begin : begin + TOGETHER] @ stored).toarray())
+        places = alike.topk(min(k, len(texts))).indices.tolist()
+        near |= zip(distinct[begin : begin + TOGETHER], places, strict=True)
+    return near
+
+
+def general_prompts(path: Path) -> list[str]:
+    """Those of a file: of .json and .jsonl each record's instruction, prompt or text; else a line each."""
+    if path.suffix in (".json", ".jsonl"):
+        records = read_any(path, "editor.filter.pairs.general")
+        records = records if isinstance(records, list) else [records]
+        prompts = [
+            Record(record, f"{path}: record {i}").text("instruction", "prompt", "text")
+            for i, record in enumerate(records)
+        ]
+    elif path.is_file():
+        prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        raise InputError(f"{path}: no such file; give general prompts with editor.filter.pairs.general=FILE, or null")
+    if not prompts:
+        raise InputError(f"{path}: holds no prompt; give another file with editor.filter.pairs.general=FILE, or null")
+    return prompts

@@ -1,0 +1,222 @@
+"""Solvers: the change of one MLP output matrix that makes keys give new values and leaves others alone.
+
+All on float64 copies. K [f n] holds the edits' keys as columns, R [d n] what must be added to what they give, C [f f]
+the second moment of ordinary keys (kedit.covariance.estimate). All but AlphaEdit need of C its inverse times K only: C
+is decomposed once, and a batch then costs a system of n equations instead of f.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kedit.common.errors import InputError
+from kedit.covariance.estimate import Projector, null_space, projector_in
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """Of a batch of facts in one layer, as columns."""
+
+    average: Float[Tensor, "f n"]  # over the context templates
+    anchor: Float[Tensor, "f n"]  # where the new value must come out: in the bare prompt, or the average itself
+
+
+def rank_one(
+    residual: Float[Tensor, "d 1"], anchor: Float[Tensor, "f 1"], direction: Float[Tensor, "f 1"]
+) -> Float[Tensor, "d f"]:
+    """(v - W k) uᵀ / (kᵀu): W k becomes v, along u only. ROME, Eq. 2 and App. A of arXiv 2202.05262."""
+    unit = direction / direction.norm()
+    return residual / (anchor.T @ unit) @ unit.T
+
+
+def least_squares(
+    residual: Float[Tensor, "d n"], keys: Float[Tensor, "f n"], whitened: Float[Tensor, "f n"]
+) -> Float[Tensor, "d f"]:
+    """R Kᵀ (λC + K Kᵀ)⁻¹ (MEMIT, Eq. 14 of arXiv 2210.07229) as R (I + Kᵀ(λC)⁻¹K)⁻¹ Kᵀ(λC)⁻¹; `whitened` = (λC)⁻¹ K."""
+    gram = keys.T @ whitened
+    return residual @ torch.linalg.solve(gram + torch.eye(len(gram)).to(gram), whitened.T)
+
+
+def equality(
+    residual: Float[Tensor, "d n"], keys: Float[Tensor, "f n"], whitened: Float[Tensor, "f n"], ridge: float
+) -> Float[Tensor, "d f"]:
+    """R (Kᵀ C⁻¹ K + ridge · I)⁻¹ Kᵀ C⁻¹ with `whitened` = C⁻¹ K. EMMET, Eq. 10 of arXiv 2403.14236; the ridge is its
+    code's."""
+    gram = keys.T @ whitened
+    return residual @ torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), whitened.T)
+
+
+def projected(
+    residual: Float[Tensor, "d n"], keys: Float[Tensor, "f n"], earlier: Float[Tensor, "f m"], l2: float
+) -> Float[Tensor, "d f"]:
+    """Δ = Xᵀ with [P (K Kᵀ + G Gᵀ) + l2 · I] X = P K Rᵀ for the keys G of earlier edits: AlphaEdit, arXiv 2410.02355.
+
+    `keys` and `earlier` are P K and P G already; then X = Q (l2 · I + QᵀQ)⁻¹ E Rᵀ with Q = [P K, P G], E the
+    columns of K."""
+    both = torch.cat([keys, earlier], dim=1)
+    gram = both.T @ both
+    system = gram + l2 * torch.eye(len(gram)).to(gram)
+    chosen = torch.eye(len(gram), keys.shape[1]).to(gram)
+    return residual @ (both @ torch.linalg.solve(system, chosen)).T
+
+
+class Inverse:
+    """C⁻¹ times something, C decomposed when it is first asked."""
+
+    def __init__(self, moment: Float[Tensor, "f f"]):
+        self.moment = moment
+        self._factor: Tensor | None = None
+
+    def times(self, keys: Float[Tensor, "f n"]) -> Float[Tensor, "f n"]:
+        if self._factor is None:
+            self._factor = _cholesky(self.moment.to(keys))
+        return torch.cholesky_solve(keys, self._factor)
+
+
+def _cholesky(moment: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:
+    """Of C; of C + 1e-6 of its mean diagonal where rounding, or too few tokens, have left it not positive."""
+    factor, failed = torch.linalg.cholesky_ex(moment)
+    if int(failed):
+        log.warning("a second moment is not positive definite; 1e-6 of its mean diagonal is added: gather more tokens")
+        factor = torch.linalg.cholesky(moment + 1e-6 * moment.diagonal().mean() * torch.eye(len(moment)).to(moment))
+    return factor
+
+
+@dataclass(kw_only=True, eq=False)
+class Solver:
+    """How a layer's matrix changes for a batch of facts; `moments` are of the unedited model."""
+
+    together: ClassVar[bool] = True  # can it solve for several facts at once?
+    needs_moments: ClassVar[bool] = True
+
+    def fit(self, moments: Mapping[int, Float[Tensor, "f f"]]) -> None:
+        self.inverses = {layer: Inverse(moment) for layer, moment in moments.items()}
+
+    def read(self, widths: Mapping[int, int]) -> None:
+        """Instead of `fit`, where no moments are needed: take what was given for layers with keys of these widths."""
+
+    def change(self, layer: int, keys: Keys, residual: Float[Tensor, "d n"]) -> Float[Tensor, "d f"]:
+        raise NotImplementedError
+
+    def learn(self, layer: int, keys: Keys) -> None:
+        """A batch is in the weights; these are its keys now. Asked only where `remembers`."""
+
+    remembers: ClassVar[bool] = False
+
+    def described(self) -> Mapping[str, object]:
+        """What `fit` found that a reader of the results wants to know."""
+        return {}
+
+    def reset(self) -> None:
+        """Forget edits."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What `learn` keeps."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from it."""
+
+
+@dataclass(kw_only=True, eq=False)
+class RankOne(Solver):
+    """ROME, fact by fact. `covariance`: along C⁻¹ of the average key (the paper); otherwise along that key itself (as
+    EasyEdit ships it)."""
+
+    together: ClassVar[bool] = False
+    covariance: bool = True
+
+    @property
+    def needs_moments(self) -> bool:  # type: ignore[override]
+        return self.covariance
+
+    def change(self, layer: int, keys: Keys, residual: Float[Tensor, "d n"]) -> Float[Tensor, "d f"]:
+        along = self.inverses[layer].times(keys.average) if self.covariance else keys.average
+        return rank_one(residual, keys.anchor, along)
+
+
+@dataclass(kw_only=True, eq=False)
+class LeastSquares(Solver):
+    """MEMIT and PMET; `weight` is λ: how many ordinary keys stand against the edits."""
+
+    weight: float
+
+    def change(self, layer: int, keys: Keys, residual: Float[Tensor, "d n"]) -> Float[Tensor, "d f"]:
+        return least_squares(residual, keys.average, self.inverses[layer].times(keys.average) / self.weight)
+
+
+@dataclass(kw_only=True, eq=False)
+class Equality(Solver):
+    """EMMET; C is scaled by `weight`."""
+
+    weight: float
+    ridge: float
+
+    def change(self, layer: int, keys: Keys, residual: Float[Tensor, "d n"]) -> Float[Tensor, "d f"]:
+        whitened = self.inverses[layer].times(keys.average) / self.weight
+        return equality(residual, keys.average, whitened, self.ridge)
+
+
+@dataclass(kw_only=True, eq=False)
+class NullSpace(Solver):
+    """AlphaEdit: only in directions that ordinary keys hardly use, and beside the keys of earlier edits.
+
+    Directions whose singular value of C is below `threshold` (`relative`: to the largest one); or those that the
+    projectors in `files` have, layer -> safetensors file. It remembers each edit's keys in the edited model, projected.
+    """
+
+    remembers: ClassVar[bool] = True
+    l2: float
+    threshold: float
+    relative: bool = False
+    files: Mapping[int, str] | None = None
+    _earlier: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def fit(self, moments: Mapping[int, Float[Tensor, "f f"]]) -> None:
+        found = {layer: null_space(moment, self.threshold, self.relative) for layer, moment in moments.items()}
+        self.projectors: dict[int, Projector] = found
+
+    @property
+    def needs_moments(self) -> bool:  # type: ignore[override]
+        return not self.files
+
+    def read(self, widths: Mapping[int, int]) -> None:
+        files = {int(layer): path for layer, path in (self.files or {}).items()}
+        if missing := sorted(set(widths) - set(files)):
+            raise InputError(f"editor.solver.files has no projector for layers {missing}; give one for each layer")
+        self.projectors = {layer: projector_in(files[layer], width, layer) for layer, width in widths.items()}
+
+    def described(self) -> Mapping[str, object]:
+        ranks = {str(layer): projector.rank for layer, projector in self.projectors.items()}
+        return {"null_space_rank": ranks, "of": len(next(iter(self.projectors.values())).matrix)}
+
+    def change(self, layer: int, keys: Keys, residual: Float[Tensor, "d n"]) -> Float[Tensor, "d f"]:
+        ours = self._projected(layer, keys.average)
+        earlier = self._earlier.get(layer, ours[:, :0]).to(ours)
+        return projected(residual, ours, earlier, self.l2)
+
+    def learn(self, layer: int, keys: Keys) -> None:
+        ours = self._projected(layer, keys.average).float()
+        held = torch.cat([self._earlier.get(layer, ours[:, :0]), ours], dim=1)
+        if held.shape[1] > 2 * len(held):  # G Gᵀ is all that counts: f columns are enough for it
+            held = torch.linalg.qr(held.T.double(), mode="r").R.T.float()
+        self._earlier[layer] = held
+
+    def _projected(self, layer: int, keys: Float[Tensor, "f n"]) -> Float[Tensor, "f n"]:
+        return self.projectors[layer].matrix.to(keys) @ keys
+
+    def reset(self) -> None:
+        self._earlier = {}
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"earlier.{layer}": keys.contiguous() for layer, keys in self._earlier.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self._earlier = {int(name.partition(".")[2]): keys for name, keys in state.items()}

@@ -1,0 +1,228 @@
+"""Passes over prompts in which only the columns from a subject's last token on are changed, in layers from one on.
+
+What is added to a module's output there changes nothing at earlier positions (attention is causal) and nothing in the
+layers below. So the keys and values of the columns before, and what the columns from there on bring to the layer, are
+computed once; every later pass runs those columns through the layers above alone. It is the model's own forward that
+runs, with a cache that keeps what it holds.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from kedit.editors.subject import Row
+from kedit.lm.hooks import hook, instead
+from kedit.lm.partial_forward import Record, Tail
+
+if TYPE_CHECKING:
+    from kedit.lm.model import LM
+
+Site = Literal["mlp_out", "attn_out", "block"]  # whose output is changed, see kedit.lm.anatomy
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Rows of tokens as a pass reads them: what stands before the first changed column is in `cache`."""
+
+    ids: Int[Tensor, "n t"]
+    kwargs: dict[str, Any]  # of the model's body: mask, positions, cache
+    owner: Int[Tensor, " p"]  # rows of the changed places
+    at: Int[Tensor, " p"]  # their columns
+    reader: Int[Tensor, " k"]  # rows of the places that are read
+    reads: Int[Tensor, " k"]  # their columns
+    gold: Int[Tensor, " k"]  # what should be predicted there, -1 where nothing is
+
+
+class Columns:
+    """Passes over `rows` with something added to what the `sites` of `layer` put out at the rows' subjects.
+
+    `keep`: columns before the first subject are computed once. `until`: prediction is read after this layer (through
+    the final norm and the head), null: after the last.
+    """
+
+    def __init__(
+        self,
+        lm: "LM",
+        rows: Sequence[Row],
+        layer: int,
+        sites: Sequence[Site],
+        *,
+        keep: bool = True,
+        until: int | None = None,
+    ):
+        self.lm, self.layer, self.sites, self.until = lm, layer, list(sites), until
+        self.original: dict[Site, Float[Tensor, "p d"]] = {}  # what the sites put out at the changed places, unchanged
+        self.block = block_of(lm, rows, keep)
+        self.entered: Tensor  # [n t d], what the columns bring to the first layer that changes
+        self._begin()
+
+    @property
+    def rows(self) -> int:
+        return len(self.block.ids)
+
+    def of(self, rows: Int[Tensor, " m"]) -> "Columns":
+        """The same, of some of the rows, in ascending order."""
+        some = object.__new__(Columns)
+        some.__dict__ = self.__dict__ | {"block": _some(self.block, rows), "entered": self.entered[rows]}
+        return some
+
+    def logits(self, changes: Sequence[Float[Tensor, "n d"]]) -> Float[Tensor, "k v"]:
+        """Predictions at the places that are read, with each row's change of each site added at its subject."""
+        block, hidden = self.block, self.entered
+        with ExitStack() as stack:
+            if self.entry > self.layer:
+                hidden = hidden.index_put(
+                    (block.owner, block.at), changes[0][block.owner].to(hidden.dtype), accumulate=True
+                )
+            else:
+                for site, change in zip(self.sites, changes, strict=True):
+                    stack.enter_context(self._adding(site, change))
+            stack.enter_context(self.tail.replaying(Record(hidden)))
+            for above in range(self.until + 1 if self.until is not None else 1 << 30, self.lm.anatomy.n_layers):
+                module = self.lm.model.get_submodule(self.lm.anatomy.block.format(above))
+                stack.enter_context(instead(module, self.tail._returning(lambda passed: passed)))
+            states = self.lm._body(input_ids=block.ids, **block.kwargs)[0]
+        return self.lm._head(states[block.reader, block.reads])
+
+    def _begin(self) -> None:
+        """Find where the changes enter, and what the columns bring there."""
+        matrix = self.sites == ["mlp_out"]
+        below = Tail(self.lm.model, self.lm.anatomy, self.layer, matrix)
+        above = Tail(self.lm.model, self.lm.anatomy, self.layer + 1)
+        if self.sites != ["block"] and not matrix:
+            self.tail, self.entry = below, self.layer
+            self.entered = below.entering(self._run)
+            return
+        with below.recording() as made, self._noting(self.sites[0]):
+            self.entered = above.entering(self._run)
+        self.tail, self.entry = above, self.layer + 1
+        if matrix and made[0].residual is None:  # what the matrix puts out is not simply added to the residual stream
+            self.tail, self.entry, self.entered = below, self.layer, made[0].hidden
+            below.tuple = above.tuple
+
+    @torch.no_grad()
+    def _run(self) -> None:
+        self.lm._body(input_ids=self.block.ids, **self.block.kwargs)
+
+    def _site(self, site: Site) -> nn.Module:
+        return self.lm.model.get_submodule(getattr(self.lm.anatomy, site).format(self.layer))
+
+    @contextmanager
+    def _noting(self, site: Site) -> Iterator[None]:
+        """Keep what the site puts out at the changed places."""
+
+        def note(module: nn.Module, args: tuple, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            self.original[site] = hidden[self.block.owner, self.block.at].detach()
+
+        with hook(self._site(site).register_forward_hook(note)):
+            yield
+
+    @contextmanager
+    def _adding(self, site: Site, change: Float[Tensor, "n d"]) -> Iterator[None]:
+        """A pass inside adds the change; the first one also notes what was there."""
+        block = self.block
+
+        def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            if site not in self.original:
+                self.original[site] = output[block.owner, block.at].detach()
+            return output.index_put((block.owner, block.at), change[block.owner].to(output.dtype), accumulate=True)
+
+        with hook(self._site(site).register_forward_hook(add)):
+            yield
+
+
+class _Kept(DynamicCache):
+    """Keys and values of columns that do not change: passes read them and leave nothing behind."""
+
+    def __init__(self, kept: Sequence[tuple[Tensor, Tensor]]):
+        super().__init__(kept)
+        self.kept = list(kept)  # [n heads before d], of each layer
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        keys, values = self.kept[layer_idx]
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+    def of(self, rows: Int[Tensor, " m"]) -> "_Kept":
+        return _Kept([(keys[rows], values[rows]) for keys, values in self.kept])
+
+
+def block_of(lm: "LM", rows: Sequence[Row], keep: bool) -> Block:
+    """Rows with their first changed columns one below the other, and what stands before in a cache."""
+    lm.check_length(max(len(row.ids) for row in rows))
+    first = [row.at[0] if keep else 0 for row in rows]
+    before, length = max(first), max(len(row.ids) - skip for row, skip in zip(rows, first, strict=True))
+    ids = torch.full((len(rows), length), lm.text.pad)
+    for i, (row, skip) in enumerate(zip(rows, first, strict=True)):
+        ids[i, : len(row.ids) - skip] = torch.tensor(row.ids[skip:])
+    kwargs: dict[str, Any] = {"use_cache": False}
+    if before:
+        kwargs = _prefixed(lm, [row.ids[:skip] for row, skip in zip(rows, first, strict=True)], before, length)
+
+    def places(pick: Callable[[Row], Sequence[int]]) -> tuple[Tensor, Tensor]:
+        found = [(i, at - first[i]) for i, row in enumerate(rows) for at in pick(row)]
+        both = torch.tensor(found, dtype=torch.long, device=lm.device).reshape(-1, 2)
+        return both[:, 0], both[:, 1]
+
+    gold = [token for row in rows for token in (row.gold or [-1] * len(row.reads))]
+    return Block(
+        ids.to(lm.device),
+        kwargs,
+        *places(lambda row: row.at),
+        *places(lambda row: row.reads),
+        torch.tensor(gold, dtype=torch.long, device=lm.device),
+    )
+
+
+@torch.no_grad()
+def _prefixed(lm: "LM", prefixes: Sequence[list[int]], before: int, length: int) -> dict[str, Any]:
+    """What a pass over the columns behind these prefixes is given: their keys and values, masks and positions."""
+    ids = torch.tensor([[lm.text.pad] * (before - len(p)) + p for p in prefixes], device=lm.device)
+    real = torch.tensor([[0] * (before - len(p)) + [1] * len(p) for p in prefixes], device=lm.device)
+    cache: Any = DynamicCache()
+    positions = (real.cumsum(-1) - 1).clamp(min=0)
+    lm._body(input_ids=ids, attention_mask=real, position_ids=positions, past_key_values=cache, use_cache=True)
+    pads = real[:, None, :, None] == 0
+    layers = [
+        (layer.keys.masked_fill(pads.to(layer.keys.device), 0), layer.values.masked_fill(pads.to(layer.keys.device), 0))
+        for layer in cache.layers  # a row of pads alone may hold anything, and 0 times anything must be 0
+    ]
+    lengths = torch.tensor([len(p) for p in prefixes], device=lm.device)
+    return {
+        "attention_mask": torch.cat([real, real.new_ones(len(prefixes), length)], dim=1),
+        "position_ids": lengths[:, None] + torch.arange(length, device=lm.device),
+        "past_key_values": _Kept(layers),
+        "use_cache": True,
+    }
+
+
+def _some(block: Block, rows: Int[Tensor, " m"]) -> Block:
+    """Of some of the rows."""
+    kwargs = {
+        name: value.of(rows) if isinstance(value, _Kept) else value[rows] if isinstance(value, Tensor) else value
+        for name, value in block.kwargs.items()
+    }
+    place = torch.full((len(block.ids),), -1, device=block.ids.device)
+    place[rows] = torch.arange(len(rows), device=block.ids.device)
+    changed, read = place[block.owner] >= 0, place[block.reader] >= 0
+    return replace(
+        block,
+        ids=block.ids[rows],
+        kwargs=kwargs,
+        owner=place[block.owner[changed]],
+        at=block.at[changed],
+        reader=place[block.reader[read]],
+        reads=block.reads[read],
+        gold=block.gold[read],
+    )
+
+
+def single(values: Tensor) -> Tensor:
+    """In single precision at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,0 +1,1 @@
+"""Scores of a model before and after editing: the evaluator, the metrics, the unedited model's cached answers."""

@@ -1,0 +1,268 @@
+"""Asking and grading: the same call before and after editing, so protocols cannot differ. See docs/metrics.md."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+from zlib import crc32
+
+from kedit.cases import KINDS, KNOWEDIT, Kind, Question
+from kedit.common.errors import InputError
+from kedit.evaluation import metrics
+from kedit.evaluation.consistency import Consistency
+from kedit.evaluation.easyedit_scoring import score_group
+from kedit.lm import LM, Route, Scored
+from kedit.lm.text import Side
+
+Row = dict[str, Any]
+Scoring = Literal["forced", "generate"]
+Aliases = Literal["first", "any"]
+Reference = Literal["pre_model", "ground_truth"]
+Template = Literal["off", "on_prompts", "on_all"]
+RoutedBy = Literal["prompt", "prompt_and_answer", "edit"]
+
+Asked = tuple[Question, str]  # with an answer that is scored
+_TEXTS = ("fluency", "consistency")  # what is asked for in free text
+ROOM = 16  # tokens that free generation may go on after the answer's: a model that uses them has not stopped
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model says to one question."""
+
+    forced: tuple[Scored, ...] = ()  # teacher-forced on each answer that counts; none for fluency
+    written: str | None = None  # free text: the continuation, or for fluency prompt and continuation
+    info: Mapping[str, Any] = field(default_factory=dict)  # of the prompt's route
+    contrast: Scored | None = None  # teacher-forced on the competing object
+
+
+class Evaluator:
+    """Ways of asking and of grading. Every quirk of a reference implementation is one switch, off by default."""
+
+    # what changes an answer, not how it is graded
+    ASKING = ("scoring", "aliases", "chat_template", "double_bos", "fluency_tokens", "fluency_top_k", "fluency_seed")
+
+    def __init__(
+        self,
+        *,
+        # what a test asks, as far as the dataset has it
+        kinds: Sequence[Kind] = KNOWEDIT,
+        # forced: token match, exact match and NLL from one teacher-forced pass; generate: does the free greedy
+        # continuation say the answer and stop?
+        scoring: Sequence[Scoring] = ("forced",),
+        # the first answer counts, as in EasyEdit, or the best of any
+        aliases: Aliases = "first",
+        # locality is agreement with the unedited model, or with the answer
+        locality_reference: Reference = "pre_model",
+        # score a group in one padded batch as EasyEdit does: left (since November 2024) or right (before)
+        easyedit_padding: Side | None = None,
+        # on_prompts: all but locality, as EasyEdit does; its text had two BOS
+        chat_template: Template = "off",
+        double_bos: bool = False,
+        # what memory editors look a question up by: the prompt alone; with its answer, as RECIPE's code does; or, as
+        # EasyEdit gives IKE each case's own edit, by that
+        routed_by: RoutedBy = "prompt",
+        # length of a fluency text, prompt included (0: no fluency), sampled from the k most probable tokens, seeded
+        # for each case
+        fluency_tokens: int = 100,
+        fluency_top_k: int = 5,
+        fluency_seed: int = 42,
+        # reference texts that a case's fluency texts are compared with
+        consistency: Consistency | None = None,
+        # kinds that the loop also asks of every edit right after it
+        each_edit: Sequence[Kind] = ("reliability",),
+        # kinds whose loss is followed over the optimiser steps of every edit (kedit/evaluation/step_trace.py)
+        each_step: Sequence[Kind] = (),
+    ):
+        _known("kinds", kinds, KINDS)
+        _known("scoring", scoring, get_args(Scoring))
+        _known("aliases", [aliases], get_args(Aliases))
+        _known("locality_reference", [locality_reference], get_args(Reference))
+        _known("easyedit_padding", [easyedit_padding], (None, *get_args(Side)))
+        _known("chat_template", [chat_template], get_args(Template))
+        _known("routed_by", [routed_by], get_args(RoutedBy))
+        _known("each_edit", each_edit, [kind for kind in KINDS if kind != "consistency"])
+        _known("each_step", each_step, [kind for kind in KINDS if kind not in _TEXTS])
+        if "consistency" in kinds and "fluency" not in kinds:
+            raise InputError(f"eval.kinds={list(kinds)}: consistency compares the texts of fluency; add fluency")
+        self.scoring, self.aliases, self.locality_reference = tuple(scoring), aliases, locality_reference
+        self.easyedit_padding, self.chat_template, self.double_bos = easyedit_padding, chat_template, double_bos
+        self.routed_by = routed_by
+        self.fluency_tokens, self.fluency_top_k, self.fluency_seed = fluency_tokens, fluency_top_k, fluency_seed
+        self.consistency, self.each_edit, self.each_step = consistency, tuple(each_edit), tuple(each_step)
+        self.columns = tuple(kinds)  # of a table: without fluency tokens, fluency is a column of dashes
+        self.kinds = tuple(kind for kind in kinds if self.fluency_tokens or kind not in _TEXTS)
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+
+    def prepare(self, lm: LM, asked: Sequence[Question], touched: Sequence[str]) -> None:
+        """Before the first answer: let `lm` compute once what edits of the `touched` parameters cannot change."""
+        closed = [q for q in asked if q.probe.kind != "fluency"]
+        flat = self._objects(closed) if self.easyedit_padding is None else []
+        prompts = [route.prompt for route in self._routes(lm, flat)]
+        lm.keep_below(touched, prompts, [text for _, text in flat])
+
+    def answer(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
+        """One answer a question, in order; prompts are pooled over all questions."""
+        free = [i for i, q in enumerate(asked) if q.probe.kind == "fluency"]
+        closed = [i for i, q in enumerate(asked) if q.probe.kind != "fluency"]
+        found = dict(zip(free, self._write(lm, [asked[i] for i in free]), strict=True))
+        found |= zip(closed, self._reply(lm, [asked[i] for i in closed]), strict=True)
+        return [found[i] for i in range(len(asked))]
+
+    def follow(self, lm: LM, asked: Sequence[Question]) -> list[Scored]:
+        """The first answer of each question, teacher-forced: what is asked after an optimiser step."""
+        first = self._first(asked)
+        return lm.answer(self._routes(lm, first), [text for _, text in first])
+
+    def own_words(self, lm: LM, asked: Sequence[Question]) -> list[Scored]:
+        """What the model itself says, greedily, to each question, as many tokens as the first answer has."""
+        first = self._first(asked)
+        return lm.answer_greedily(self._routes(lm, first), [text for _, text in first])
+
+    def _first(self, asked: Sequence[Question]) -> list[Asked]:
+        return [(q, q.probe.answers[0]) for q in asked]
+
+    def _reply(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
+        scored = iter(self._score(lm, self._objects(asked)))
+        answers = []
+        for q in asked:
+            forced = tuple(next(scored) for _ in self._golds(q))
+            answers.append(Answer(forced, info=forced[0].info, contrast=next(scored) if q.probe.contrast else None))
+        if "generate" not in self.scoring:
+            return answers
+        routes = self._routes(lm, self._first(asked))
+        written = lm.generate(routes, [max(len(s.gold) for s in a.forced) + ROOM for a in answers])
+        return [replace(a, written=w.text, info=w.info) for a, w in zip(answers, written, strict=True)]
+
+    def _objects(self, asked: Sequence[Question]) -> list[Asked]:
+        """Every question with every object that is scored behind its prompt."""
+        objects = [self._golds(q) + ((q.probe.contrast,) if q.probe.contrast else ()) for q in asked]
+        return [(q, text) for q, texts in zip(asked, objects, strict=True) for text in texts]
+
+    def _golds(self, question: Question) -> tuple[str, ...]:
+        """The answers that count."""
+        return question.probe.answers if self.aliases == "any" else question.probe.answers[:1]
+
+    def _score(self, lm: LM, flat: Sequence[Asked]) -> list[Scored]:
+        routes, texts = self._routes(lm, flat), [text for _, text in flat]
+        if self.easyedit_padding is None:
+            return lm.answer(routes, texts)
+        groups: dict[tuple[str, str, str], list[int]] = {}
+        for i, (q, _) in enumerate(flat):
+            groups.setdefault((q.case, q.probe.kind, q.probe.group), []).append(i)
+        scored: dict[int, Scored] = {}
+        for members in groups.values():
+            group = [routes[i] for i in members], [texts[i] for i in members]
+            scored |= zip(members, score_group(lm, *group, self.easyedit_padding), strict=True)
+        return [scored[i] for i in range(len(flat))]
+
+    def _write(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
+        """Free text for fluency: its length alone ends it, and what a memory gives to read is no part of it."""
+        prompts = [self._framed(lm, q, q.probe.prompt) for q in asked]
+        written = lm.generate(
+            self._routes(lm, [(q, "") for q in asked]),
+            [max(0, self.fluency_tokens - len(ids)) for ids in lm.text.prompts(prompts)],
+            top_k=self.fluency_top_k,
+            seeds=[crc32(f"{self.fluency_seed}/{q.case}/{q.index}".encode()) for q in asked],
+            stop=False,
+        )
+        texts = [
+            f"{prompt.rstrip()} {w.text.lstrip()}" if w.info else w.full
+            for prompt, w in zip(prompts, written, strict=True)
+        ]
+        return [Answer(written=text, info=w.info) for text, w in zip(texts, written, strict=True)]
+
+    def _routes(self, lm: LM, asked: Sequence[Asked]) -> list[Route]:
+        """What the model reads: the prompt, with what a memory has for it, and around that the chat template."""
+        keys = [self._key(q, text) for q, text in asked]
+        routes = lm.routed([q.probe.prompt for q, _ in asked], keys)
+        return [replace(to, prompt=self._framed(lm, q, to.prompt)) for (q, _), to in zip(asked, routes, strict=True)]
+
+    def _key(self, question: Question, answer: str) -> str:
+        if self.routed_by == "edit":
+            return question.edit
+        return f"{question.probe.prompt} {answer}" if self.routed_by == "prompt_and_answer" else question.probe.prompt
+
+    def _framed(self, lm: LM, question: Question, prompt: str) -> str:
+        plain = question.probe.kind == "locality" and self.chat_template == "on_prompts"
+        return prompt if self.chat_template == "off" or plain else lm.text.chat(prompt, self.double_bos)
+
+    # --- grading -----------------------------------------------------------------------------------------------------
+
+    def grade_all(
+        self, asked: Sequence[Question], answers: Sequence[Answer], before: Mapping[Question, Answer]
+    ) -> list[Row]:
+        """Rows of all questions, in order, then those of cases as a whole. `before`: the unedited model's answers."""
+        graded = [row for q, answer in zip(asked, answers, strict=True) for row in self.grade(q, answer, before[q])]
+        if self.consistency is None or "consistency" not in self.kinds:
+            return graded
+        return graded + self.consistency.rows(asked, [answer.written for answer in answers])
+
+    def grade(self, question: Question, after: Answer, before: Answer) -> list[Row]:
+        """Rows of one question: one for each way of scoring. `before` is the unedited model's answer."""
+        probe = question.probe
+        place = {"case": question.case, "kind": probe.kind, "group": probe.group, "probe": question.index}
+        route = {"route": dict(after.info)} if after.info else {}
+        if probe.kind == "fluency":
+            graded = [self._grade_text(after)]
+        else:
+            graders = {"forced": self._grade_forced, "generate": self._grade_written}
+            graded = [graders[scoring](question, after, before) for scoring in self.scoring]
+        return [place | row | route for row in graded]
+
+    def _grade_text(self, after: Answer) -> Row:
+        text = after.written or ""
+        return {"scoring": "generate", "entropy": round(metrics.ngram_entropy(text), 6), "generated": text}
+
+    def _grade_forced(self, question: Question, after: Answer, before: Answer) -> Row:
+        """Of the answer that counts most."""
+        rows = []
+        for now, then in zip(after.forced, before.forced, strict=True):
+            token = metrics.token_match(now.pred, then.pred if self._compares(question) else now.gold)
+            nll = metrics.mean_nll(now.logprob)
+            scores = {"n_tokens": len(now.gold), "token": token, "exact": int(token == 1), "nll": round(nll, 6)}
+            versus = self._grade_contrast(question, nll, after.contrast)
+            rows.append({"scoring": "forced"} | scores | versus | {"gold": now.gold_text, "pred": now.pred_text})
+        return max(rows, key=lambda row: row["token"])
+
+    def _grade_contrast(self, question: Question, right: float, contrast: Scored | None) -> Row:
+        """The right object, of this mean NLL, against the competing one; nothing where none competes."""
+        if contrast is None:
+            return {}
+        other = metrics.mean_nll(contrast.logprob)
+        new, true = (other, right) if question.probe.kind == "neighborhood" else (right, other)
+        return {
+            "nll_new": round(new, 6),
+            "nll_true": round(true, 6),
+            "success": int(metrics.success(right, other)),
+            "magnitude": round(metrics.magnitude(right, other), 6),
+        }
+
+    def _grade_written(self, question: Question, after: Answer, before: Answer) -> Row:
+        said, golds = after.written or "", self._golds(question)
+        if self._compares(question):
+            exact = metrics.normalise(said) == metrics.normalise(before.written or "")
+        else:
+            exact = metrics.exact_match(said, golds)
+        return {"scoring": "generate", "exact": int(exact), "gold": golds[0], "generated": said}
+
+    def _compares(self, question: Question) -> bool:
+        """Is the unedited model's answer the reference?"""
+        return question.probe.kind == "locality" and self.locality_reference == "pre_model"
+
+
+def noise_floor(lm: LM, asked: Sequence[Question], sample: int = 100) -> float:
+    """Share of answer tokens on which a model agrees with itself, asked one by one and in one batch: 1 in float32.
+
+    Below float32 no locality can be measured more finely than this.
+    """
+    probes = [q.probe for q in asked if q.probe.answers][:sample]
+    pooled = lm.answer([p.prompt for p in probes], [p.answers[0] for p in probes])
+    alone = [lm.answer([p.prompt], [p.answers[0]])[0] for p in probes]
+    matches = [metrics.token_match(a.pred, b.pred) for a, b in zip(pooled, alone, strict=True)]
+    return sum(matches) / len(matches)
+
+
+def _known(name: str, given: Sequence[Any], known: Sequence[Any]) -> None:
+    if isinstance(given, str) or any(value not in known for value in given):
+        raise InputError(f"eval.{name}={given!r}: choose from {', '.join(str(value) for value in known)}")

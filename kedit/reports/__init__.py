@@ -1,0 +1,1 @@
+"""Everything that shows results: tables, pictures, answers, dashboards. It reads cells; no model is needed."""

@@ -1,0 +1,75 @@
+"""What a caption must say of measured numbers: N, setting, effective T, way of scoring, seeds, what failed."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from kedit.results.cells import Cell
+from kedit.results.measured import AVERAGE
+from kedit.results.mixing import mixed
+from kedit.results.samples import asked_T
+from kedit.results.scores import SAID, Score
+
+
+def facts(frame: pd.DataFrame, cells: Sequence[Cell], score: Score) -> list[str]:
+    """Of these measured numbers; an average's are those of its datasets."""
+    own = _own(frame)
+    settings = ", ".join(map(str, dict.fromkeys(own["setting"])))
+    said = [f"{settings}, {_horizons(own, cells)}", f"N={_counts(own)} cases", SAID[score]]
+    orders = sorted({str(cell.meta["order_seed"]) for cell in cells} - {"None"})
+    options = sorted({cell.meta["overrides"] for cell in cells} - {""})
+    said += [f"order seed {', '.join(orders)}"] if orders else []
+    said += [f"options: {' and '.join(options)}"] if options else []
+    mixes = mixed(cells)
+    said += [f"mixed: {', '.join(mixes)}"] if mixes else []
+    unfinished = sum(not cell.finished for cell in cells)
+    said += [f"{unfinished} of {len(cells)} cells are not finished: what they have tested counts"] if unfinished else []
+    return said + noise(cells)
+
+
+def _own(frame: pd.DataFrame) -> pd.DataFrame:
+    own = frame[frame["dataset"] != AVERAGE]
+    return own if len(own) else frame
+
+
+def _horizons(frame: pd.DataFrame, cells: Sequence[Cell]) -> str:
+    """T, and the effective one where a dataset has fewer cases."""
+    Ts = sorted(set(frame["T"].dropna()))
+    short = {
+        f"{cell.meta['effective_T']} on {cell.meta['dataset']}"
+        for cell in cells
+        if asked_T(cell) in Ts and asked_T(cell) != cell.meta["effective_T"]
+    }
+    known = "/".join(map(str, Ts)) or "number of each dataset's cases"
+    return f"effective T={known}" + (f" ({', '.join(sorted(short))})" if short else "")
+
+
+def _counts(frame: pd.DataFrame) -> str:
+    """Cases of each dataset, over all seeds; several numbers where not all editors have the same."""
+    largest = frame.groupby(["dataset", "editor", "T"], sort=False, dropna=False)["n"].max().astype(int)
+    each = largest.groupby(level="dataset", sort=False).agg(lambda counts: "/".join(map(str, sorted(set(counts)))))
+    if each.nunique() == 1:
+        return str(each.iloc[0])
+    return ", ".join(f"{counts} ({dataset})" for dataset, counts in each.items())
+
+
+def over_seeds(seeds: Sequence[int]) -> str:
+    return f", over the edit seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else ""
+
+
+def failures(frame: pd.DataFrame) -> list[str]:
+    """Edits that failed numerically and were undone: they count as they are, unedited."""
+    each = _own(frame).drop_duplicates(["model", "setting", "T", "dataset", "editor"])
+    counts = each.groupby("editor", sort=False)["failed"].sum().astype(int)
+    return [
+        f"{n} edit{'s' * (n > 1)} of {editor} failed and {'were' if n > 1 else 'was'} undone"
+        for editor, n in counts[counts > 0].items()
+    ]
+
+
+def noise(cells: Sequence[Cell]) -> list[str]:
+    """Below float32 a model does not quite agree with itself; no locality can be measured more finely."""
+    known = {(c.meta["model_is"]["dtype"], c.meta["noise_floor"]) for c in cells if "noise_floor" in c.meta}
+    return [
+        f"in {d} the unedited model agrees with itself on {100 * share:.1f} % of tokens" for d, share in sorted(known)
+    ]

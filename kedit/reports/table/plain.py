@@ -1,0 +1,172 @@
+"""The table of any runs, shown after each: editors down, metrics across; of no paper's layout."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from kedit.reports.table import formats
+from kedit.reports.table.captions import noise
+from kedit.reports.table.formats import Entry, Grid, Line
+from kedit.results.cells import SAME, Cell
+from kedit.results.scores import COLUMNS, FLOOR, SAID, SCORE, Merge, Score, summary
+
+MEANING = {  # column -> what a caption says of it
+    "edit success": "edit success = reliability",
+    "locality": "locality = agreement with the unedited model",
+    "HM": "HM of edit success, locality and portability",
+    "Score": "Score = harmonic mean of efficacy, paraphrase and neighborhood",
+    "fluency": "fluency = n-gram entropy x100",
+    "consistency": "consistency = TF-IDF cosine with reference texts x100",
+}
+SUCCESS = "efficacy, paraphrase, neighborhood = is the right object likelier than the competing one, if one competes"
+BRACKETS = "in brackets: half-width of the mean's 95 % confidence interval"
+
+
+def tables(
+    cells: Sequence[Cell], *, score: Score = "token", merge: Merge = "case_macro"
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(caption, table) for each set of cells that may stand together: same model, data, setting, options, versions."""
+    for group in together(cells):
+        lines = pd.concat([_lines(cell, score, merge) for cell in group])
+        yield _caption(group, lines, score, merge), _pool(lines)
+
+
+def together(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells in sets, each of those that may stand in one table."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        same = [cell.meta.get(key) for key in SAME] + sorted(cell.kinds)
+        groups.setdefault(json.dumps(same, sort_keys=True), []).append(cell)
+    return list(groups.values())
+
+
+def _lines(cell: Cell, score: Score, merge: Merge) -> pd.DataFrame:
+    lines = summary(cell.rows, score=score, merge=merge, kinds=cell.kinds)
+    return lines.assign(
+        model=[FLOOR if model == FLOOR else cell.meta["editor"] for model in lines["model"]],
+        seconds=[_seconds(cell, T) for T in lines["T"]],
+        perplexity=[_perplexity(cell, T) for T in lines["T"]],
+        seed=cell.meta["seed"],
+    )
+
+
+def _seconds(cell: Cell, T: int) -> float:
+    """Seconds of editing up to the last test of this T."""
+    if not T:
+        return math.nan
+    return float(cell.steps_to(T)["edit_s"].sum())
+
+
+def _perplexity(cell: Cell, T: int) -> float:
+    """Of the held-out text, at the last test of this T; unknown where each test is followed by a restore."""
+    if "perplexity" not in cell.steps:
+        return math.nan
+    last = cell.steps[(cell.steps["edits_so_far"] == T) & cell.steps["perplexity"].notna()]
+    return float(last["perplexity"].iloc[-1]) if len(last) else math.nan
+
+
+def _pool(lines: pd.DataFrame) -> pd.DataFrame:
+    """Mean over edit seeds. The floor comes first, and once: on the largest set of cases that a cell has tested."""
+    floor = lines[lines["model"] == FLOOR].sort_values("N").groupby("seed").tail(1)
+    chosen = pd.concat([floor, lines[lines["model"] != FLOOR]])
+    groups = chosen.groupby(["model", "T"], sort=False)
+    pooled = groups.mean(numeric_only=True).assign(seeds=groups["seed"].nunique())
+    order = [*COLUMNS.values(), "HM", "Score", "N", "seconds", "perplexity", "seeds"]
+    order += [f"{part}_{kind}" for part in ("n", "ci") for kind in COLUMNS]
+    return pooled[[name for name in order if name in pooled]].reset_index()
+
+
+def _caption(cells: Sequence[Cell], lines: pd.DataFrame, score: Score, merge: Merge) -> str:
+    meta, rome = cells[0].meta, any(kind in lines for kind in SCORE)
+    parts = [
+        place(cells),
+        f"{SAID[score]} x100, {merge}, N cases",
+        *([SUCCESS] if score == "token" and rome else []),
+        *(said for name, said in MEANING.items() if name in lines),
+        *([BRACKETS] if rome else []),
+        "seconds = editing up to T",
+    ]
+    parts += _other_counts(lines) + _alarms(cells, lines)
+    parts += [f"dropped: {n} {what}" for what, n in meta["data"]["dropped"].items()] + list(meta["data"]["notes"])
+    if meta["order_seed"] is not None:
+        parts.append(f"order seed {meta['order_seed']}")
+    if meta["overrides"]:
+        parts.append(f"options: {meta['overrides']}")
+    return "; ".join(parts)
+
+
+def place(cells: Sequence[Cell]) -> str:
+    """Where the cells of one table ran."""
+    meta, horizons = cells[0].meta, sorted({cell.meta["effective_T"] for cell in cells})
+    return f"{meta['model']} on {meta['dataset']}, {meta['setting']}, effective T={'/'.join(map(str, horizons))}"
+
+
+def _other_counts(lines: pd.DataFrame) -> list[str]:
+    """Kinds that not every case has."""
+    asked = [kind for kind in COLUMNS if f"n_{kind}" in lines]
+    partial = [kind for kind in asked if lines[f"n_{kind}"].max() and (lines[f"n_{kind}"] != lines["N"]).any()]
+    return [f"{COLUMNS[kind]} has N={'/'.join(str(n) for n in lines[f'n_{kind}'].unique())}" for kind in partial]
+
+
+def _alarms(cells: Sequence[Cell], lines: pd.DataFrame) -> list[str]:
+    """What a reader must know before believing a number."""
+    worst = lines.groupby("model")["perplexity"].max()
+    collapsed = worst.index[worst > 2 * worst.get(FLOOR, math.nan)]
+    said = [f"perplexity of a held-out text more than doubled under {model}" for model in collapsed]
+    for cell in cells:
+        failed = int(cell.steps["failed"].sum()) if "failed" in cell.steps else 0
+        if failed:
+            said.append(f"{failed} edits of {cell.meta['editor']} (seed {cell.meta['seed']}) failed and were undone")
+    return said + noise(cells)
+
+
+# --- showing ---------------------------------------------------------------------------------------------------------
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """Numbers as printed: one decimal, a dash where there is none, half-widths behind, no columns that say nothing."""
+    hidden = {"perplexity", *(f"{part}_{kind}" for part in ("n", "ci") for kind in COLUMNS)}
+    hidden |= {"seeds"} if table["seeds"].max() == 1 else set()
+    texts = {name: _texts(table[name]) for name in table if name not in hidden}
+    for kind, name in COLUMNS.items():
+        if f"ci_{kind}" in table:
+            widths = _texts(table[f"ci_{kind}"])
+            pairs = zip(texts[name], widths, strict=True)
+            texts[name] = [mean if width == "-" else f"{mean} ({width})" for mean, width in pairs]
+    return pd.DataFrame(texts)
+
+
+def _texts(column: pd.Series) -> list[str]:
+    decimals = 0 if column.name in ("T", "N", "seeds") else 1
+    return [v if isinstance(v, str) else "-" if pd.isna(v) else f"{v:.{decimals}f}" for v in column]
+
+
+def grid(caption: str, table: pd.DataFrame) -> Grid:
+    """As the table is printed: each line's model, then its numbers."""
+    text = shown(table)
+    lines = [Line((head,), tuple(map(Entry, entries))) for head, *entries in text.to_numpy().tolist()]
+    return Grid("", ("model",), tuple((name,) for name in text if name != "model"), tuple(lines), f"{caption}.")
+
+
+def markdown(caption: str, table: pd.DataFrame) -> str:
+    return formats.markdown(grid(caption, table))
+
+
+def write(cells: Sequence[Cell], directory: Path) -> list[tuple[str, pd.DataFrame]]:
+    """table.md and table.csv in `directory`; returns what was written."""
+    made = list(tables(cells))
+    (directory / "table.md").write_text("\n".join(markdown(caption, table) for caption, table in made))
+    as_csv(made).to_csv(directory / "table.csv", index=False)
+    return made
+
+
+def as_csv(made: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
+    return pd.concat([table.assign(caption=caption) for caption, table in made])
+
+
+def show(made: Sequence[tuple[str, pd.DataFrame]]) -> None:
+    """Print tables on the terminal."""
+    formats.show([grid(caption, table) for caption, table in made])

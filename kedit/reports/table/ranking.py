@@ -1,0 +1,48 @@
+"""Which number of a table is the best, and which the second best."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from kedit.reports.table.formats import Entry
+from kedit.reports.table.layout import Block, Place
+from kedit.results.samples import COSTS, UNEDITED
+
+Record = Mapping[str, Any]
+GROUP = ("model", "setting", "T", "dataset", "metric")  # what is ranked: editors on the same
+BOLD = (
+    "bold: the best editor on the same model, setting, T, dataset and metric, underlined: the second best of three or "
+    "more (none beside a shared best), by the digits shown; the unedited model takes no part"
+)
+
+
+def ranked(
+    block: Block, entry: Callable[[Record], Entry], text: Callable[[Record], str]
+) -> dict[tuple[Place, Place], Entry]:
+    """Each place's entry, marked; `text` is what is compared, empty where there is no number."""
+    groups: dict[Place, list[tuple[Place, Place]]] = {}
+    for at, record in block.records.items():
+        if text(record) and record["editor"] != UNEDITED:
+            group = tuple(None if pd.isna(record[key]) else record[key] for key in GROUP)
+            groups.setdefault(group, []).append(at)
+    marks: dict[tuple[Place, Place], tuple[bool, bool]] = {}
+    for group, places in groups.items():
+        sign = -1 if group[-1] in COSTS else 1  # of a cost, less is better
+        marks |= zip(places, ranks([sign * float(text(block.records[at])) for at in places]), strict=True)
+    found = {at: entry(record) for at, record in block.records.items()}
+    for at, (best, second) in marks.items():
+        found[at] = replace(found[at], bold=best, underline=second)
+    return found
+
+
+def ranks(values: Sequence[float]) -> Iterator[tuple[bool, bool]]:
+    """(best, second best) of each: all that share the best; all that share the second, of three or more, where one
+    alone is the best. So does KDPO underline."""
+    best = max(values)
+    below = [value for value in values if value < best]
+    second = max(below) if below and len(values) > 2 and values.count(best) == 1 else math.nan
+    for value in values:
+        yield value == best and len(values) > 1, value == second

@@ -1,0 +1,159 @@
+"""A paper's table three times in the paper's layout: what was measured here, what the paper prints, the difference."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from kedit.reports.table import fill_commands as fill
+from kedit.reports.table.captions import facts, failures, over_seeds
+from kedit.reports.table.formats import DASH, Entry, Grid, Line
+from kedit.reports.table.layout import Block, Layout, Place, blocks, named
+from kedit.reports.table.ranking import BOLD, ranked
+from kedit.reports.table.table_cells import (
+    Record,
+    Shown,
+    difference_entry,
+    gaps,
+    hint_of,
+    joined,
+    measured_entry,
+    of_paper,
+    text_of,
+)
+from kedit.results.scores import PAPER
+
+WIDTH = "in brackets: half-width of the 95 % bootstrap interval over cases"
+
+
+def paper(layout: Layout) -> list[Grid]:
+    """As printed; best and second best are found from the numbers, not from the paper's typography."""
+    texts = f"the paper's numbers as printed; {DASH}: the paper prints none, or the source text lost it; {BOLD}"
+
+    def entry(record: Record) -> Entry:
+        text = record["text"] + (f" ({record['ci_text']})" if record["ci_text"] else "")
+        hint = "; ".join(filter(None, [record["note"], record["printed_as"]]))
+        return Entry(text if record["text"] else DASH, hint=hint)
+
+    return [
+        _grid(block, layout, "the paper", ranked(block, entry, lambda record: record["text"]), f"{texts}.")
+        for block in blocks(layout.printed, layout)
+    ]
+
+
+def ours(given: Shown) -> list[Grid]:
+    """Measured numbers: the paper's table as far as it was run, then what was run beyond it."""
+    inside, beyond = given.inside, given.beyond
+    grids = (
+        [_ours(given, block, inside) for block in blocks(joined(given, inside), given.layout)] if len(inside) else []
+    )
+    grids += [_ours(given, block, beyond) for block in blocks(gaps(given), given.layout)] if len(beyond) else []
+    if len(beyond) and not len(inside):
+        filled, reasons = fill.summary(given.layout.printed.to_dict("records"), given.layout)
+        said = f"{grids[-1].caption} Of the paper's own models and datasets nothing was run{fill.how(filled, reasons)}."
+        grids[-1] = replace(grids[-1], caption=said, commands=(*grids[-1].commands, *filled))
+    return grids or [_nothing(given)]
+
+
+def difference(given: Shown) -> list[Grid]:
+    """Ours less the paper's, where both are."""
+    both = joined(given, given.inside)
+    if not both["value"].notna().any():
+        said = "Nothing was run here that the paper has in this table."
+        return [Grid(f"{given.layout.name}: difference", (), (), (), said)]
+    said = (
+        f"ours less the paper's number; {WIDTH} of ours; bold: the paper's number (its interval, where it prints "
+        f"one; else what rounds to it) lies outside that interval; "
+        f"{_facts(given, given.inside)}."
+    )
+    return [
+        _grid(
+            block, given.layout, "difference", {at: difference_entry(given, r) for at, r in block.records.items()}, said
+        )
+        for block in blocks(both, given.layout)
+    ]
+
+
+def _ours(given: Shown, block: Block, frame: pd.DataFrame) -> Grid:
+    def entry(record: Record) -> Entry:
+        return measured_entry(given, record) if pd.notna(record["value"]) else Entry(DASH, hint=hint_of(given, record))
+
+    entries = ranked(block, entry, lambda record: text_of(given, record))
+    missing = [r for r in block.records.values() if pd.isna(r["value"]) and r.get("dash") is not True]
+    sentences: list[str] = []
+    commands: tuple[str, ...] = ()
+    if missing:
+        filled, reasons = fill.summary(missing, given.layout)
+        beyond = [fill.command(record, given.layout, given.seeds) for record in missing if not of_paper(record)]
+        commands = tuple(dict.fromkeys(beyond or filled))
+        sentences = [f"{DASH}: not run{fill.how(commands, reasons)}"]
+    caption = "; ".join([_facts(given, _there(block, frame)), WIDTH + over_seeds(given.seeds), BOLD, *sentences])
+    return _grid(block, given.layout, "ours", entries, f"{caption}.", commands)
+
+
+def _facts(given: Shown, frame: pd.DataFrame) -> str:
+    said = [*facts(frame, given.cells, given.score), PAPER[given.layout.paper].said, *_stand_ins(given)]
+    return "; ".join([*said, *failures(frame)])
+
+
+def _stand_ins(given: Shown) -> list[str]:
+    ran = {cell.meta["editor"] for cell in given.cells}
+    same = given.layout.same_as.items()
+    return [f"{theirs} is editor={mine}" for mine, theirs in same if mine in ran and theirs not in ran]
+
+
+def _there(block: Block, frame: pd.DataFrame) -> pd.DataFrame:
+    """What of the frame stands in this block."""
+    records = [record for record in block.records.values() if pd.notna(record["value"])]
+    return pd.DataFrame(records) if records else frame
+
+
+def _nothing(given: Shown) -> Grid:
+    filled, reasons = fill.summary(given.layout.printed.to_dict("records"), given.layout)
+    said = f"Nothing of this table was run here yet{fill.how(filled, reasons)}."
+    return Grid(f"{given.layout.name}: ours", (), (), (), said, tuple(filled))
+
+
+# --- grids -----------------------------------------------------------------------------------------------------------
+
+
+def _grid(
+    block: Block,
+    layout: Layout,
+    view: str,
+    entries: Mapping[tuple[Place, Place], Entry],
+    caption: str,
+    commands: Sequence[str] = (),
+) -> Grid:
+    """A place that the block does not have (WikiBio has no portability) says nothing."""
+
+    def names(keys: Sequence[str], place: Place) -> tuple[str, ...]:
+        return tuple(named(key, value, layout.paper) for key, value in zip(keys, place, strict=True))
+
+    lines = tuple(
+        Line(names(layout.rows, row), tuple(entries.get((row, column), Entry("")) for column in block.columns))
+        for row in block.rows
+    )
+    title = f"{layout.name}: {view}" + (f" ({block.title})" if block.title else "")
+    columns = tuple(names(layout.columns, column) for column in block.columns)
+    return Grid(title, layout.rows, columns, lines, caption[0].upper() + caption[1:], tuple(commands))
+
+
+def tidy(given: Shown) -> pd.DataFrame:
+    """Every number of the table, one line each: ours with its interval, the paper's, the difference, and for one that
+    is not there the command that fills it."""
+    beyond = gaps(given)
+    both = joined(given, given.inside)
+    frame = pd.concat([both, beyond[[name for name in beyond if name in both]]], ignore_index=True)
+    records = frame.to_dict("records")
+    empty = [pd.isna(record["value"]) and record["dash"] is not True for record in records]
+    commands = [hint_of(given, record) if lost else "" for record, lost in zip(records, empty, strict=True)]
+    directories = [
+        " ".join(map(str, paths)) if isinstance(paths, list) else "" for paths in frame["directories"].tolist()
+    ]
+    named_so = {"value": "ours", "text": "paper_printed", "theirs": "paper", "their_ci": "paper_ci"}
+    return (
+        frame.drop(columns=["dash", "replicates"])
+        .assign(difference=frame["value"] - frame["theirs"], fill=commands, directories=directories)
+        .rename(columns=named_so)
+    )

@@ -1,0 +1,185 @@
+"""From rows to scores: every mean, of one run.
+
+A score is the mean over cases of [the mean over the case's groups of (the mean over the group's probes)], times 100
+("case_macro", docs/metrics.md); a case without a probe of a kind does not count for that kind, and every mean carries
+its N.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from kedit.cases import KNOWEDIT
+from kedit.evaluation.metrics import half_width, harmonic_mean
+
+Score = Literal["token", "exact", "generate", "magnitude"]
+Merge = Literal["case_macro", "group_macro", "prompt_micro"]
+
+SAID = {  # of each way, in a caption
+    "token": "teacher-forced token match",
+    "exact": "teacher-forced exact match",
+    "generate": "free greedy generation",
+    "magnitude": "probability of the right object less that of the competing one",
+}
+FLOOR = "(unedited)"
+COLUMNS = {  # a probe's kind -> the papers' word for its score
+    "reliability": "edit success",
+    "generality": "generality",
+    "portability": "portability",
+    "locality": "locality",
+    "efficacy": "efficacy",
+    "paraphrase": "paraphrase",
+    "neighborhood": "neighborhood",
+    "fluency": "fluency",
+    "consistency": "consistency",
+}
+HM = ("reliability", "locality", "portability")  # KEDAS's, as far as the dataset has them
+SCORE = ("efficacy", "paraphrase", "neighborhood")  # ROME's: of all three
+_SOURCES = {
+    "token": ("token", "forced"),
+    "exact": ("exact", "forced"),
+    "generate": ("exact", "generate"),
+    "magnitude": ("magnitude", "forced"),
+}
+_TEXTS = {"fluency": ("entropy", "generate"), "consistency": ("cosine", "generate")}
+
+
+def summary(
+    rows: pd.DataFrame | Sequence[dict[str, Any]],
+    *,
+    score: Score = "token",
+    merge: Merge = "case_macro",
+    kinds: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Scores of one run: a line for the unedited model and one for each T.
+
+    Columns as in the papers, of the `kinds` that were asked (null: the default ones and all that the rows have), and
+    for each kind n_<kind>, its number of cases; where one of ROME's three was asked also ci_<kind>, the half-width of
+    its mean's 95 % confidence interval.
+    """
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
+    asked = {*KNOWEDIT, *frame["kind"]} if kinds is None else {*kinds}
+    shown = [kind for kind in COLUMNS if kind in asked]
+    tests = frame[frame["when"] == "test"]
+    lines = [_line(FLOOR, 0, frame[frame["when"] == "before"], shown, score, merge)]
+    lines += [_line("edited", int(T), group, shown, score, merge) for T, group in tests.groupby("T")]
+    return pd.DataFrame(lines)
+
+
+def _line(model: str, T: int, rows: pd.DataFrame, kinds: Sequence[str], score: Score, merge: Merge) -> dict[str, Any]:
+    values = {kind: per_case(rows, kind, score, merge) for kind in kinds}
+    means = {kind: float(found.mean()) for kind, found in values.items()}
+    line: dict[str, Any] = {"model": model, "T": T} | {COLUMNS[kind]: mean for kind, mean in means.items()}
+    if not means.keys().isdisjoint(HM):
+        parts = [means[kind] for kind in HM if kind in values and len(values[kind])]
+        line["HM"] = harmonic_mean(parts) if parts else math.nan
+    if not means.keys().isdisjoint(SCORE):
+        three = [means.get(kind, math.nan) for kind in SCORE]
+        if score != "magnitude":  # of shares only
+            line["Score"] = math.nan if any(map(math.isnan, three)) else harmonic_mean(three)
+        line |= {f"ci_{kind}": half_width(found.tolist()) for kind, found in values.items()}
+    return line | {"N": rows["case"].nunique()} | {f"n_{kind}": len(found) for kind, found in values.items()}
+
+
+def per_case(
+    rows: pd.DataFrame, kind: str | Sequence[str], score: Score = "token", merge: Merge = "case_macro"
+) -> pd.Series:
+    """One value (x100) for each case that has probes of this kind; for other merges one for each group or probe.
+
+    "token" is success where the rows of one of ROME's three kinds have it, and token match elsewhere. The probes of
+    several kinds together count as those of one group.
+    """
+    if not isinstance(kind, str):
+        together = rows[rows["kind"].isin(kind)].assign(kind=kind[0], group="")
+        return per_case(together, kind[0], score, merge)
+    column, scoring = _TEXTS.get(kind, _SOURCES[score])
+    chosen = rows[(rows["kind"] == kind) & (rows["scoring"] == scoring)]
+    if column not in chosen:
+        return pd.Series(dtype=float)
+    if score == "token" and kind in SCORE and "success" in chosen:
+        chosen = chosen.assign(token=chosen["success"].fillna(chosen["token"]))
+    chosen = chosen[chosen[column].notna()]
+    if chosen.empty:
+        return pd.Series(dtype=float)
+    if merge == "prompt_micro":
+        return 100 * chosen[column]
+    groups = chosen.groupby(["step", "case", "group"])[column].mean()
+    return 100 * groups.groupby("group" if merge == "group_macro" else ["step", "case"]).mean()
+
+
+# --- what each paper's columns mean ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measures:
+    """A paper's metrics: of which kinds' probes (x `scale`), and the one that is combined from others."""
+
+    kinds: Mapping[str, str | tuple[str, ...]]
+    combined: str | None = None
+    parts: tuple[str, ...] = ()
+    combine: Callable[[Sequence[float]], float] = harmonic_mean
+    partial: bool = True  # of the parts that the dataset has; else only of all
+    scale: Mapping[str, float] = field(default_factory=dict)
+    said: str = ""  # in a caption
+
+
+_KNOWEDIT = {"edit_success": "reliability", "portability": "portability", "locality": "locality"}
+PAPER: dict[str, Measures] = {
+    "kdpo": Measures(
+        {**_KNOWEDIT, "edit_success": ("reliability", "generality"), "fluency": "fluency"},  # §4
+        scale={"fluency": 0.01},
+        said="edit success = the edit's prompt and its paraphrases together; fluency = n-gram entropy",
+    ),
+    "kedas": Measures(
+        {**_KNOWEDIT, "fluency": "fluency"},
+        combined="hm",
+        parts=("edit_success", "locality", "portability"),
+        said="edit success = reliability; HM = harmonic mean of the scores that the dataset has; "
+        "fluency = n-gram entropy x100",
+    ),
+    "overtone": Measures(
+        {"edit_success": "reliability", "generality": "generality", **_KNOWEDIT},
+        combined="avg",
+        parts=("edit_success", "generality", "portability", "locality"),
+        combine=fmean,
+        said="reliability = the edit's prompt; Avg. = arithmetic mean of the scores that the dataset has",
+    ),
+    "ft_editing": Measures(
+        {
+            "efficacy": "efficacy",
+            "generalization": "paraphrase",
+            "locality": "neighborhood",
+            "fluency": "fluency",
+            "consistency": "consistency",
+        },
+        combined="score",
+        parts=("efficacy", "generalization", "locality"),
+        partial=False,
+        said="Score = harmonic mean of efficacy, generalization and locality; fluency and consistency x100",
+    ),
+}
+# of no paper: every kind by its own name
+PLAIN = Measures({name.replace(" ", "_"): kind for kind, name in COLUMNS.items()}, "hm", ("edit_success", *HM[1:]))
+
+
+def by_case(rows: pd.DataFrame, measures: Measures, score: Score = "token") -> pd.DataFrame:
+    """One line a case, one column a metric; NaN where a case has no probe of it. What a bootstrap draws from."""
+    found = {name: per_case(rows, kind, score) for name, kind in measures.kinds.items()}
+    columns = {
+        name: values.droplevel("step") * measures.scale.get(name, 1) for name, values in found.items() if len(values)
+    }
+    cases = pd.Index(sorted(rows["case"].unique()), name="case")
+    return pd.DataFrame(columns, index=cases, columns=list(measures.kinds), dtype=float)
+
+
+def combined(means: np.ndarray, names: Sequence[str], measures: Measures, score: Score = "token") -> np.ndarray:
+    """The combined metric of each line of means (columns: `names`); NaN where it is not defined."""
+    has = [name for name in measures.parts if name in names and not np.isnan(means[:, names.index(name)]).all()]
+    if not has or (len(has) < len(measures.parts) and not measures.partial) or score == "magnitude":
+        return np.full(len(means), np.nan)
+    return np.array([measures.combine(line) for line in means[:, [names.index(name) for name in has]].tolist()])

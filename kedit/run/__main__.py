@@ -1,0 +1,3 @@
+from kedit.run.main import main
+
+main()
