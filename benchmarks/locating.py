@@ -16,9 +16,9 @@ from benchmarks.bench import Bench, Timing
 from kedit.covariance.estimate import Projector
 from kedit.editors.locate import Locate
 from kedit.editors.locate.context_templates import Sampling
-from kedit.editors.locate.fact_rows import Fact, Places, facts_of
+from kedit.editors.locate.fact_rows import Fact, KeyReader, facts_of
 from kedit.editors.locate.solvers import LeastSquares, NullSpace, Solver
-from kedit.editors.locate.subject_forward import Site
+from kedit.editors.locate.subject_forward import OutputSite
 from kedit.editors.locate.values import Values
 
 EVALUATIONS = 20  # of an edit on a GPT model: hparams/ROME, hparams/MEMIT
@@ -115,7 +115,7 @@ class Compared:
                 timing.add(ours / how.steps / facts, theirs / how.steps)
         return timing
 
-    def module(self, site: Site) -> nn.Module:
+    def module(self, site: OutputSite) -> nn.Module:
         model = self.bench.plain.model
         return model.get_submodule(getattr(self.bench.lm.anatomy, site).format(self.layers[-1]))  # type: ignore[operator]
 
@@ -144,8 +144,8 @@ class Compared:
         handle = module.register_forward_hook(add)
         for step in range(how.steps):
             logits = self.bench.plain.model(input_ids=ids, use_cache=False).logits
-            essence = logits[-1, at[-1]].log_softmax(-1)
-            before = essence.detach() if before is None else before
+            kl_prompt = logits[-1, at[-1]].log_softmax(-1)
+            before = kl_prompt.detach() if before is None else before
             nll = [
                 -logits[i, row.reads]
                 .log_softmax(-1)
@@ -153,7 +153,7 @@ class Compared:
                 .mean()
                 for i, row in enumerate(fact.asked)
             ]
-            kl = how.kl * (essence.exp() * (essence - before)).sum()
+            kl = how.kl * (kl_prompt.exp() * (kl_prompt - before)).sum()
             loss = torch.stack(nll).mean() + kl + how.decay * delta.norm() / seen[0].norm() ** 2
             if step == how.steps - 1:
                 break
@@ -169,7 +169,7 @@ class Compared:
         """Seconds of one fact for all of an edit but its value steps. The plain loop's is of one fact alone."""
         lm, timing = self.bench.lm, Timing()
         editor = Parts(
-            keys=Places(weights="half_bare"),
+            keys=KeyReader(weights="half_bare"),
             values=self.how,
             solver=solver,
             layers=self.layers,
@@ -180,7 +180,7 @@ class Compared:
         for i in range(repeats + 1):
             batch = [self.facts[j % len(self.facts)] for j in range(facts)]
             wanted = torch.randn(lm.model.config.hidden_size, len(batch), device=lm.device).double()
-            ours = self.bench.timed(lambda batch=batch, wanted=wanted: editor.put(lm, batch, wanted))
+            ours = self.bench.timed(lambda batch=batch, wanted=wanted: editor.write_values(lm, batch, wanted))
             lm.restore()
             solver.reset()
             alone = wanted[:, :1]
@@ -193,7 +193,7 @@ class Compared:
     def agree(self, editor: "Parts", wanted: Tensor) -> bool:
         """Does kedit change as much for that one fact? Brings both models back."""
         lm, model = self.bench.lm, self.bench.plain.model
-        editor.put(lm, self.facts[:1], wanted)
+        editor.write_values(lm, self.facts[:1], wanted)
         same = True
         for layer in self.layers:
             name = f"{lm.anatomy.mlp_out.format(layer)}.weight"

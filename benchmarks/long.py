@@ -17,12 +17,12 @@ import torch
 from benchmarks.memory import kilobytes
 from benchmarks.shapes import SHAPES, build, zsre
 from kedit import world
-from kedit.cases import Case, Edit, questions
+from kedit.cases import Case, Edit, questions_of
 from kedit.data import knowedit
 from kedit.data import load as load_cases
 from kedit.editors import Editor
 from kedit.editors.finetune.per_edit import FineTune
-from kedit.evaluation.baseline import pristine_answers
+from kedit.evaluation.baseline import baseline_answers
 from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM, load
 from kedit.lm.loading import identity
@@ -100,8 +100,8 @@ def cached(path: str, rows: int) -> list[str]:
 def answered(folder: str, cases: Sequence[Case]) -> float:
     """CPU seconds of saying which model it is and of its pass before editing."""
     evaluator, lm = Evaluator(fluency_tokens=0), load(folder)
-    asked = [q for case in cases for q in questions(case, evaluator.kinds)]
-    return cpu(lambda: (identity(folder, lm.model.config), pristine_answers(lm, evaluator, asked)))
+    asked = [q for case in cases for q in questions_of(case, evaluator.kinds)]
+    return cpu(lambda: (identity(folder, lm.model.config), baseline_answers(lm, evaluator, asked)))
 
 
 def cpu(run: Callable[[], object]) -> float:

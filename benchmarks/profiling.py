@@ -53,6 +53,6 @@ def profiled(bench: Bench) -> list[list[str]]:
         bench.lm.restore()
 
     edited = shares(edit)
-    bench.lm.keep_below([bench.name], *asked)
+    bench.lm.cache_lower_layers([bench.name], *asked)
     scored = shares(lambda: bench.lm.answer(*asked))
     return [[name, f"{edited[name]:.0f} %", f"{scored[name]:.0f} %"] for name, _ in (edited + scored).most_common()]

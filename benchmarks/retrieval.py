@@ -15,10 +15,10 @@ from torch import Tensor
 from benchmarks.memory import kilobytes
 from kedit.common.paths import ROOT
 from kedit.data import Dataset, knowedit, load
-from kedit.data.dataset import apart
+from kedit.data.dataset import drop_leaking
 from kedit.data.files import parse_file, recognise
 from kedit.editors.incontext.augmentation import Form, qa
-from kedit.editors.incontext.edit_memory import Hit, Memory
+from kedit.editors.incontext.edit_memory import EditMemory, Hit
 from kedit.editors.incontext.filter import Filter
 from kedit.editors.incontext.vector_index import Index
 from kedit.lm.sentence_encoder import MINILM
@@ -78,7 +78,7 @@ def routing(data: str, train: Sequence[str], others: str, options: DictConfig) -
     subject that is asked about; a filter learnt from the files `train`, with `options` over its yaml. A line for each
     kind of query, and one for each cost."""
     dataset = load(knowedit.parse, path=data, train_path=train, train=True, drop_empty_targets=True)
-    memory, gate = Memory(k=K), _filter(options)
+    memory, gate = EditMemory(k=K), _filter(options)
     memory.load()
     gate.fit(dataset.train)
     stored = [qa(edit) for case in dataset.cases for edit in case.edits]
@@ -97,7 +97,7 @@ def routing(data: str, train: Sequence[str], others: str, options: DictConfig) -
         [f"{len(stored)} strings embedded, CPU seconds", f"{_timed(lambda: memory.add([[s] for s in stored])):.0f}"],
         [f"{len(asked)} queries embedded and their {K} nearest found, CPU seconds", f"{_timed(retrieve):.0f}"],
         [f"{len(set(pairs))} pairs judged, CPU seconds", f"{_timed(lambda: gate(pairs)):.0f}"],
-        *([f"filter: {name}", str(told)] for name, told in gate.described().items()),
+        *([f"filter: {name}", str(told)] for name, told in gate.fit_report().items()),
         ["peak memory, MB", f"{kilobytes('VmHWM') / 1024:.0f}"],
     ]
     tallies: dict[str, Tally] = defaultdict(Tally)
@@ -117,7 +117,7 @@ def _filter(options: DictConfig) -> Filter:
 def _distractors(path: Path, dataset: Dataset, n: int) -> list[Form]:
     """The first `n` facts of a file that share no subject and no question with what is asked."""
     cases = parse_file(recognise(path).parse, path, True, Counter())
-    return [qa(edit) for case in apart(cases, dataset.cases, Counter()) for edit in case.edits][:n]
+    return [qa(edit) for case in drop_leaking(cases, dataset.cases, Counter()) for edit in case.edits][:n]
 
 
 def _units(vectors: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ def _pass(bench: Bench, asked: tuple, encoded: list, *, pristine: bool) -> tuple
 
     def ours() -> None:
         if pristine:
-            bench.lm.keep_below([])
-            bench.lm.keep_below([bench.name], *asked)
+            bench.lm.cache_lower_layers([])
+            bench.lm.cache_lower_layers([bench.name], *asked)
         said.append([scored.pred for scored in bench.lm.answer(*asked)])
 
     times = bench.timed(ours), bench.timed(lambda: said.append([bench.plain.score(*one) for one in encoded]))

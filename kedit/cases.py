@@ -39,7 +39,7 @@ class Probe:
     prompt: str
     answers: tuple[str, ...]  # acceptable strings, the canonical one first; empty for fluency, which asks for free text
     group: str = ""  # the dataset's own sub-type: "Subject_Aliasing", "Forgetfulness", "one_hop"
-    contrast: str | None = None  # the object that competes with the answer: old against new, new against true
+    competing_answer: str | None = None  # the object that competes with the answer: old against new, new against true
     topic: str = ""  # of a fluency text, "relation/object": consistency finds its reference texts by it
 
 
@@ -73,7 +73,7 @@ def check_subjects(cases: Iterable[Case]) -> None:
                 )
 
 
-def questions(case: Case, kinds: tuple[Kind, ...] = KINDS) -> list[Question]:
+def questions_of(case: Case, kinds: tuple[Kind, ...] = KINDS) -> list[Question]:
     """The case's probes of these kinds, in file order."""
     seen: dict[tuple[str, str], int] = {}
     edit = next((f"{edit.prompt.rstrip()} {edit.target_new.strip()}" for edit in case.edits), "")

@@ -53,7 +53,7 @@ def test_a_continuation_is_read_with_its_prompts_adapter(lm: LM, tmp_path: Path)
     assert [said.text for said in bare] != [said.text for said in adapted]
     mixed = lm.generate([Route(p, name) for p, name in zip(PROMPTS, [None, "a", None], strict=True)], 5)
     assert mixed == [bare[0], adapted[1], bare[2]]
-    said = lm.answer_greedily([Route(PROMPTS[1], "a")], ANSWERS[1:2])
+    said = lm.score_greedy_continuation([Route(PROMPTS[1], "a")], ANSWERS[1:2])
     assert said[0].gold == said[0].pred
 
 

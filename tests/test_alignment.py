@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from kedit import world
 from kedit.cases import Case, Edit, Probe
 from kedit.common.errors import InputError
-from kedit.editors.finetune.epochs import StandardFineTune, Training
+from kedit.editors.finetune.epochs import StandardFineTune, TrainingRun
 from kedit.editors.finetune.lora import LoRA
 from kedit.editors.incontext.alignment import Alignment
 from kedit.editors.incontext.alignment_examples import KINDS, Conversations, FromCases, Released
@@ -165,7 +165,7 @@ def test_released_conversations_keep_their_first_turns(tmp_path: Path) -> None:
     assert Released(path=str(file)).build((), PROMPT) == {
         "released": [Edit("[Updated Information]:\nA\n\n[Query]:\nB?", "C."), Edit("D?", "E.")]
     }
-    assert not Released(path=str(file)).wants_train
+    assert not Released(path=str(file)).needs_train
     file.write_text(json.dumps([{"conversations": turns[::-1]}]))
     with pytest.raises(InputError, match=r"record 0.*does not begin with human"):
         Released(path=str(file)).build((), PROMPT)
@@ -188,7 +188,7 @@ def test_what_cannot_be_spoken_about_is_said(build: Any, message: str) -> None:
 
 
 def learnt(aligned: Alignment) -> dict[str, torch.Tensor]:
-    return load_file(Path(aligned.described()["kept"]) / "adapter_model.safetensors")
+    return load_file(Path(aligned.fit_report()["kept"]) / "adapter_model.safetensors")
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -208,15 +208,15 @@ def test_it_is_learnt_once_and_leaves_the_model_pristine(lm: LM, cache: Path, mo
     assert not lm.changed
     assert not any(p.requires_grad or p.grad is not None for p in lm.model.parameters())
     assert torch.equal(drawn, torch.get_rng_state())
-    report = first.described()
+    report = first.fit_report()
     assert report["conversations"]["in_scope"] == 8
     assert report["steps"] == 6
     assert list((cache / "alignment").glob(".partial-*")) == []
 
-    monkeypatch.setattr(Training, "run", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(TrainingRun, "run", lambda self: pytest.fail("trained again"))
     again = alignment()
     again.fit(lm, TRAIN[:8])
-    assert again.described() == report
+    assert again.fit_report() == report
     with pytest.raises(pytest.fail.Exception):
         alignment(seed=1).fit(lm, TRAIN[:8])
 
@@ -226,14 +226,14 @@ def test_plain_peft_loads_the_adapter_and_a_route_reads_with_it(lm: LM, cache: P
     aligned.fit(lm, TRAIN[:8])
     lm.save(tmp_path / "model")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    peft_model = PeftModel.from_pretrained(plain, aligned.described()["kept"]).eval()
+    peft_model = PeftModel.from_pretrained(plain, aligned.fit_report()["kept"]).eval()
     ids = torch.tensor(lm.text.prompts(["Ann works for"]))
     with torch.no_grad():
         wanted = peft_model(ids).logits[0, -1]
         with peft_model.disable_adapter():
             assert not torch.allclose(wanted, peft_model(ids).logits[0, -1], atol=1e-3)
-    given = alignment(trained=aligned.described()["kept"])
-    assert not given.wants_train
+    given = alignment(trained=aligned.fit_report()["kept"])
+    assert not given.needs_train
     given.fit(lm, ())
     given.attach(lm)
     [scored] = lm.answer(["Ann works for"], ["Crown"])
@@ -249,24 +249,24 @@ class Killed(Exception):
 def test_a_killed_training_continues_to_the_same_adapter(lm: LM, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = alignment()
     straight.fit(lm, TRAIN[:8])
-    wanted, step, taken = learnt(straight), Training.step, []
+    wanted, step, taken = learnt(straight), TrainingRun.step, []
     monkeypatch.setenv("KEDIT_CACHE", str(cache / "other"))
 
-    def killed(self: Training, number: int, facts: Sequence[Edit]) -> float:
+    def killed(self: TrainingRun, number: int, facts: Sequence[Edit]) -> float:
         if number == 4:
             raise Killed
         return step(self, number, facts)
 
-    monkeypatch.setattr(Training, "step", killed)
+    monkeypatch.setattr(TrainingRun, "step", killed)
     with pytest.raises(Killed):
         alignment(tuner={"checkpoint_s": 0.0}).fit(lm, TRAIN[:8])
     assert not lm.changed
 
-    def counted(self: Training, number: int, facts: Sequence[Edit]) -> float:
+    def counted(self: TrainingRun, number: int, facts: Sequence[Edit]) -> float:
         taken.append(number)
         return step(self, number, facts)
 
-    monkeypatch.setattr(Training, "step", counted)
+    monkeypatch.setattr(TrainingRun, "step", counted)
     again = alignment()
     again.fit(lm, TRAIN[:8])
     assert taken == [4, 5]
@@ -303,7 +303,7 @@ def test_an_answer_ends_and_what_is_too_long_is_left_out(lm: LM, cache: Path, mo
     aligned.fit(lm, [ANN, long])
     assert [talk.target_new for talk in seen] == ["baker.<|endoftext|>"]
     assert lm.text.pairs([seen[0].prompt], [seen[0].target_new])[0].answer[-1] in lm.text.eos
-    assert aligned.described()["dropped"] == {"in_scope": 1}
+    assert aligned.fit_report()["dropped"] == {"in_scope": 1}
     with pytest.raises(InputError, match=r"none of 1 conversations fits editor.alignment.max_tokens=3;"):
         alignment(source(draws={"in_scope": 1}), max_tokens=3).fit(lm, [ANN])
 
@@ -321,7 +321,7 @@ def test_a_model_in_memory_is_aligned_without_keeping(lm: LM, cache: Path, monke
     monkeypatch.setattr(lm, "identity", None)
     aligned = alignment(tuner={"max_steps": 1})
     aligned.fit(lm, TRAIN[:4])
-    assert aligned.described()["kept"] is None
+    assert aligned.fit_report()["kept"] is None
     aligned.attach(lm)
     assert not (cache / "alignment").exists()
 

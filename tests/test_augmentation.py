@@ -101,7 +101,7 @@ def test_forms_are_read_from_a_file(tmp_path: Path, name: str) -> None:
         [Form("declarative", "Rome lies in Spain"), Form("reversed", "R")]
     ]
     with pytest.raises(InputError, match=r"no forms of 1 of 2 edits, the first is 'Oslo is in' -> 'Peru'"):
-        given.foresee([Edit("Rome is in", "Spain"), Edit("Oslo is in", "Peru")])
+        given.prepare([Edit("Rome is in", "Spain"), Edit("Oslo is in", "Peru")])
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_an_endpoint_is_asked_three_times_an_edit_and_never_again(
 ) -> None:
     caplog.set_level("INFO")
     with serving() as server:
-        source(base_url=server.url).foresee(edits(5))
+        source(base_url=server.url).prepare(edits(5))
         first = source(base_url=server.url).forms(edits(6))
     assert len(server.asked) == 18
     assert server.keys == {"Bearer secret"}
@@ -231,7 +231,7 @@ def test_an_endpoint_is_asked_three_times_an_edit_and_never_again(
 
 def test_the_paper_s_questions_are_asked_in_its_order(source: Source) -> None:
     with serving() as server:
-        source(base_url=server.url).foresee(edits(2))
+        source(base_url=server.url).prepare(edits(2))
     prompts = [body["messages"][0]["content"] for body in server.asked]
     assert [len(body["messages"]) for body in server.asked] == [1] * 6
     assert all(prompt.startswith("You are a helpful assistant. You are given a query") for prompt in prompts)
@@ -244,14 +244,14 @@ def test_the_paper_s_questions_are_asked_in_its_order(source: Source) -> None:
 def test_requests_run_together(source: Source) -> None:
     with serving() as server:
         server.wait_s = 0.05
-        source(base_url=server.url, workers=4).foresee(edits(8))
+        source(base_url=server.url, workers=4).prepare(edits(8))
     assert server.most == 4
 
 
 def test_an_endpoint_that_stumbles_is_asked_again(source: Source) -> None:
     """Each second request gets a 500, or no answer at all."""
     with serving(lambda n, prompt: [None, right(prompt), 500, right(prompt)][n % 4]) as server:
-        source(base_url=server.url, workers=1, retries=2).foresee(edits(2))
+        source(base_url=server.url, workers=1, retries=2).prepare(edits(2))
     assert len(server.asked) == 11
 
 
@@ -265,7 +265,7 @@ def test_what_was_paid_for_before_an_endpoint_died_is_not_asked_again(source: So
         return failure
 
     with serving(behave) as server, pytest.raises(InputError) as caught:
-        source(base_url=server.url, workers=2, retries=0, timeout_s=0.2).foresee(edits(10))
+        source(base_url=server.url, workers=2, retries=0, timeout_s=0.2).prepare(edits(10))
     assert "7 of 30 replies are kept, and the same command goes on from there" in str(caught.value)
     assert str(server.server_port) in str(caught.value)
     assert len(server.asked) <= 9  # those under way; the others were not sent
@@ -277,7 +277,7 @@ def test_what_was_paid_for_before_an_endpoint_died_is_not_asked_again(source: So
 def test_a_wrong_key_or_model_is_said_at_once(source: Source) -> None:
     for status, said in (401, "the key in the environment variable OPENAI_API_KEY"), (404, "editor.augmentation.model"):
         with serving(lambda n, prompt, status=status: status) as server, pytest.raises(InputError, match=said):  # type: ignore[misc]
-            source(base_url=server.url, workers=1).foresee(edits(3))
+            source(base_url=server.url, workers=1).prepare(edits(3))
         assert len(server.asked) == 1
 
 
@@ -285,9 +285,9 @@ def test_an_endpoint_without_key_says_which_variable_is_empty(source: Source, mo
     monkeypatch.delenv("OPENAI_API_KEY")
     with serving() as server:
         with pytest.raises(InputError, match=r"OPENAI_API_KEY holds no key.*api_key_env=null"):
-            source(base_url=server.url).foresee(edits(1))
+            source(base_url=server.url).prepare(edits(1))
         assert not server.asked
-        source(base_url=server.url, api_key_env=None).foresee(edits(1))
+        source(base_url=server.url, api_key_env=None).prepare(edits(1))
 
 
 @pytest.mark.parametrize("garbage", ["", REFUSAL, "1. blue one\n2. blue two", "Paraphrased sentences:"])
@@ -299,35 +299,35 @@ def test_garbage_is_asked_again_and_costs_no_good_reply(source: Source, garbage:
         return garbage if wrong else right(prompt)
 
     with serving(behave) as server, pytest.raises(InputError) as caught:
-        source(base_url=server.url).foresee(edits(4))
+        source(base_url=server.url).prepare(edits(4))
     assert "no usable paraphrased form of 'The colour of house 1 is' -> 'blue 1' in 3 replies" in str(caught.value)
     assert "11 of 12 replies are kept" in str(caught.value)
     assert len(server.asked) == 11 + 3
     with serving() as server:
-        source(base_url=server.url).foresee(edits(4))
+        source(base_url=server.url).prepare(edits(4))
     assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("raw", [b"{}", b'{"choices": []}', b"<html>", b'{"choices": null}'])
 def test_an_answer_that_is_no_chat_models_is_garbage(source: Source, raw: bytes) -> None:
     with serving(raw=raw) as server, pytest.raises(InputError, match="no usable declarative form"):
-        source(base_url=server.url, workers=1).foresee(edits(1))
+        source(base_url=server.url, workers=1).prepare(edits(1))
     assert len(server.asked) == 3
 
 
 def test_garbage_alone_ends_the_asking(source: Source) -> None:
     with serving(lambda n, prompt: REFUSAL) as server, pytest.raises(InputError, match="take another model; 0 of 300"):
-        source(base_url=server.url, workers=2).foresee(edits(100))
+        source(base_url=server.url, workers=2).prepare(edits(100))
     assert 20 <= len(server.asked) <= 22
 
 
 def test_an_estimate_above_the_limit_asks_nothing(source: Source) -> None:
     with serving() as server:
         with pytest.raises(InputError, match=r"30 of 30 replies .* tokens in.* USD .*max_cost=1e-05 allows less"):
-            source(base_url=server.url, max_cost=0.00001).foresee(edits(10))
+            source(base_url=server.url, max_cost=0.00001).prepare(edits(10))
         assert not server.asked
-        source(base_url=server.url, max_cost=1.0).foresee(edits(10))
-        source(base_url=server.url, max_cost=0.0).foresee(edits(10))  # nothing is missing
+        source(base_url=server.url, max_cost=1.0).prepare(edits(10))
+        source(base_url=server.url, max_cost=0.0).prepare(edits(10))  # nothing is missing
     assert len(server.asked) == 30
 
 
@@ -337,7 +337,7 @@ def test_processes_that_start_together_ask_once(source: Source) -> None:
     server.wait_s = 0.01
     given = {"base_url": server.url, "retries": 0}
     run = multiprocessing.get_context("fork").Process
-    processes = [run(target=lambda: source(**given).foresee(edits(4))) for _ in range(4)]
+    processes = [run(target=lambda: source(**given).prepare(edits(4))) for _ in range(4)]
     for process in processes:
         process.start()
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -352,7 +352,7 @@ def test_processes_that_start_together_ask_once(source: Source) -> None:
 def test_a_killed_run_goes_on_where_it_was(source: Source) -> None:
     server = Server(lambda n, prompt: right(prompt) if n <= 5 else time.sleep(60))  # type: ignore[func-returns-value]
     given = {"base_url": server.url, "workers": 2}
-    killed = multiprocessing.get_context("fork").Process(target=lambda: source(**given).foresee(edits(10)))
+    killed = multiprocessing.get_context("fork").Process(target=lambda: source(**given).prepare(edits(10)))
     killed.start()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     while len(server.asked) < 7 and killed.is_alive():
@@ -362,28 +362,28 @@ def test_a_killed_run_goes_on_where_it_was(source: Source) -> None:
     server.shutdown()
     server.server_close()
     with serving() as after:
-        source(base_url=after.url).foresee(edits(10))
+        source(base_url=after.url).prepare(edits(10))
     assert len(after.asked) == 30 - 5
 
 
 def test_a_damaged_reply_is_asked_again(source: Source, tmp_path: Path) -> None:
     with serving() as server:
-        source(base_url=server.url).foresee(edits(2))
+        source(base_url=server.url).prepare(edits(2))
         next((tmp_path / "cache").rglob("*.json")).write_text("{")
-        source(base_url=server.url).foresee(edits(2))
+        source(base_url=server.url).prepare(edits(2))
     assert len(server.asked) == 6 + 1
 
 
 def test_forms_are_handed_on_as_a_file(source: Source, tmp_path: Path) -> None:
     with serving() as server:
         asked = source(base_url=server.url, save_to=str(tmp_path / "forms.jsonl"))
-        asked.foresee(edits(3))
+        asked.prepare(edits(3))
     assert GivenForms(path=str(tmp_path / "forms.jsonl")).forms(edits(3)) == asked.forms(edits(3))
 
 
 def test_a_local_model_without_language_is_refused_in_one_sentence(source: Source, small_dir: Path) -> None:
     with pytest.raises(InputError, match="no usable declarative form of 'The colour of house 0 is'"):
-        source("model", path=str(small_dir), max_new_tokens=4).foresee(edits(1))
+        source("model", path=str(small_dir), max_new_tokens=4).prepare(edits(1))
 
 
 def test_a_local_models_replies_are_kept_under_its_identity(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from kedit.common.errors import InputError
-from kedit.editors.locate.activations import add_to_matrix, probe
-from kedit.editors.locate.subject_forward import Columns, Site
-from kedit.editors.subject import Row, ends, rows
+from kedit.editors.locate.activations import add_to_matrix, subject_activations
+from kedit.editors.locate.subject_forward import OutputSite, SubjectForward
+from kedit.editors.subject import SubjectSequence, ends, rows
 from kedit.lm import LM
 
 PROMPTS = [
@@ -21,7 +21,7 @@ PROMPTS = [
 ANSWERS = ["Paris by the sea", "that town", "none at all of them"]
 
 
-def made(lm: LM, occurrence: Any = "last") -> list[Row]:
+def made(lm: LM, occurrence: Any = "last") -> list[SubjectSequence]:
     at = [ends(prompt, "Ada Moss", occurrence) for prompt in PROMPTS]
     return rows(lm.text, PROMPTS, at, ANSWERS) + rows(lm.text, ["Ada Moss is a"], [[7]])
 
@@ -43,14 +43,16 @@ def test_a_subject_that_is_not_there_is_an_error(subject: str | None) -> None:
         ends(PROMPTS[0], subject, "last")
 
 
-def plainly(lm: LM, batch: Sequence[Row], layer: int, sites: Sequence[Site], changes: Sequence[Tensor]) -> Tensor:
+def plainly(
+    lm: LM, batch: Sequence[SubjectSequence], layer: int, sites: Sequence[OutputSite], changes: Sequence[Tensor]
+) -> Tensor:
     """One row at a time, through the whole model."""
     said = []
     for i, row in enumerate(batch):
         handles = []
         for site, change in zip(sites, changes, strict=True):
 
-            def add(module: Any, args: Any, output: Any, row: Row = row, change: Tensor = change[i]) -> Any:
+            def add(module: Any, args: Any, output: Any, row: SubjectSequence = row, change: Tensor = change[i]) -> Any:
                 hidden = (output[0] if isinstance(output, tuple) else output).clone()
                 hidden[0, row.at] += change
                 return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
@@ -66,9 +68,11 @@ def plainly(lm: LM, batch: Sequence[Row], layer: int, sites: Sequence[Site], cha
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @pytest.mark.parametrize("sites", [["mlp_out"], ["block"], ["mlp_out", "attn_out"]])
-def test_a_pass_with_a_change_is_the_whole_pass_with_it(shaped: LM, sites: list[Site], layer: int, keep: bool) -> None:
+def test_a_pass_with_a_change_is_the_whole_pass_with_it(
+    shaped: LM, sites: list[OutputSite], layer: int, keep: bool
+) -> None:
     batch = made(shaped, "all")
-    columns = Columns(shaped, batch, layer, sites, keep=keep)
+    columns = SubjectForward(shaped, batch, layer, sites, keep=keep)
     changes = [torch.randn(len(batch), 64).requires_grad_(True) for _ in sites]
     nothing = [torch.zeros(len(batch), 64) for _ in sites]
     assert torch.allclose(columns.logits(nothing), plainly(shaped, batch, layer, sites, nothing), atol=1e-5)
@@ -82,14 +86,14 @@ def test_a_pass_with_a_change_is_the_whole_pass_with_it(shaped: LM, sites: list[
     some = torch.tensor([1, 3])
     theirs = columns.of(some)
     for site in sites:
-        [left] = probe(shaped, [batch[0]], [(site, layer, "out")])
+        [left] = subject_activations(shaped, [batch[0]], [(site, layer, "out")])
         assert torch.allclose(left[0], columns.original[site][0], atol=1e-5)
-    cut = torch.isin(columns.block.reader, some)
+    cut = torch.isin(columns.block.read_row, some)
     assert torch.allclose(theirs.logits([c[some] for c in changes]), expected[cut], atol=1e-5)
 
 
 def test_columns_before_the_subject_are_not_run_again(shaped: LM) -> None:
-    columns = Columns(shaped, made(shaped), 0, ["block"])
+    columns = SubjectForward(shaped, made(shaped), 0, ["block"])
     seen = []
     handle = shaped.model.get_submodule(shaped.anatomy.mlp.format(2)).register_forward_hook(
         lambda _, args, __: seen.append(args[0].shape)
@@ -101,7 +105,7 @@ def test_columns_before_the_subject_are_not_run_again(shaped: LM) -> None:
 
 def test_prediction_can_be_read_after_an_earlier_layer(shaped: LM) -> None:
     batch = made(shaped)
-    found = Columns(shaped, batch, 0, ["block"], until=1).logits([torch.zeros(len(batch), 64)])
+    found = SubjectForward(shaped, batch, 0, ["block"], until=1).logits([torch.zeros(len(batch), 64)])
     hidden = [
         shaped.model(input_ids=torch.tensor([row.ids]), output_hidden_states=True).hidden_states[2][0, row.reads]
         for row in batch
@@ -112,8 +116,8 @@ def test_prediction_can_be_read_after_an_earlier_layer(shaped: LM) -> None:
 
 def test_what_enters_the_matrix_decides_what_a_change_of_it_does(shaped: LM) -> None:
     batch = made(shaped)
-    [key], [out] = (probe(shaped, batch, [("mlp_out", 1, end)]) for end in ("in", "out"))
+    [key], [out] = (subject_activations(shaped, batch, [("mlp_out", 1, end)]) for end in ("in", "out"))
     change = torch.randn(64, key.shape[1])
     add_to_matrix(shaped, {1: change})
-    [after] = probe(shaped, batch, [("mlp_out", 1, "out")])
+    [after] = subject_activations(shaped, batch, [("mlp_out", 1, "out")])
     assert torch.allclose(after, out + key @ change.T, atol=1e-4)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import TESTS
 
-from kedit.cases import Case, Edit, Probe, questions
+from kedit.cases import Case, Edit, Probe, questions_of
 from kedit.common.errors import InputError
 from kedit.data import Dataset, counterfact, knowedit, load, zsre_mend
 from kedit.data.files import download, parse_file, recognise
@@ -188,7 +188,7 @@ def test_excerpts(name: str, form: Any, expected: dict[str, int], dropped: dict[
 
 def test_questions_count_within_kind_and_group() -> None:
     [case, *_] = parse_file(knowedit.parse, TESTS / "data" / "zsre.json", False, Counter())
-    assert [(q.probe.kind, q.index) for q in questions(case, ("locality",))] == [("locality", 0), ("locality", 1)]
+    assert [(q.probe.kind, q.index) for q in questions_of(case, ("locality",))] == [("locality", 0), ("locality", 1)]
 
 
 # --- the full files --------------------------------------------------------------------------------------------------

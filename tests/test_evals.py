@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 
 from kedit import world
-from kedit.cases import Case, Edit, Probe, Question, questions
+from kedit.cases import Case, Edit, Probe, Question, questions_of
 from kedit.common.errors import InputError
 from kedit.editors import Editor
-from kedit.evaluation.baseline import pristine_answers
+from kedit.evaluation.baseline import baseline_answers
 from kedit.evaluation.evaluator import Evaluator, noise_floor
 from kedit.lm import LM, Route
 from kedit.loop.runner import experiment
 from kedit.loop.settings import sequential
 from kedit.results.scores import summary
 
+LATER = ("step", "edits_so_far", "cases_so_far", "when", "T", "nll")  # what a test has of its own
 CASES = world.cases(edits=6, limit=6, seed=2).cases
-ASKED = [q for case in CASES for q in questions(case)]
+ASKED = [q for case in CASES for q in questions_of(case)]
 
 
 class Nothing(Editor):
@@ -64,9 +65,7 @@ def test_the_unedited_model_has_locality_100_on_every_group(lm: LM, options: dic
         if row["when"] == "test":
             floor = same[row["case"], row["kind"], row["group"], row["probe"], row["scoring"]]
             assert row.get("nll", 0) == pytest.approx(floor.get("nll", 0), rel=1e-6, abs=1.1e-6)  # batches differ
-            assert {k: row[k] for k in row if k not in ("step", "edits_so_far", "when", "T", "nll")} == {
-                k: floor[k] for k in floor if k not in ("step", "edits_so_far", "when", "nll")
-            }
+            assert {k: row[k] for k in row if k not in LATER} == {k: floor[k] for k in floor if k not in LATER}
 
 
 def test_an_oracle_of_the_exact_prompt_has_the_floors_portability(lm: LM) -> None:
@@ -86,7 +85,7 @@ def test_what_a_route_did_is_kept_in_the_rows(lm: LM) -> None:
 
 def test_rows_have_the_documented_fields(lm: LM) -> None:
     rows = experiment(lm, sequential(CASES[:2], 2), Nothing(), Evaluator(scoring=["forced", "generate"]))
-    place = {"step", "edits_so_far", "when", "case", "kind", "group", "probe", "scoring"}
+    place = {"step", "edits_so_far", "cases_so_far", "when", "case", "kind", "group", "probe", "scoring"}
     for row in rows:
         fields = {"T"} if row["when"] == "test" else set()
         if row["kind"] == "fluency":
@@ -205,31 +204,31 @@ class Counting(Evaluator):
 def test_pristine_answers_are_asked_once_and_shared(lm: LM, cache: Path) -> None:
     Counting.asked = 0
     evaluator = Counting(fluency_tokens=20)
-    first = pristine_answers(lm, evaluator, ASKED[:30])
+    first = baseline_answers(lm, evaluator, ASKED[:30])
     lm.token_budget, budget = 100, lm.token_budget
-    assert pristine_answers(lm, evaluator, ASKED[:30]) == first
+    assert baseline_answers(lm, evaluator, ASKED[:30]) == first
     lm.token_budget = budget
     assert Counting.asked == 30
-    pristine_answers(lm, evaluator, ASKED)
+    baseline_answers(lm, evaluator, ASKED)
     assert Counting.asked == len(ASKED)
-    pristine_answers(lm, Counting(fluency_tokens=30), ASKED[:1])  # another option that changes an answer
+    baseline_answers(lm, Counting(fluency_tokens=30), ASKED[:1])  # another option that changes an answer
     assert Counting.asked == len(ASKED) + 1
 
 
 def test_damaged_pristine_answers_are_asked_again(lm: LM, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     evaluator = Evaluator(fluency_tokens=0)
-    first = pristine_answers(lm, evaluator, ASKED[:5])
-    [segment] = cache.glob("pristine/*/*.json")
+    first = baseline_answers(lm, evaluator, ASKED[:5])
+    [segment] = cache.glob("baseline/*/*.json")
     segment.write_text(segment.read_text()[:-20])
-    assert pristine_answers(lm, evaluator, ASKED[:5]) == first
+    assert baseline_answers(lm, evaluator, ASKED[:5]) == first
     assert "damaged" in caplog.text
 
 
 def test_a_model_without_identity_leaves_nothing_in_the_cache(shaped: LM, cache: Path) -> None:
-    pristine_answers(shaped, Evaluator(fluency_tokens=0), ASKED[:3])
-    assert not list(cache.glob("pristine/*"))
+    baseline_answers(shaped, Evaluator(fluency_tokens=0), ASKED[:3])
+    assert not list(cache.glob("baseline/*"))
 
 
 def test_case_ids_keep_questions_apart() -> None:
     twin: Case = replace(CASES[0], id="other")
-    assert set(questions(CASES[0])).isdisjoint(questions(twin))
+    assert set(questions_of(CASES[0])).isdisjoint(questions_of(twin))

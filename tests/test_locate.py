@@ -14,11 +14,11 @@ from torch import Tensor
 from kedit import world
 from kedit.cases import Edit
 from kedit.common.errors import InputError
-from kedit.covariance.estimate import Statistics
+from kedit.covariance.estimate import Covariance
 from kedit.editors.locate import Locate
-from kedit.editors.locate.activations import probe
+from kedit.editors.locate.activations import subject_activations
 from kedit.editors.locate.context_templates import Sampling
-from kedit.editors.locate.fact_rows import Places, facts_of
+from kedit.editors.locate.fact_rows import KeyReader, facts_of
 from kedit.editors.locate.solvers import LeastSquares, NullSpace, RankOne, Solver
 from kedit.editors.locate.values import Values
 from kedit.lm import LM
@@ -34,7 +34,7 @@ both = pytest.mark.parametrize("shaped", ["llama", "gpt2"], indirect=True)
 SAMPLING = Sampling(lengths=[(6, 2)])
 
 
-class Moments(Statistics):
+class Moments(Covariance):
     """In place of those over a corpus: of random keys."""
 
     def second_moment(self, lm: LM, layers: Sequence[int]) -> dict[int, Tensor]:
@@ -48,7 +48,7 @@ def locate(
     lm: LM, solver: Solver, sites: Sequence[Any] = ("block",), layers: Sequence[int] = (0, 1), **given: Any
 ) -> Locate:
     values: dict[str, Any] = {"steps": 6, "lr": 0.1, "decay": 0.01, "clamp": 1.0} | given.pop("values", {})
-    parts: dict[str, Any] = {"keys": Places(), "context_templates": TEMPLATES} | given
+    parts: dict[str, Any] = {"keys": KeyReader(), "context_templates": TEMPLATES} | given
     editor = Locate(
         values=Values(sites=sites, **values),
         solver=solver,
@@ -102,7 +102,7 @@ def test_the_budget_changes_no_value(lm: LM) -> None:
 def test_a_change_is_no_longer_than_its_clamp(lm: LM) -> None:
     [fact] = facts_of(lm, EDITS[:1], TEMPLATES, "last")
     [found] = Values(sites=["mlp_out"], steps=20, lr=1.0, decay=0.0, clamp=0.5).find(lm, [fact], 1)
-    [[start]] = probe(lm, [fact.asked[0]], [("mlp_out", 1, "out")])
+    [[start]] = subject_activations(lm, [fact.asked[0]], [("mlp_out", 1, "out")])
     assert found.delta.norm() == pytest.approx(0.5 * float(start.norm()), rel=1e-4)
     assert torch.allclose(found.value - found.delta, start, atol=1e-5)
 
@@ -126,7 +126,7 @@ def test_the_loss_is_that_of_the_paper(lm: LM) -> None:
         )
         / 3
     )
-    now, then = after[-1][batch[0].essence.reads[0]], before[-1][batch[0].essence.reads[0]]
+    now, then = after[-1][batch[0].kl_prompt.reads[0]], before[-1][batch[0].kl_prompt.reads[0]]
     decay = 0.5 * found.delta.norm() / (found.value - found.delta).norm() ** 2
     assert found.loss == pytest.approx(float(nll + 0.7 * (now.exp() * (now - then)).sum() + decay), rel=1e-4)
     assert found.steps == 1
@@ -152,7 +152,7 @@ def hooked(lm: LM, fact: Any, delta: Tensor) -> list[Tensor]:
 @both
 @pytest.mark.parametrize("anchor", ["prompt", "average"])
 def test_rome_puts_its_value_where_its_anchor_is(shaped: LM, anchor: Any) -> None:
-    editor = locate(shaped, RankOne(covariance=True), ["mlp_out"], [1], keys=Places(anchor=anchor))
+    editor = locate(shaped, RankOne(covariance=True), ["mlp_out"], [1], keys=KeyReader(anchor=anchor))
     batch = facts_of(shaped, EDITS[:1], TEMPLATES, "last")
     [found] = editor.values.find(shaped, batch, 1)
     editor.edit(shaped, EDITS[:1])
@@ -241,7 +241,7 @@ def test_projectors_can_be_given_as_files(lm: LM, tmp_path: Path) -> None:
     wanted = weights(lm, 1).clone()
     lm.restore()
     given = locate(lm, NullSpace(l2=1.0, threshold=9.0, files=files))
-    assert given.described()["null_space_rank"] == made.described()["null_space_rank"]
+    assert given.fit_report()["null_space_rank"] == made.fit_report()["null_space_rank"]
     given.edit(lm, EDITS[:1])
     assert torch.equal(weights(lm, 1), wanted)
     with pytest.raises(InputError, match=r"no projector for layers \[1\]"):
@@ -253,24 +253,24 @@ def test_projectors_can_be_given_as_files(lm: LM, tmp_path: Path) -> None:
 
 def test_a_whole_average_weighs_every_template_alike_or_the_bare_prompt_half(lm: LM) -> None:
     batch = facts_of(lm, EDITS[:1], TEMPLATES, "last")
-    [each] = probe(lm, batch[0].asked, [("mlp_out", 0, "in")])
-    [alike] = Places().keys(lm, batch, [0])
-    [half] = Places(weights="half_bare").keys(lm, batch, [0])
+    [each] = subject_activations(lm, batch[0].asked, [("mlp_out", 0, "in")])
+    [alike] = KeyReader().keys(lm, batch, [0])
+    [half] = KeyReader(weights="half_bare").keys(lm, batch, [0])
     assert torch.allclose(alike.average[:, 0].float(), each.mean(0), atol=1e-6)
     assert torch.allclose(half.average[:, 0].float(), (each[0] + each[1:].mean(0)) / 2, atol=1e-6)
-    assert torch.allclose(half.anchor[:, 0].float(), each[0])
+    assert torch.allclose(half.prompt_key[:, 0].float(), each[0])
 
 
 def test_templates_are_sampled_once_by_the_seed_and_told(lm: LM) -> None:
     def sampled() -> Mapping[str, Any]:
         editor = Locate(
-            keys=Places(),
+            keys=KeyReader(),
             values=Values(sites=["mlp_out"], steps=1, lr=1.0, decay=0.0, clamp=1.0),
             solver=RankOne(covariance=False),
             sampling=SAMPLING,
         )
         editor.fit(lm, ())
-        return editor.described()
+        return editor.fit_report()
 
     from transformers import set_seed
 
@@ -294,7 +294,7 @@ def test_templates_that_cannot_be_filled_are_an_error(lm: LM, templates: list[st
 def test_a_solver_without_its_statistics_is_an_error() -> None:
     with pytest.raises(InputError, match=r"editor\.statistics"):
         Locate(
-            keys=Places(),
+            keys=KeyReader(),
             values=Values(sites=["block"], steps=1, lr=1.0, decay=0.0, clamp=1.0),
             solver=LeastSquares(weight=1.0),
             sampling=SAMPLING,

@@ -13,7 +13,7 @@ from kedit.editors import Editor
 from kedit.editors.finetune.per_edit import FineTune
 from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM
-from kedit.loop.journal import Memory
+from kedit.loop.journal import InMemoryJournal
 from kedit.loop.runner import experiment
 from kedit.loop.settings import blocks, incremental, mass, sequential, single
 from kedit.losses.cross_entropy import CrossEntropy
@@ -22,10 +22,10 @@ CASES = world.cases(edits=5, limit=5, seed=3).cases
 QUICK = Evaluator(fluency_tokens=0)
 
 
-class Trace(Editor):
+class StepTrace(Editor):
     """Writes down what happens to it; each edit adds 1 to one weight, so that state can be seen."""
 
-    wants_train = True
+    needs_train = True
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -57,15 +57,15 @@ class Trace(Editor):
 )
 def test_settings_drive_the_editor(lm: LM, steps: object, events: str, weight: int) -> None:
     before = float(lm.model.model.layers[2].mlp.down_proj.weight[0, 0])
-    editor = Trace()
+    editor = StepTrace()
     experiment(lm, steps, editor, QUICK, train=CASES)  # type: ignore[arg-type]
     assert " ".join(editor.events) == f"fit 5 {events}"
     assert float(lm.model.model.layers[2].mlp.down_proj.weight[0, 0]) == pytest.approx(before + weight, abs=1e-5)
 
 
 def test_edits_so_far_counts_from_the_last_restore(lm: LM) -> None:
-    journal = Memory()
-    experiment(lm, blocks(CASES, 2), Trace(), QUICK, journal=journal)
+    journal = InMemoryJournal()
+    experiment(lm, blocks(CASES, 2), StepTrace(), QUICK, journal=journal)
     assert [step["edits_so_far"] for step in journal.steps] == [0, 1, 2, 1, 2, 1]
     tests = [row for row in journal.rows if row["when"] == "test" and row["kind"] == "reliability"]
     assert [(row["step"], row["edits_so_far"], row["T"]) for row in tests] == [(2, 2, 2)] * 2 + [(4, 2, 2)] * 2 + [
@@ -76,7 +76,7 @@ def test_edits_so_far_counts_from_the_last_restore(lm: LM) -> None:
 def test_randomness_is_seeded_for_each_step(lm: LM) -> None:
     def noise(steps: int, seed: int) -> list[tuple[float, float, float]]:
         lm.restore()
-        editor = Trace()
+        editor = StepTrace()
         experiment(lm, sequential(CASES, steps), editor, QUICK, seed=seed)
         return editor.noise
 
@@ -87,7 +87,7 @@ def test_randomness_is_seeded_for_each_step(lm: LM) -> None:
 
 def test_each_edit_is_scored_right_after_it(lm: LM) -> None:
     rows = experiment(
-        lm, sequential(CASES, 3), Trace(), Evaluator(fluency_tokens=0, each_edit=["reliability", "generality"])
+        lm, sequential(CASES, 3), StepTrace(), Evaluator(fluency_tokens=0, each_edit=["reliability", "generality"])
     )
     after = [(row["step"], row["case"], row["kind"]) for row in rows if row["when"] == "edit"]
     assert after == [(i + 1, CASES[i].id, kind) for i in range(3) for kind in ("reliability", "generality")]
@@ -109,7 +109,7 @@ class FailsOn(FineTune):
 
 
 def test_a_failed_edit_is_undone_marked_and_the_run_goes_on(lm: LM) -> None:
-    journal = Memory()
+    journal = InMemoryJournal()
     experiment(lm, sequential(CASES, 3), FailsOn(CASES[1].edits[0].prompt), QUICK, journal=journal)
     assert [step["failed"] for step in journal.steps[1:]] == [0, 1, 0]
     kept = {name: value.clone() for name, value in lm.state().items()}
@@ -119,16 +119,16 @@ def test_a_failed_edit_is_undone_marked_and_the_run_goes_on(lm: LM) -> None:
 
 
 def test_perplexity_of_the_held_out_text_is_the_alarm(lm: LM) -> None:
-    journal = Memory()
+    journal = InMemoryJournal()
     dataset = world.cases(edits=2, seed=3)
-    experiment(lm, sequential(dataset.cases, 2), Trace(), QUICK, held_out=dataset.held_out, journal=journal)
+    experiment(lm, sequential(dataset.cases, 2), StepTrace(), QUICK, held_out=dataset.held_out, journal=journal)
     assert [("perplexity" in step) for step in journal.steps] == [True, False, True]
 
 
 def test_questions_are_asked_in_parts_of_whole_cases(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     def rows() -> list[dict]:
         lm.restore()
-        made = experiment(lm, sequential(CASES, 5), Trace(), Evaluator(fluency_tokens=20))
+        made = experiment(lm, sequential(CASES, 5), StepTrace(), Evaluator(fluency_tokens=20))
         return [row | {"nll": pytest.approx(row["nll"], abs=1e-4)} if "nll" in row else row for row in made]
 
     whole = rows()

@@ -11,7 +11,7 @@ from kedit.cases import Edit
 from kedit.lm import LM
 from kedit.lm.start_weights import StartWeights
 from kedit.lm.text import Pair, collate
-from kedit.losses import View
+from kedit.losses import LossInputs
 from kedit.losses.cross_entropy import CrossEntropy
 from kedit.losses.dpo import DPO, PreferNewAnswer
 from kedit.losses.kdpo import KDPO
@@ -23,9 +23,9 @@ PAIRS = [Pair([5, 6, 1, 2], 2), Pair([5, 3, 4, 0], 1)]  # answers (1, 2) and (3,
 
 
 @pytest.fixture
-def view(lm: LM) -> View:
+def view(lm: LM) -> LossInputs:
     """Of the two answers, at the start of an edit."""
-    return View(lm, [], collate(PAIRS, 0, "right", CPU), StartWeights([], keep=False))
+    return LossInputs(lm, [], collate(PAIRS, 0, "right", CPU), StartWeights([], keep=False))
 
 
 @pytest.fixture
@@ -34,19 +34,19 @@ def logits() -> Float[Tensor, "k v"]:
     return torch.randn(5, 8, requires_grad=True)
 
 
-def later(view: View) -> View:
+def later(view: LossInputs) -> LossInputs:
     """The same after something was trained."""
     view.start.moved = True
     return view
 
 
-def test_cross_entropy_is_the_mean_over_each_answers_tokens(view: View, logits: Tensor) -> None:
+def test_cross_entropy_is_the_mean_over_each_answers_tokens(view: LossInputs, logits: Tensor) -> None:
     logp = logits.log_softmax(-1)
     expected = [-(logp[0, 1] + logp[1, 2]) / 2, -(logp[2, 3] + logp[3, 4] + logp[4, 0]) / 3]
     assert torch.allclose(CrossEntropy()(view, logits), torch.stack(expected))
 
 
-def test_kdpo_is_ln_2_at_the_start_of_the_edit_and_only_there(view: View, logits: Tensor) -> None:
+def test_kdpo_is_ln_2_at_the_start_of_the_edit_and_only_there(view: LossInputs, logits: Tensor) -> None:
     loss = KDPO(beta=0.1)
     loss.refresh(view, logits, cycle=0)
     assert loss(view, logits).tolist() == pytest.approx([math.log(2)] * 2)
@@ -55,7 +55,7 @@ def test_kdpo_is_ln_2_at_the_start_of_the_edit_and_only_there(view: View, logits
     assert all(value != pytest.approx(math.log(2), abs=1e-6) for value in loss(view, moved).tolist())
 
 
-def test_kdpo_has_no_gradient_where_the_model_already_says_the_new_token(view: View, logits: Tensor) -> None:
+def test_kdpo_has_no_gradient_where_the_model_already_says_the_new_token(view: LossInputs, logits: Tensor) -> None:
     with torch.no_grad():
         logits[0, 1] = 9.0  # the first answer token of row 0 is already the argmax
     loss = KDPO(beta=0.1)
@@ -66,7 +66,7 @@ def test_kdpo_has_no_gradient_where_the_model_already_says_the_new_token(view: V
     assert (logits.grad[1:].abs().amax(-1) > 0).all()
 
 
-def test_kdpo_picks_the_argmax_and_is_done_when_it_is_the_answer(view: View, logits: Tensor) -> None:
+def test_kdpo_picks_the_argmax_and_is_done_when_it_is_the_answer(view: LossInputs, logits: Tensor) -> None:
     loss = KDPO(beta=0.1)
     assert not loss.refresh(view, logits, cycle=0)
     assert torch.equal(loss.rejected, logits.argmax(-1))
@@ -74,7 +74,7 @@ def test_kdpo_picks_the_argmax_and_is_done_when_it_is_the_answer(view: View, log
     assert loss.refresh(view, right, cycle=1)
 
 
-def test_kdpo_is_the_papers_formula_with_the_reference_of_the_start(view: View, logits: Tensor) -> None:
+def test_kdpo_is_the_papers_formula_with_the_reference_of_the_start(view: LossInputs, logits: Tensor) -> None:
     start, batch = logits, view.batch
     now = (start + 0.5 * torch.randn_like(start)).detach()
     loss = KDPO(beta=0.3)
@@ -115,13 +115,13 @@ def test_masks_choose_the_trained_tokens() -> None:
 # --- FT-L ------------------------------------------------------------------------------------------------------------
 
 
-def test_prompt_last_asks_every_token_at_the_prompts_end(view: View, logits: Tensor) -> None:
+def test_prompt_last_asks_every_token_at_the_prompts_end(view: LossInputs, logits: Tensor) -> None:
     logp = logits.log_softmax(-1)
     expected = [-(logp[0, 1] + logp[0, 2]) / 2, -(logp[2, 3] + logp[2, 4] + logp[2, 0]) / 3]
     assert torch.allclose(PromptLast()(view, logits), torch.stack(expected))
 
 
-def test_prompt_last_can_train_the_tokenizers_special_tokens_too(view: View, logits: Tensor) -> None:
+def test_prompt_last_can_train_the_tokenizers_special_tokens_too(view: LossInputs, logits: Tensor) -> None:
     assert view.lm.text.special_ids == [0]
     logp = logits.log_softmax(-1)
     expected = [-(logp[0, 1] + logp[0, 2] + logp[0, 0]) / 3, -(logp[2, 3] + logp[2, 4] + 2 * logp[2, 0]) / 4]
@@ -131,14 +131,14 @@ def test_prompt_last_can_train_the_tokenizers_special_tokens_too(view: View, log
 # --- OVERTONE --------------------------------------------------------------------------------------------------------
 
 
-def test_overtone_without_smoothing_and_clipping_is_cross_entropy(view: View, logits: Tensor) -> None:
+def test_overtone_without_smoothing_and_clipping_is_cross_entropy(view: LossInputs, logits: Tensor) -> None:
     ours, theirs = Overtone(1.0, 0.0, 0.5)(view, logits), CrossEntropy()(view, logits)
     assert torch.allclose(ours, theirs)
     [gradient], [expected] = (torch.autograd.grad(loss.sum(), logits, retain_graph=True) for loss in (ours, theirs))
     assert torch.allclose(gradient, expected)
 
 
-def test_overtone_leaves_a_token_within_epsilon_alone(view: View) -> None:
+def test_overtone_leaves_a_token_within_epsilon_alone(view: LossInputs) -> None:
     logits = torch.zeros(5, 8)
     logits[0, 1] = 20.0  # learnt
     logits.requires_grad_(True)
@@ -148,7 +148,7 @@ def test_overtone_leaves_a_token_within_epsilon_alone(view: View) -> None:
     assert (logits.grad[1:].abs().amax(-1) > 0).all()
 
 
-def test_overtone_has_no_gradient_at_all_once_every_token_is_within_epsilon(view: View) -> None:
+def test_overtone_has_no_gradient_at_all_once_every_token_is_within_epsilon(view: LossInputs) -> None:
     logits = (20.0 * torch.nn.functional.one_hot(view.batch.gold, 8)).requires_grad_(True)
     values = Overtone(0.1, 0.01, 0.5)(view, logits)
     assert not values.requires_grad
@@ -156,7 +156,7 @@ def test_overtone_has_no_gradient_at_all_once_every_token_is_within_epsilon(view
     assert Overtone(0.1, 0.01, 0.5, clip=False)(view, logits).requires_grad
 
 
-def test_overtones_target_is_the_papers_equation_3(view: View) -> None:
+def test_overtones_target_is_the_papers_equation_3(view: LossInputs) -> None:
     gold = torch.tensor([0, 2])
     logits = torch.tensor([[2.0, 1.9, 0.0, -3.0], [2.0, 1.9, 0.0, -3.0]])
     kept = torch.tensor([2.0, 1.9]).softmax(-1)  # within half a standard deviation of the maximum
@@ -169,7 +169,7 @@ def test_overtones_target_is_the_papers_equation_3(view: View) -> None:
     assert torch.allclose(unfiltered[0], 0.1 * torch.eye(4)[0] + 0.9 * logits[0].softmax(-1))
 
 
-def test_overtone_without_dyn_mixes_with_the_model_as_the_edit_found_it(view: View, logits: Tensor) -> None:
+def test_overtone_without_dyn_mixes_with_the_model_as_the_edit_found_it(view: LossInputs, logits: Tensor) -> None:
     static, dynamic = Overtone(0.1, 0.0, 0.5, dyn=False, chk=False), Overtone(0.1, 0.0, 0.5, chk=False)
     static.refresh(view, logits, cycle=0)
     assert torch.allclose(static(view, logits), dynamic(view, logits), atol=1e-6)
@@ -183,10 +183,10 @@ def test_overtone_without_dyn_mixes_with_the_model_as_the_edit_found_it(view: Vi
 # --- DPO: on the world's model, whose start-of-edit weights it asks for -----------------------------------------------
 
 
-def facts(lm: LM) -> View:
+def facts(lm: LM) -> LossInputs:
     edits = [Edit("Aaron lives in", "Paris", None, "London"), Edit("The capital is", "Oslo")]
     batch = lm.encode([e.prompt for e in edits], [e.target_new for e in edits])
-    return View(lm, edits, batch, StartWeights([], keep=False))
+    return LossInputs(lm, edits, batch, StartWeights([], keep=False))
 
 
 def test_dpos_rejected_answer_is_generated_and_has_its_own_context(lm: LM) -> None:

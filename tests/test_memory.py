@@ -14,7 +14,7 @@ from conftest import run_kedit
 from kedit.common.errors import InputError
 from kedit.lm.sentence_encoder import MINILM
 from kedit.reports.table.formats import Grid
-from kedit.run.memory_command import explained, found, kept, listed, main
+from kedit.run.memory_command import explained, found, listed, main, saved_memory
 
 KEDAS = ["editor=kedas", "editor.alignment=null", "editor.memory.k=3", "editor.filter.threshold=0.0"]
 FILTER = {"batch_size": 4, "max_steps": 1, "max_length": 64, "validation": 0.02}
@@ -59,7 +59,7 @@ def change(path: Path, how: Callable[[Any], object]) -> None:
 
 def first_prompt(cell: Path) -> str:
     """The first case's edit is stored as prompt and answer."""
-    [line, *_] = texts(listed(kept(str(cell)), 0))
+    [line, *_] = texts(listed(saved_memory(str(cell)), 0))
     return line[-1].removesuffix(rows(cell)[0]["gold"].strip()).rstrip()
 
 
@@ -67,39 +67,39 @@ def first_prompt(cell: Path) -> str:
 
 
 def test_every_string_is_listed_with_its_case(run: Path) -> None:
-    lines = texts(listed(kept(str(run))))
+    lines = texts(listed(saved_memory(str(run))))
     assert len(lines) == 6 * CASES
     assert [line[:3] for line in lines[::6]] == [[str(i), row["case"], "qa"] for i, row in enumerate(rows(run))]
-    assert texts(listed(kept(str(run)), 1)) == lines[6:12]
+    assert texts(listed(saved_memory(str(run)), 1)) == lines[6:12]
     with pytest.raises(InputError, match=r"--edit 3: .* holds the edits 0 to 2"):
-        listed(kept(str(run)), 3)
+        listed(saved_memory(str(run)), 3)
 
 
 def test_the_nearest_are_found_whatever_the_filter_says(run: Path) -> None:
-    all_lines = texts(listed(kept(str(run))))
-    nearest = texts(found(kept(str(run)), all_lines[7][-1], 5))
+    all_lines = texts(listed(saved_memory(str(run))))
+    nearest = texts(found(saved_memory(str(run)), all_lines[7][-1], 5))
     assert len(nearest) == 5
     assert nearest[0] == ["1.000", *all_lines[7]]
     assert [float(line[0]) for line in nearest] == sorted((float(line[0]) for line in nearest), reverse=True)
 
 
 def test_a_query_is_explained_as_the_run_routed_it(run: Path) -> None:
-    grid, said = explained(kept(str(run)), first_prompt(run))
+    grid, said = explained(saved_memory(str(run)), first_prompt(run))
     route = rows(run)[0]["route"]
-    assert len(grid.lines) == len(route["recalled"]) == 3
-    for (cosine, probability, _, edit, _, form, _), there in zip(texts(grid), route["recalled"], strict=True):
+    assert len(grid.lines) == len(route["retrieved"]) == 3
+    for (cosine, probability, _, edit, _, form, _), there in zip(texts(grid), route["retrieved"], strict=True):
         assert (int(edit), form) == (there["edit"], there["form"])
         assert float(cosine) == pytest.approx(there["cosine"], abs=1e-3)
         assert float(probability) == pytest.approx(there["probability"], abs=1e-3)
-    assert [line[2] for line in texts(grid)] == ["injected"] + 2 * ["accepted, beyond inject=1"]
-    [text] = route["injected"]
+    assert [line[2] for line in texts(grid)] == ["in context"] + 2 * ["accepted, beyond inject=1"]
+    [text] = route["in_context"]
     assert said == [f"The prompt:\n\nSuppose that {text}. Then {first_prompt(run)}\n"]
 
 
 def test_a_query_that_the_filter_refuses_stays_as_it_is(cell: Path) -> None:
     change(cell / "config.yaml", lambda config: config["editor"]["filter"].update(threshold=1.0))
     change(cell / "config.yaml", lambda config: config["eval"].update(routed_by="edit"))
-    grid, said = explained(kept(str(cell)), first_prompt(cell))
+    grid, said = explained(saved_memory(str(cell)), first_prompt(cell))
     assert {line[2] for line in texts(grid)} == {"refused"}
     assert grid.caption == f"The 3 nearest of {6 * CASES} strings; accepted from probability 1."
     assert said == [
@@ -112,8 +112,8 @@ def test_a_prompt_that_takes_the_model_is_not_made_up(cell: Path) -> None:
     notes = {"_target_": "kedit.editors.incontext.prompts.Notes", "reading": "{notes} {query}"}
     parts = {"prompt": notes, "filter": None, "alignment": {"_target_": "what.is.not.loaded"}}
     change(cell / "config.yaml", lambda config: config["editor"].update(parts))
-    grid, said = explained(kept(str(cell)), first_prompt(cell))
-    assert [line[1:3] for line in texts(grid)] == [["-", "injected"]] + 2 * [["-", "accepted, beyond inject=1"]]
+    grid, said = explained(saved_memory(str(cell)), first_prompt(cell))
+    assert [line[1:3] for line in texts(grid)] == [["-", "in context"]] + 2 * [["-", "accepted, beyond inject=1"]]
     assert said == [
         "Its prompt (Notes) is written by the loaded model or from training cases.",
         "It is read by the aligned model.",
@@ -134,8 +134,8 @@ def test_from_the_command_line(run: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_the_runs_own_numbers_of_recall(run: Path) -> None:
     lines = pd.read_csv(run / "routing.csv").set_index("kind")
-    assert lines.loc["reliability", ["recall@k", "filter recall", "injected", "routed"]].tolist() == [100.0] * 4
-    assert lines.loc["locality", "routed"].tolist() == [100.0] * 4  # whatever is found is accepted
+    assert lines.loc["reliability", ["recall@k", "filter recall", "in context", "in scope"]].tolist() == [100.0] * 4
+    assert lines.loc["locality", "in scope"].tolist() == [100.0] * 4  # whatever is found is accepted
 
 
 # --- what it refuses -------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_what_has_no_memory_is_said_in_one_sentence(cell: Path, name: str) -> No
     damage, said = REFUSED[name]
     damage(cell)
     with pytest.raises(InputError, match=said):
-        kept(str(cell))
+        saved_memory(str(cell))
 
 
 def test_a_filter_that_is_no_longer_kept(cell: Path) -> None:
@@ -171,4 +171,4 @@ def test_a_filter_that_is_no_longer_kept(cell: Path) -> None:
     record["learnt"]["filter"]["folder"] = str(cell / "gone")
     (cell / "steps.jsonl").write_text("\n".join([json.dumps(record), *more, ""]))
     with pytest.raises(InputError, match=r"gone: the filter that .* trained is not in the cache any more"):
-        explained(kept(str(cell)), "Who?")
+        explained(saved_memory(str(cell)), "Who?")

@@ -74,7 +74,7 @@ def test_only_the_found_neurons_change_by_the_difference_of_embeddings(shaped: L
     editor = KnowledgeNeurons(steps=3, threshold=0.3, new_times=2.0, signed=signed)
     [(score, value)] = editor.attributions(shaped, [NEW])
     [pair] = shaped.text.pairs([NEW.prompt], [NEW.target_new])
-    [said] = shaped.continued(shaped.batch([pair])).pairs
+    [said] = shaped.greedy_continuation(shaped.batch([pair])).pairs
     change = 2 * shaped.embeddings(pair.answer).sum(0) - shaped.embeddings(said.answer).sum(0)
     before = [neuron_vectors(shaped, layer).clone() for layer in range(3)]
     assert editor.edit(shaped, [NEW])["neurons"] == int((score > 0.3 * score.max()).sum()) > 0

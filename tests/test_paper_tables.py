@@ -19,7 +19,7 @@ from kedit.papers import as_text
 from kedit.reports.table import fill_commands as fill
 from kedit.reports.table import views
 from kedit.reports.table.compare import compare
-from kedit.reports.table.formats import Entry, Grid, Line, latex, markdown
+from kedit.reports.table.formats import Grid, Line, TableCell, latex, markdown
 from kedit.reports.table.html import page
 from kedit.reports.table.layout import Layout, layout, layouts, named
 from kedit.reports.table.ranking import ranks
@@ -46,12 +46,12 @@ KDPO = Layout(
 )
 
 
-def places(grid: Grid) -> dict[tuple[tuple[str, ...], tuple[str, ...]], Entry]:
+def places(grid: Grid) -> dict[tuple[tuple[str, ...], tuple[str, ...]], TableCell]:
     return {
         (line.head, names): entry
         for line in grid.lines
         for names, entry in zip(grid.columns, line.entries, strict=True)
-        if entry != Entry("")
+        if entry != TableCell("")
     }
 
 
@@ -386,9 +386,9 @@ ODD = Grid(
     (
         Line(
             ("<tag> & co",),
-            (Entry("1.0 (0.2)", bold=True, hint='say "<hi>"', link="runs/a b/"), Entry("<2", underline=True)),
+            (TableCell("1.0 (0.2)", bold=True, hint='say "<hi>"', link="runs/a b/"), TableCell("<2", underline=True)),
         ),
-        Line(("second",), (Entry("-"), Entry("-3.5"))),
+        Line(("second",), (TableCell("-"), TableCell("-3.5"))),
     ),
     "Caption with 100 % & <i>.",
     ("kedit x=<y>",),

@@ -16,13 +16,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from test_table import row
 
 from kedit import world
-from kedit.cases import Kind, Probe, Question, questions
+from kedit.cases import Kind, Probe, Question, questions_of
 from kedit.common.errors import InputError
 from kedit.data import counterfact, zsre_mend
 from kedit.data.files import parse_file
 from kedit.data.records import Record
 from kedit.data.wikirecent import WikiRecent
-from kedit.evaluation.baseline import pristine_answers
+from kedit.evaluation.baseline import baseline_answers
 from kedit.evaluation.consistency import Consistency
 from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM
@@ -34,8 +34,8 @@ ROME: list[Kind] = ["efficacy", "paraphrase", "neighborhood", "fluency", "consis
 DATA = TESTS / "data"
 
 
-def asked(kind: Kind, answer: str, contrast: str | None) -> Question:
-    return Question("c", 0, Probe(kind, "Lucy Kelden was born in", (answer,), contrast=contrast))
+def asked(kind: Kind, answer: str, competing_answer: str | None) -> Question:
+    return Question("c", 0, Probe(kind, "Lucy Kelden was born in", (answer,), competing_answer=competing_answer))
 
 
 def graded(lm: LM, question: Question) -> dict[str, Any]:
@@ -86,9 +86,9 @@ def test_both_objects_are_kept_among_the_pristine_answers(
 ) -> None:
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path))
     all_three = [asked("efficacy", "Redbrook", other) for other in ("Eastford, Beloria", "Northport", None)]
-    first = pristine_answers(lm, Evaluator(kinds=ROME), all_three)
-    assert pristine_answers(lm, Evaluator(kinds=ROME), all_three) == first
-    contrasts = [first[question].contrast for question in all_three]
+    first = baseline_answers(lm, Evaluator(kinds=ROME), all_three)
+    assert baseline_answers(lm, Evaluator(kinds=ROME), all_three) == first
+    contrasts = [first[question].competing_answer for question in all_three]
     assert [c and c.gold_text.strip() for c in contrasts] == ["Eastford, Beloria", "Northport", None]
 
 
@@ -201,7 +201,7 @@ def test_counterfact_asks_1_2_and_10_of_each_case() -> None:
     for case, record in zip(cases, records, strict=True):
         rewrite = record["requested_rewrite"]
         new, true = rewrite["target_new"], rewrite["target_true"]["str"]
-        found = [(p.kind, p.prompt, p.answers, p.contrast) for p in case.probes if p.kind in ROME[:3]]
+        found = [(p.kind, p.prompt, p.answers, p.competing_answer) for p in case.probes if p.kind in ROME[:3]]
         assert found == [
             ("efficacy", case.edits[0].prompt, (new["str"],), true),
             *(("paraphrase", text, (new["str"],), true) for text in record["paraphrase_prompts"]),
@@ -215,8 +215,10 @@ def test_counterfact_asks_1_2_and_10_of_each_case() -> None:
 def test_flat_counterfact_has_one_of_each() -> None:
     for case in parse_file(counterfact.parse, DATA / "counterfact_flat.json", False, Counter()):
         efficacy, paraphrase, neighbor = (p for p in case.probes if p.kind in ROME[:3])
-        assert efficacy.contrast == paraphrase.contrast == case.edits[0].target_old == neighbor.answers[0]
-        assert neighbor.contrast == case.edits[0].target_new
+        assert (
+            efficacy.competing_answer == paraphrase.competing_answer == case.edits[0].target_old == neighbor.answers[0]
+        )
+        assert neighbor.competing_answer == case.edits[0].target_new
 
 
 def test_zsre_mend_edits_to_the_true_answer() -> None:
@@ -250,7 +252,7 @@ def test_wikirecent_asks_ten_neighbors_from_counterfact(tmp_path: Path) -> None:
         assert len(set(neighbors)) == 10
         assert set(neighbors) <= known
         [efficacy] = [p for p in case.probes if p.kind == "efficacy"]
-        assert (efficacy.answers, efficacy.contrast) == ((case.edits[0].target_new,), None)
+        assert (efficacy.answers, efficacy.competing_answer) == ((case.edits[0].target_new,), None)
     assert recent() == recent()
     assert recent()[0].probes[-10:] != recent()[1].probes[-10:]
     assert recent()[0].probes[-10:] != recent(seed=1)[0].probes[-10:]
@@ -299,7 +301,7 @@ def test_the_table_of_rome(kedit: Callable[..., Done], tmp_path: Path) -> None:
     assert kinds.to_dict() == {when: [case.id for case in having] for when in ("before", "test")}
     assert set(cell.rows[cell.rows["when"] == "edit"]["kind"]) == {"efficacy"}
     assert len(cell.rows[cell.rows["when"] == "test"]) == len(having) + sum(
-        len(questions(case, tuple(ROME))) for case in cases
+        len(questions_of(case, tuple(ROME))) for case in cases
     )
     assert float(edited["Score"]) >= float(floor["Score"])
 

@@ -24,15 +24,21 @@ Found = tuple[int, float, int]  # edit, probability, accepted
 def asked(case: str, kind: str, found: Sequence[Found], group: str = "", probe: int = 0, **more: Any) -> dict[str, Any]:
     """A question of the test after step 3, all of whose accepted strings but the first were left out of the prompt."""
     names = ("edit", "probability", "accepted")
-    recalled = [dict(zip(names, one, strict=True)) | {"form": "qa", "cosine": 0.5} for one in found]
-    injected = ["text" for *_, accepted in found if accepted][:1]
+    retrieved = [dict(zip(names, one, strict=True)) | {"form": "qa", "cosine": 0.5} for one in found]
+    in_context = ["text" for *_, accepted in found if accepted][:1]
     place = {"step": 3, "edits_so_far": 3, "when": "test", "T": 3, "scoring": "forced", "token": 1.0, "exact": 1}
-    route = {"recalled": recalled, "injected": injected, "routed": int(bool(injected)), "adapter": None}
+    route = {"retrieved": retrieved, "in_context": in_context, "in_scope": int(bool(in_context)), "adapter": None}
     return place | {"case": case, "kind": kind, "group": group, "probe": probe, "route": route} | more
 
 
 def step(number: int, cases: Sequence[str], edits_so_far: int, **more: Any) -> dict[str, Any]:
-    return {"step": number, "edits_so_far": edits_so_far, "cases": list(cases), "edit_s": 1.0} | more
+    return {
+        "step": number,
+        "edits_so_far": edits_so_far,
+        "cases_so_far": edits_so_far,
+        "cases": list(cases),
+        "edit_s": 1.0,
+    } | more
 
 
 def cell_of(runs: Path, rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]], **meta: Any) -> Cell:
@@ -107,14 +113,14 @@ def test_single_edits_are_all_number_0(tmp_path: Path) -> None:
     cell = cell_of(tmp_path / "sweep", [*rows, undone], steps, setting="single")
     line = by_place(routing(cell)).loc["reliability", ""]
     assert line["N"] == 3
-    assert line["recall@k"] == line["injected"] == line["routed"] == pytest.approx(200 / 3)
+    assert line["recall@k"] == line["in context"] == line["in scope"] == pytest.approx(200 / 3)
     assert line["filter recall"] == line["filter precision"] == 100
 
 
 def test_without_a_filter_its_numbers_are_dashes(tmp_path: Path) -> None:
     rows = [asked("a", "reliability", [(0, 0.9, 1)]), asked("a", "locality", [(0, 0.9, 1)])]
     for row in rows:
-        del row["route"]["recalled"][0]["probability"]
+        del row["route"]["retrieved"][0]["probability"]
     cell = cell_of(tmp_path / "sweep", rows, SEQUENTIAL)
     [(caption, table)] = tables([cell])
     [overall, reliability, locality] = grid(caption, table).lines
@@ -166,7 +172,7 @@ def test_wandbs_names(sequential: Cell) -> None:
         "routing_recall_at_1": 60,
         "routing_filter_recall": 75,
         "routing_filter_precision": pytest.approx(400 / 7),
-        "routing_injected": 40,
+        "routing_in_context": 40,
         "routing_rate_reliability": pytest.approx(200 / 3),
         "routing_rate_portability": 100,
         "routing_rate_locality": pytest.approx(100 / 3),

@@ -16,9 +16,10 @@ from hydra import compose, initialize_config_dir
 
 from kedit import world
 from kedit.cases import Edit
-from kedit.common.paths import ROOT, run
+from kedit.common.paths import ROOT
 from kedit.editors import Editor
 from kedit.lm import LM
+from kedit.run.cell import run
 
 Kedit = Callable[..., subprocess.CompletedProcess[str]]
 TINY = ["model.people=20", "model.steps=2", "model.width=32", "model.mlp=32"]  # a world for what needs no knowledge

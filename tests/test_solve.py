@@ -40,13 +40,13 @@ def fitted(solver: Solver, moment: Tensor) -> Solver:
 @pytest.mark.parametrize("covariance", [True, False])
 def test_rome_gives_the_value_at_its_anchor(moment: Tensor, covariance: bool) -> None:
     weight, bias, value, fact = normal(D, F), normal(D, 1), normal(D, 1), keys(1)
-    missing = value - (weight @ fact.anchor + bias)
+    missing = value - (weight @ fact.prompt_key + bias)
     change = fitted(RankOne(covariance=covariance), moment).change(0, fact, missing)
-    assert torch.allclose((weight + change) @ fact.anchor + bias, value, rtol=1e-10)
+    assert torch.allclose((weight + change) @ fact.prompt_key + bias, value, rtol=1e-10)
     assert int(torch.linalg.matrix_rank(change)) == 1
     along = torch.linalg.solve(moment, fact.average) if covariance else fact.average
     assert torch.allclose(
-        change / change.norm(), missing @ along.T / (missing @ along.T).norm() * torch.sign(fact.anchor.T @ along)
+        change / change.norm(), missing @ along.T / (missing @ along.T).norm() * torch.sign(fact.prompt_key.T @ along)
     )
 
 
@@ -85,14 +85,14 @@ def test_alphaedit_leaves_what_its_projector_leaves_out(moment: Tensor) -> None:
     p = solver.projectors[0].matrix.double()
     left_out = (torch.eye(F) - p) @ normal(F, 50)
     assert ((change @ left_out).norm(dim=0) <= 1e-5 * change.norm() * left_out.norm(dim=0)).all()
-    assert solver.described() == {"null_space_rank": {"0": solver.projectors[0].rank}, "of": F}
+    assert solver.fit_report() == {"null_space_rank": {"0": solver.projectors[0].rank}, "of": F}
 
 
 def test_alphaedits_change_solves_its_equation_beside_earlier_keys(moment: Tensor) -> None:
     solver, l2 = NullSpace(l2=0.7, threshold=1e-3), 0.7
     fitted(solver, moment)
     earlier, facts, residual = keys(), keys(), normal(D, N)
-    solver.learn(0, earlier)
+    solver.accumulate(0, earlier)
     change = solver.change(0, facts, residual)
     p, k, held = solver.projectors[0].matrix.double(), facts.average, earlier.average @ earlier.average.T
     system = p @ (k @ k.T + held) + l2 * torch.eye(F)
@@ -104,7 +104,7 @@ def test_more_earlier_keys_than_directions_are_kept_as_what_they_add_up_to(momen
     fitted(solver, moment)
     given = [keys() for _ in range(12)]
     for fact in given:
-        solver.learn(0, fact)
+        solver.accumulate(0, fact)
     [held] = solver.state().values()
     p = solver.projectors[0].matrix.double()
     total = sum(p @ fact.average @ fact.average.T @ p for fact in given)
@@ -116,7 +116,7 @@ def test_alphaedits_keys_are_its_state(moment: Tensor) -> None:
     solver, fresh = NullSpace(l2=0.7, threshold=1e-3), NullSpace(l2=0.7, threshold=1e-3)
     facts, residual = keys(), normal(D, N)
     alone = fitted(fresh, moment).change(0, facts, residual)
-    fitted(solver, moment).learn(0, keys())
+    fitted(solver, moment).accumulate(0, keys())
     assert not torch.allclose(solver.change(0, facts, residual), alone)
     fresh.load_state(solver.state())
     assert torch.equal(fresh.change(0, facts, residual), solver.change(0, facts, residual))

@@ -19,7 +19,7 @@ from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
 from kedit.covariance.corpora import texts
 from kedit.editors.extra_examples import Paraphrases, RandomFacts, SimilarFacts, Texts, known_facts
-from kedit.editors.finetune.epochs import Composed, StandardFineTune, Training
+from kedit.editors.finetune.epochs import Composed, StandardFineTune, TrainingRun
 from kedit.lm import LM
 from kedit.losses.cross_entropy import CrossEntropy
 from kedit.losses.kdpo import KDPO
@@ -129,7 +129,7 @@ def test_every_epoch_passes_once_over_every_edit_and_example_in_its_own_order(lm
     data = Composed(made, EDITS)
     assert len(data) == 8 * 3
     with made.tuned(lm) as parameters:
-        batches = list(Training(made, lm, data, parameters).order())
+        batches = list(TrainingRun(made, lm, data, parameters).order())
     first, second = ([fact.prompt for batch in half for fact in batch] for half in (batches[:5], batches[5:]))
     assert (
         Counter(first) == Counter(second) == Counter(prefix + e.prompt for e in EDITS for prefix in ("", "A. ", "B. "))
@@ -170,7 +170,7 @@ def test_mixed_precision_trains_float32_weights(lm: LM) -> None:
     assert 0 < (mixed - trained(lm)).abs().max() < 0.01
 
 
-def rates_of(training: Training) -> list[float]:
+def rates_of(training: TrainingRun) -> list[float]:
     """The learning rate of each step; the training is through then."""
     rates = []
     for number, facts in enumerate(training.order()):
@@ -182,14 +182,14 @@ def rates_of(training: Training) -> list[float]:
 def test_a_cosine_schedule_ends_near_zero(lm: LM) -> None:
     made = editor(schedule="cosine", epochs=4)
     with made.tuned(lm) as parameters:
-        rates = rates_of(Training(made, lm, Composed(made, EDITS), parameters))
+        rates = rates_of(TrainingRun(made, lm, Composed(made, EDITS), parameters))
     assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)])
 
 
 def test_a_warm_up_raises_the_rate_and_long_gradients_are_shortened(lm: LM) -> None:
     made = editor(schedule="cosine", epochs=4, warmup_ratio=0.2, max_grad_norm=1e-3)
     with made.tuned(lm) as parameters:
-        training = Training(made, lm, Composed(made, EDITS), parameters)
+        training = TrainingRun(made, lm, Composed(made, EDITS), parameters)
         rates = rates_of(training)
         [weight] = parameters
         assert float(training.optimizer.state[weight]["exp_avg_sq"].sum()) <= 1e-6  # squares of what was shortened
@@ -216,14 +216,14 @@ def test_a_killed_training_continues_to_the_same_weights(
     loss = editor(**given).edit(lm, EDITS)["loss"]
     straight = lm.model.model.layers[2].mlp.down_proj.weight.detach().clone()
     lm.restore()
-    step = Training.step
+    step = TrainingRun.step
 
-    def killed(self: Training, number: int, facts: Sequence[Edit]) -> float:
+    def killed(self: TrainingRun, number: int, facts: Sequence[Edit]) -> float:
         if number == 5:
             raise Killed
         return step(self, number, facts)
 
-    monkeypatch.setattr(Training, "step", killed)
+    monkeypatch.setattr(TrainingRun, "step", killed)
     made = editor(**given, checkpoint_s=0.0)
     made.scratch = tmp_path / "scratch"
     torch.manual_seed(0)
@@ -231,7 +231,7 @@ def test_a_killed_training_continues_to_the_same_weights(
         made.edit(lm, EDITS)
     lm.restore()
     assert (tmp_path / "scratch" / "training.safetensors").exists()
-    monkeypatch.setattr(Training, "step", step)
+    monkeypatch.setattr(TrainingRun, "step", step)
     torch.manual_seed(0)
     taken = made.edit(lm, EDITS)
     assert (taken["steps"], taken["loss"]) == (8, loss)

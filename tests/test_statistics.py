@@ -23,7 +23,7 @@ from kedit.covariance import corpora
 from kedit.covariance import estimate as statistics
 from kedit.covariance import second_moments as moments
 from kedit.covariance.corpora import Stream, stream
-from kedit.covariance.estimate import FILE, KIND, Statistics, null_space
+from kedit.covariance.estimate import FILE, KIND, Covariance, null_space
 from kedit.covariance.second_moments import second_moments
 from kedit.lm import LM
 from kedit.run import covariance_command as cli
@@ -177,27 +177,27 @@ def test_a_layer_is_built_once_and_one_pass_makes_all_that_are_missing(
     lm: LM, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:
     asked = count_passes(lm, monkeypatch)
-    asked_for = Statistics(corpus="world", tokens=500)
+    asked_for = Covariance(corpus="world", tokens=500)
     first = asked_for.second_moment(lm, [1, 2])
     again = asked_for.second_moment(lm, [3, 2, 1])
     assert asked == [[1, 2], [3]]
     assert list(again) == [1, 2, 3]
     assert torch.equal(first[1], again[1])
     assert sorted(p.name for p in (own_cache / KIND).glob(".*")) == []
-    Statistics(corpus="world", tokens=501).second_moment(lm, [1])
-    Statistics(corpus="world", tokens=500, window=64).second_moment(lm, [1])
+    Covariance(corpus="world", tokens=501).second_moment(lm, [1])
+    Covariance(corpus="world", tokens=500, window=64).second_moment(lm, [1])
     assert asked[2:] == [[1], [1]]
 
 
 def test_a_model_without_identity_is_computed_without_the_cache(shaped: LM, own_cache: Path) -> None:
-    Statistics(corpus="world", tokens=200).second_moment(shaped, [1])
+    Covariance(corpus="world", tokens=200).second_moment(shaped, [1])
     assert not (own_cache / KIND).exists()
 
 
 def test_an_edited_model_is_refused(lm: LM) -> None:
     lm.track(lm.anatomy.parameters(lm.model, "mlp_out", [1]))
     with pytest.raises(RuntimeError, match="pristine"):
-        Statistics(corpus="world", tokens=200).second_moment(lm, [1])
+        Covariance(corpus="world", tokens=200).second_moment(lm, [1])
 
 
 def processes(lm: LM, n: int, run: Callable[[int], object]) -> list[int]:
@@ -233,7 +233,7 @@ def test_a_killed_build_continues_to_the_same_moments_bit_for_bit(
 ) -> None:
     in_small_parts(monkeypatch)
     caplog.set_level("INFO")
-    asked_for = Statistics(corpus="world", tokens=3000)
+    asked_for = Covariance(corpus="world", tokens=3000)
     wanted, _ = second_moments(lm, [1, 2], stream("world"), 3000, 512)
 
     def killed(_: int) -> None:
@@ -270,7 +270,7 @@ def test_eight_processes_that_ask_at_once_build_once(
     def job(i: int) -> None:
         count_passes_in(tmp_path / "passes", lm)
         layers = [[1, 2], [2, 3], [3, 1], [1]][i % 4]
-        assert list(Statistics(corpus="world", tokens=300).second_moment(lm, layers)) == sorted(layers)
+        assert list(Covariance(corpus="world", tokens=300).second_moment(lm, layers)) == sorted(layers)
 
     assert processes(lm, 8, job) == [0] * 8
     built = [layer for line in (tmp_path / "passes").read_text().splitlines() for layer in json.loads(line)]
@@ -295,7 +295,7 @@ def test_moments_can_be_given_as_files(lm: LM, tmp_path: Path, own_cache: Path) 
     width = lm.anatomy.mlp_width(lm.model, 1)
     given = torch.eye(width)
     save_file({"any name": given.double()}, tmp_path / "given.safetensors")
-    asked_for = Statistics(files={1: str(tmp_path / "given.safetensors")})
+    asked_for = Covariance(files={1: str(tmp_path / "given.safetensors")})
     made = asked_for.second_moment(lm, [1])
     assert torch.equal(made[1], given)
     assert made[1].dtype == torch.float32
@@ -319,21 +319,21 @@ def test_a_file_that_does_not_fit_is_one_sentence(
     path = tmp_path / "given.safetensors"
     save_file(tensors, path) if tensors else path.write_text("no tensors")
     with pytest.raises(InputError, match=said) as error:
-        Statistics(files={1: str(path)}).second_moment(lm, [1])
+        Covariance(files={1: str(path)}).second_moment(lm, [1])
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="no safetensors file"):
-        Statistics(files={1: str(tmp_path / "missing")}).second_moment(lm, [1])
+        Covariance(files={1: str(tmp_path / "missing")}).second_moment(lm, [1])
 
 
 @pytest.mark.parametrize("wrong", [{}, {"corpus": "world"}, {"corpus": "world", "tokens": 10, "window": 1}])
 def test_what_cannot_be_computed_is_refused_at_once(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="statistics"):
-        Statistics(**wrong)
+        Covariance(**wrong)
 
 
 def test_layers_that_the_model_does_not_have_are_refused(lm: LM) -> None:
     with pytest.raises(InputError, match="layers 0 to 3"):
-        Statistics(corpus="world", tokens=10).second_moment(lm, [4])
+        Covariance(corpus="world", tokens=10).second_moment(lm, [4])
 
 
 # --- corpora ---------------------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from kedit.common import cache as artefacts
-from kedit.common.cache import artefact, kept
+from kedit.common import cache
+from kedit.common.cache import cache_entries, cached
 from kedit.reports.cell_status import Seen, code, look, remaining
 from kedit.run.sweep import record
 
@@ -109,21 +109,21 @@ def test_pruning_names_what_it_would_delete_and_keeps_what_runs_use(
     def build(folder: Path) -> None:
         (folder / "data").write_bytes(bytes(1000))
 
-    old, new, again = (artefact("kind", {"name": name}, build) for name in ("old", "new", "again"))
+    old, new, again = (cached("kind", {"name": name}, build) for name in ("old", "new", "again"))
     for path in (old, again):
         os.utime(path, (time.time() - 40 * 86400,) * 2)
-    assert artefact("kind", {"name": "again"}, build) == again  # a run uses it
+    assert cached("kind", {"name": "again"}, build) == again  # a run uses it
     dry = run(tmp_path, "--prune", "30", KEDIT_CACHE=str(tmp_path / "cache"))
     assert dry.returncode == 0, dry.stderr
     assert f"would delete {old}" in dry.stdout
     assert "--yes" in dry.stdout
-    assert {kind.path for kind in kept()} == {old, new, again}
+    assert {kind.path for kind in cache_entries()} == {old, new, again}
     assert "deleted" in run(tmp_path, "--prune", "30", "--yes", KEDIT_CACHE=str(tmp_path / "cache")).stdout
-    assert {kind.path for kind in kept()} == {new, again}
-    assert artefact("kind", {"name": "old"}, build).exists()
+    assert {kind.path for kind in cache_entries()} == {new, again}
+    assert cached("kind", {"name": "old"}, build).exists()
 
 
 def test_a_cell_without_steps_has_no_pace(tmp_path: Path) -> None:
     seen: Any = Seen(tmp_path, f"{BASE}5/seed1")
     assert (seen.state, seen.edits, seen.wanted, seen.error) == ("missing", 0, None, "")
-    assert artefacts.contents().startswith("cache ")
+    assert cache.contents().startswith("cache ")

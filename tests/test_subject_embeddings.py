@@ -16,7 +16,7 @@ from kedit.editors.extra_examples import RandomFacts
 from kedit.editors.swea import SubjectEmbeddings
 from kedit.lm import LM
 from kedit.lm.embedding_deltas import lengths, longest
-from kedit.loop.journal import Journal, bring_back
+from kedit.loop.journal import Journal, load_checkpoint
 
 PROMPTS = ["Lucy Kelden was born in", "Where was Lucy Kelden born?", "The occupation of Lena Ostker is", "Nina"]
 ANSWERS = ["Eastford, Beloria", "Velport", "glass manager", "Blue Bank Systems"]
@@ -48,7 +48,7 @@ def embedded(lm: LM, prompt: str, known: dict[tuple[int, ...], torch.Tensor]) ->
 def test_a_known_subject_is_altered_in_scoring_whatever_the_batch(shaped: LM) -> None:
     before = scores(shaped, token_budget=1)
     known = deltas(shaped, "Lucy Kelden")
-    shaped.alter(known)
+    shaped.add_embedding_deltas(known)
     one_by_one = scores(shaped, token_budget=1)
     assert [then == now for then, now in zip(before, one_by_one, strict=True)] == [False, False, True, True]
     for side in ("left", "right"):
@@ -64,14 +64,14 @@ def test_a_known_subject_is_altered_in_scoring_whatever_the_batch(shaped: LM) ->
 def test_a_continuation_reads_the_altered_prompt_and_nothing_else(shaped: LM) -> None:
     """With a cache, padded: as the whole text read anew for every token, with the prompt's embeddings altered."""
     known = deltas(shaped, "Lucy Kelden", "Nina")
-    shaped.alter(known)
+    shaped.add_embedding_deltas(known)
     generated = [g.text for g in shaped.generate(PROMPTS, 5, stop=False)]
     for prompt, text in zip(PROMPTS, generated, strict=True):
         values, ids = embedded(shaped, prompt, known), []
         for _ in range(5):
             ids.append(int(shaped.model(inputs_embeds=values).logits[0, -1].argmax()))
-            with shaped.alterations.asleep():
-                values = torch.cat([values, shaped.alterations.module(torch.tensor([[ids[-1]]]))], dim=1)
+            with shaped.embedding_deltas.disabled():
+                values = torch.cat([values, shaped.embedding_deltas.module(torch.tensor([[ids[-1]]]))], dim=1)
         assert shaped.text.decode(ids) == text
 
 
@@ -82,14 +82,14 @@ def test_of_several_known_subjects_the_longest_is_altered_and_answers_are_not_se
     assert altered(shaped, short, "Lucy was born in") == altered(shaped, both, "Lucy was born in")
     known = deltas(shaped, "Velport")
     plain = [s.logprob for s in shaped.answer(["Nina lives in"], ["Velport, Norland"])]
-    shaped.alter(known)
+    shaped.add_embedding_deltas(known)
     assert [s.logprob for s in shaped.answer(["Nina lives in"], ["Velport, Norland"])] == plain
-    shaped.alter(known, everywhere=True)
+    shaped.add_embedding_deltas(known, everywhere=True)
     assert [s.logprob for s in shaped.answer(["Nina lives in"], ["Velport, Norland"])] != plain
 
 
 def altered(lm: LM, known: dict[tuple[int, ...], torch.Tensor], prompt: str) -> list[list[float]]:
-    lm.alter(known)
+    lm.add_embedding_deltas(known)
     return [s.logprob for s in lm.answer([prompt], ["Velport"])]
 
 
@@ -103,12 +103,12 @@ def test_a_sequence_is_found_where_it_stands_first() -> None:
 def test_layers_below_an_edit_are_not_taken_from_before_it(lm: LM) -> None:
     """What was kept of a question for another editor is not used once embeddings are altered."""
     asked = [["Lucy Kelden was born in"], ["Velport"]]
-    lm.keep_below([lm.anatomy.mlp_out.format(3) + ".weight"], *asked)
+    lm.cache_lower_layers([lm.anatomy.mlp_out.format(3) + ".weight"], *asked)
     before = lm.answer(*asked)
     [ids] = lm.text.prompts(["Lucy"])
-    lm.alter({tuple(ids[-1:]): torch.ones(1, 128)})
+    lm.add_embedding_deltas({tuple(ids[-1:]): torch.ones(1, 128)})
     assert lm.answer(*asked) != before
-    lm.keep_below([])
+    lm.cache_lower_layers([])
 
 
 # --- the editor ------------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_no_weight_changes_and_restore_forgets(lm: LM) -> None:
     assert all(now < then for now, then in zip(nll(lm, EDITS)[:2], before[:2], strict=True))
     assert all(torch.equal(value, weights[name]) for name, value in lm.model.state_dict().items())
     assert list(lm.model.state_dict()) == list(weights)
-    assert lm.changed == list(editor.touches(lm))
+    assert lm.changed == list(editor.edited_parameters(lm))
     lm.restore()
     assert nll(lm, EDITS) == before
 
@@ -192,13 +192,13 @@ def test_the_memory_of_subjects_comes_back_from_a_journal(lm: LM, tmp_path: Path
         journal.commit(lm, editor, now=True)
     edited = nll(lm, EDITS)
     lm.restore()
-    assert bring_back(tmp_path / "state", lm, again) == 1
+    assert load_checkpoint(tmp_path / "state", lm, again) == 1
     assert nll(lm, EDITS) == edited
     third = Edit(f"The favourite dish of {EDITS[0].subject} is", "fried trout", EDITS[0].subject)
     again.edit(lm, [third])
     continued = nll(lm, [EDITS[0], third])
     lm.restore()
-    lm.alter(editor._deltas)
+    lm.add_embedding_deltas(editor._deltas)
     editor.edit(lm, [third])
     assert nll(lm, [EDITS[0], third]) == continued
 

@@ -11,7 +11,7 @@ from conftest import run_kedit
 from kedit.common.errors import InputError
 from kedit.reports.table.plain import markdown, show, tables, write
 from kedit.results.cells import find
-from kedit.results.scores import FLOOR, per_case, summary
+from kedit.results.scores import UNEDITED_ROW, per_case, summary
 
 
 def row(case: str, kind: str, group: str, token: float, when: str = "test", **more: object) -> dict[str, object]:
@@ -42,7 +42,7 @@ def test_case_macro_by_hand() -> None:
     assert line["HM"] == pytest.approx(3 / (1 / 75 + 1 / 90 + 1 / 75))
     assert line["N"] == 2
     assert pd.isna(line["generality"])  # absent, not 0
-    assert (floor["model"], floor["T"], floor["edit success"]) == (FLOOR, 0, 20)
+    assert (floor["model"], floor["T"], floor["edit success"]) == (UNEDITED_ROW, 0, 20)
 
 
 def test_other_merges_and_scores_by_hand() -> None:
@@ -65,7 +65,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_sweeps_table_equals_one_made_from_its_rows_in_ten_lines(sweep: Path) -> None:
     for line in pd.read_csv(sweep / "runs/quickstart/table.csv").to_dict("records"):
         [path] = (sweep / "runs/quickstart").rglob(
-            f"{'kdpo' if line['model'] == FLOOR else line['model']}/**/rows.jsonl"
+            f"{'kdpo' if line['model'] == UNEDITED_ROW else line['model']}/**/rows.jsonl"
         )
         rows = pd.read_json(path, lines=True)
         rows = (
@@ -83,7 +83,7 @@ def test_the_sweeps_table_equals_one_made_from_its_rows_in_ten_lines(sweep: Path
 def test_the_table_has_the_floor_first_and_both_T(sweep: Path) -> None:
     [(caption, table)] = tables(find(sweep / "runs/quickstart"))
     assert [(line.model, line.T) for line in table.itertuples()] == [
-        (FLOOR, 0),
+        (UNEDITED_ROW, 0),
         ("ft_m", 4),
         ("ft_m", 12),
         ("kdpo", 4),
@@ -144,12 +144,12 @@ def test_printed_numbers_have_one_decimal_and_dashes(sweep: Path, capsys: pytest
     made = list(tables(cells))
     show(made)
     printed = capsys.readouterr().out
-    assert FLOOR in printed
+    assert UNEDITED_ROW in printed
     assert "100.0" in printed
     [(caption, table)] = made
     text = markdown(caption, table)
     first = text.splitlines()[2]
-    assert first.startswith(f"| {FLOOR} | 0 |")
+    assert first.startswith(f"| {UNEDITED_ROW} | 0 |")
     assert first.split("|")[-2].strip() == "-"
 
 

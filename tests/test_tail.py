@@ -9,7 +9,7 @@ from kedit.cases import Edit
 from kedit.editors.finetune.lora import LoRA
 from kedit.editors.finetune.per_edit import FineTune
 from kedit.lm import LM
-from kedit.lm.partial_forward import Passes, tail_of
+from kedit.lm.partial_forward import TrainingForward, partial_forward_of
 from kedit.losses.cross_entropy import CrossEntropy
 
 PROMPTS = ["The first of them lives in", "Who is", "A longer prompt, of some words, that ends with"]
@@ -25,7 +25,7 @@ def names_of(lm: LM, part: str, layers: list[int]) -> list[str]:
 def test_a_replayed_pass_is_the_pass(shaped: LM, part: str, side: str) -> None:
     lm = LM(shaped.model, shaped.text.tokenizer, padding_side=side)  # type: ignore[arg-type]
     names = names_of(lm, part, [2])
-    passes, batch = Passes(lm, names), lm.encode(PROMPTS, ANSWERS)
+    passes, batch = TrainingForward(lm, names), lm.encode(PROMPTS, ANSWERS)
     assert passes.tail is not None
     assert torch.equal(passes.logits(batch), lm.answer_logits(batch))
     with torch.no_grad():
@@ -45,7 +45,7 @@ def test_gradients_are_those_of_the_whole_pass(shaped: LM, part: str) -> None:
     parameters = shaped.track(names_of(shaped, part, [1]))
     for parameter in parameters:
         parameter.requires_grad_(True)
-    passes, batch = Passes(shaped, names_of(shaped, part, [1])), shaped.encode(PROMPTS, ANSWERS)
+    passes, batch = TrainingForward(shaped, names_of(shaped, part, [1])), shaped.encode(PROMPTS, ANSWERS)
     passes.logits(batch)
     whole = torch.autograd.grad(shaped.answer_logits(batch).square().sum(), parameters, allow_unused=True)
     tail = torch.autograd.grad(passes.logits(batch).square().sum(), parameters, allow_unused=True)
@@ -53,22 +53,22 @@ def test_gradients_are_those_of_the_whole_pass(shaped: LM, part: str) -> None:
 
 
 def test_the_matrix_alone_is_replayed_where_a_layer_adds_it_to_its_residual(shaped: LM) -> None:
-    passes, batch = Passes(shaped, names_of(shaped, "mlp_out.weight", [1])), shaped.encode(PROMPTS, ANSWERS)
+    passes, batch = TrainingForward(shaped, names_of(shaped, "mlp_out.weight", [1])), shaped.encode(PROMPTS, ANSWERS)
     passes.logits(batch)
     parallel = type(shaped.model).__name__.startswith("GPTJ")  # attention and MLP are added in one sum
     assert (passes.records[batch].residual is None) == parallel
 
 
 def test_what_is_in_no_layer_or_in_the_first_leaves_no_tail(lm: LM) -> None:
-    assert tail_of(lm.model, lm.anatomy, ["model.embed_tokens.weight"]) is None
-    assert tail_of(lm.model, lm.anatomy, names_of(lm, "block", [0, 3])) is None
-    assert tail_of(lm.model, lm.anatomy, names_of(lm, "model", [])) is None
+    assert partial_forward_of(lm.model, lm.anatomy, ["model.embed_tokens.weight"]) is None
+    assert partial_forward_of(lm.model, lm.anatomy, names_of(lm, "block", [0, 3])) is None
+    assert partial_forward_of(lm.model, lm.anatomy, names_of(lm, "model", [])) is None
 
 
 def test_the_layers_are_their_own_again_after_an_error(lm: LM) -> None:
-    passes, batch = Passes(lm, names_of(lm, "mlp_out.weight", [2])), lm.encode(PROMPTS, ANSWERS)
+    passes, batch = TrainingForward(lm, names_of(lm, "mlp_out.weight", [2])), lm.encode(PROMPTS, ANSWERS)
     passes.logits(batch)
-    with pytest.raises(ZeroDivisionError), passes.tail.replaying(passes.records[batch]):  # type: ignore[union-attr]
+    with pytest.raises(ZeroDivisionError), passes.tail.starting_from(passes.records[batch]):  # type: ignore[union-attr]
         raise ZeroDivisionError
     assert not any("forward" in vars(module) or module._forward_pre_hooks for module in lm.model.modules())
 
@@ -84,7 +84,9 @@ def test_an_adapter_on_upper_layers_trains_from_there(lm: LM, monkeypatch: pytes
         states.append(editor.state())
         lm.restore()
         editor.reset()
-        monkeypatch.setattr("kedit.lm.partial_forward.tail_of", lambda *_: None)  # the second time: all layers
+        monkeypatch.setattr(
+            "kedit.lm.partial_forward.partial_forward_of", lambda *_: None
+        )  # the second time: all layers
     assert states[0]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
@@ -113,7 +115,7 @@ def test_scoring_begins_where_the_first_change_is(shaped: LM, side: str, watched
     lm = LM(shaped.model, shaped.text.tokenizer, padding_side=side)  # type: ignore[arg-type]
     names = names_of(lm, "mlp_out.weight", [2])
     whole = lm.answer(PROMPTS, ANSWERS)
-    lm.keep_below(names, PROMPTS, ANSWERS)
+    lm.cache_lower_layers(names, PROMPTS, ANSWERS)
     calls = watched(lm)
     before = lm.answer(PROMPTS, ANSWERS)
     with torch.no_grad():
@@ -121,7 +123,7 @@ def test_scoring_begins_where_the_first_change_is(shaped: LM, side: str, watched
     after = lm.answer(PROMPTS, ANSWERS)
     some = lm.answer(PROMPTS[1:], ANSWERS[1:])  # another batch
     assert not calls
-    lm.keep_below([])
+    lm.cache_lower_layers([])
     anew = lm.answer(PROMPTS, ANSWERS)
     assert calls
     for kept, computed in [(before, whole), (after, anew), (some, anew[1:])]:
@@ -132,17 +134,17 @@ def test_scoring_begins_where_the_first_change_is(shaped: LM, side: str, watched
 
 def test_what_is_kept_is_computed_once_for_the_same_questions(lm: LM, watched: Callable[[LM], list[int]]) -> None:
     names, calls = names_of(lm, "mlp_out.weight", [2]), watched(lm)
-    lm.keep_below(names, PROMPTS, ANSWERS)
+    lm.cache_lower_layers(names, PROMPTS, ANSWERS)
     first = len(calls)
     assert first > 0
-    lm.keep_below(names, PROMPTS, ANSWERS)
+    lm.cache_lower_layers(names, PROMPTS, ANSWERS)
     assert len(calls) == first
-    lm.keep_below(names, PROMPTS[:2], ANSWERS[:2])  # batches are those of the questions alone
+    lm.cache_lower_layers(names, PROMPTS[:2], ANSWERS[:2])  # batches are those of the questions alone
     assert len(calls) > first
 
 
 def test_a_change_below_is_known_and_everything_computed_again(lm: LM, watched: Callable[[LM], list[int]]) -> None:
-    lm.keep_below(names_of(lm, "mlp_out.weight", [2]), PROMPTS, ANSWERS)
+    lm.cache_lower_layers(names_of(lm, "mlp_out.weight", [2]), PROMPTS, ANSWERS)
     before = lm.answer(PROMPTS, ANSWERS)
     with torch.no_grad():
         lm.track(names_of(lm, "mlp_out.weight", [1]))[0].mul_(3)
@@ -158,8 +160,8 @@ def test_a_change_below_is_known_and_everything_computed_again(lm: LM, watched: 
 
 def test_what_is_kept_stays_within_its_budget(lm: LM, watched: Callable[[LM], list[int]]) -> None:
     small = LM(lm.model, lm.text.tokenizer, keep_mb=0.01)
-    small.keep_below(names_of(small, "mlp_out.weight", [2]), PROMPTS, ANSWERS)
-    assert 0 < small.kept_bytes <= 0.01 * 2**20
+    small.cache_lower_layers(names_of(small, "mlp_out.weight", [2]), PROMPTS, ANSWERS)
+    assert 0 < small.cache_bytes <= 0.01 * 2**20
     calls = watched(small)
     assert [s.pred for s in small.answer(PROMPTS, ANSWERS)] == [s.pred for s in lm.answer(PROMPTS, ANSWERS)]
     assert calls
@@ -172,10 +174,10 @@ def test_an_edit_that_was_asked_begins_with_what_is_kept(
     names = names_of(shaped, "mlp_out.weight" if matrix else "attn", [2])
     [batch, alone] = [shaped.encode(PROMPTS[:n], ANSWERS[:n]) for n in (len(PROMPTS), 1)]
     whole = [shaped.answer_logits(one) for one in (batch, alone)]
-    shaped.keep_below(names, PROMPTS, ANSWERS)
+    shaped.cache_lower_layers(names, PROMPTS, ANSWERS)
     calls = watched(shaped)
     for one, expected in zip((batch, alone), whole, strict=True):
-        passes = Passes(shaped, names)
+        passes = TrainingForward(shaped, names)
         for _ in range(2):  # recorded, replayed
             assert torch.allclose(passes.logits(one), expected, atol=1e-5)
     assert not calls

@@ -21,7 +21,7 @@ from kedit.cases import Case
 from kedit.editors.finetune.per_edit import FineTune
 from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM
-from kedit.loop.journal import Memory
+from kedit.loop.journal import InMemoryJournal
 from kedit.loop.runner import experiment
 from kedit.loop.settings import sequential
 from kedit.losses.cross_entropy import CrossEntropy
@@ -30,9 +30,9 @@ CASES = world.cases(edits=3, limit=3, seed=3).cases
 KINDS = ["reliability", "generality", "portability"]
 
 
-def run(lm: LM, editor: FineTune, each_step: list[Any], cases: Any = CASES) -> Memory:
+def run(lm: LM, editor: FineTune, each_step: list[Any], cases: Any = CASES) -> InMemoryJournal:
     lm.restore()
-    journal = Memory()
+    journal = InMemoryJournal()
     evaluator = Evaluator(fluency_tokens=0, each_step=each_step)
     experiment(lm, sequential(cases, len(cases)), editor, evaluator, journal=journal)
     return journal

@@ -140,11 +140,11 @@ def test_neighbors_share_the_old_answer_and_no_edit_touches_them() -> None:
         for probe in neighbors:
             [name] = [n for n in world_people if TEMPLATES[relation][0].format(s=n) == probe.prompt]
             assert world_people[name].facts[relation] == edit.target_old == probe.answers[0]
-            assert probe.contrast == edit.target_new
+            assert probe.competing_answer == edit.target_new
             assert name not in touched | reserved | {edit.subject}
             asked += 1
         competing = [p for p in case.probes if p.kind in ("efficacy", "paraphrase")]
-        assert [(p.answers, p.contrast) for p in competing] == [((edit.target_new,), edit.target_old)] * 2
+        assert [(p.answers, p.competing_answer) for p in competing] == [((edit.target_new,), edit.target_old)] * 2
         assert competing[0].prompt == edit.prompt != competing[1].prompt
     assert asked > 500
 

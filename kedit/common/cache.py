@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 
 
-def cache() -> Path:
+def cache_folder() -> Path:
     """The cache's root, made if need be."""
     root = Path(os.environ.get("KEDIT_CACHE") or Path.home() / ".cache" / "kedit").expanduser().absolute()
     try:
@@ -42,16 +42,18 @@ def digest(key: Any) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-def artefact(kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+def cached(kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
     """The directory that `key` (everything it depends on) determines; `build` fills an empty one where there is
     none."""
-    return artefacts(kind, [key], lambda new: build(new[0]))[0]
+    return cached_many(kind, [key], lambda new: build(new[0]))[0]
 
 
-def artefacts(kind: str, keys: Sequence[Mapping[str, Any]], build: Callable[[Mapping[int, Path]], None]) -> list[Path]:
+def cached_many(
+    kind: str, keys: Sequence[Mapping[str, Any]], build: Callable[[Mapping[int, Path]], None]
+) -> list[Path]:
     """One directory for each of these distinct keys; `build` fills the empty ones of all that are missing, by their
     places among the keys, in one go."""
-    homes = [cache() / kind / digest(key) for key in keys]
+    homes = [cache_folder() / kind / digest(key) for key in keys]
     with ExitStack() as locks:
         missing = {}
         for i, home in sorted(enumerate(homes), key=lambda item: item[1]):  # in one order everywhere: no deadlock
@@ -71,7 +73,7 @@ def artefacts(kind: str, keys: Sequence[Mapping[str, Any]], build: Callable[[Map
             for new in missing.values():
                 shutil.rmtree(new, ignore_errors=True)
     for home in homes:
-        used(home)
+        mark_used(home)
     return homes
 
 
@@ -92,13 +94,13 @@ def _emptied(home: Path) -> Path:
     return new
 
 
-def used(folder: Path) -> None:
-    """Note that a run has just used what is in a folder of the cache: `kept` tells."""
+def mark_used(folder: Path) -> None:
+    """Note that a run has just used what is in a folder of the cache: see `cache_entries`."""
     os.utime(folder)
 
 
 @dataclass(frozen=True)
-class Kept:
+class CacheEntry:
     """A folder of the cache."""
 
     kind: str
@@ -108,22 +110,22 @@ class Kept:
     used: float  # when a run last used it, in seconds since the epoch
 
 
-def kept() -> Iterator[Kept]:
+def cache_entries() -> Iterator[CacheEntry]:
     """All that the cache holds."""
-    for path in sorted(path for path in cache().glob("*/*") if path.is_dir()):
+    for path in sorted(path for path in cache_folder().glob("*/*") if path.is_dir()):
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         inside = path / ".lock"  # where what is there grows from run to run
         lock = inside if inside.exists() else path.with_name(f"{path.name.removeprefix('.building-')}.lock")
-        yield Kept(path.parent.name, path, lock, size, path.stat().st_mtime)
+        yield CacheEntry(path.parent.name, path, lock, size, path.stat().st_mtime)
 
 
 def contents() -> str:
     """What the cache holds, in one line."""
     sizes: dict[str, int] = {}
-    for artefact in kept():
-        sizes[artefact.kind] = sizes.get(artefact.kind, 0) + artefact.size
+    for entry in cache_entries():
+        sizes[entry.kind] = sizes.get(entry.kind, 0) + entry.size
     parts = ", ".join(f"{kind} {_size(size)}" for kind, size in sorted(sizes.items()))
-    return f"cache {cache()}: {_size(sum(sizes.values()))}" + (f" ({parts})" if parts else "")
+    return f"cache {cache_folder()}: {_size(sum(sizes.values()))}" + (f" ({parts})" if parts else "")
 
 
 def _size(n: int) -> str:
@@ -132,13 +134,13 @@ def _size(n: int) -> str:
 
 def prune(days: float, *, really: bool) -> Iterator[str]:
     """Delete what no run has used for so many days; only says so unless `really`. All of it can be made again."""
-    old = [artefact for artefact in kept() if time.time() - artefact.used > days * 86400]
-    for artefact in old:
+    old = [entry for entry in cache_entries() if time.time() - entry.used > days * 86400]
+    for entry in old:
         if really:
-            with FileLock(artefact.lock):
-                shutil.rmtree(artefact.path)
-        yield f"{'deleted' if really else 'would delete'} {artefact.path} ({_size(artefact.size)})"
-    total = f"{_size(sum(artefact.size for artefact in old))} not used for {days:g} days"
+            with FileLock(entry.lock):
+                shutil.rmtree(entry.path)
+        yield f"{'deleted' if really else 'would delete'} {entry.path} ({_size(entry.size)})"
+    total = f"{_size(sum(entry.size for entry in old))} not used for {days:g} days"
     yield total if really or not old else f"{total}; --yes deletes them (each is made again where a run needs it)"
 
 
@@ -170,4 +172,4 @@ def remembered_sha256(path: Path) -> str:
     def build(folder: Path) -> None:
         (folder / "sha256").write_text(sha256(path))
 
-    return (artefact("sha256", key, build) / "sha256").read_text()
+    return (cached("sha256", key, build) / "sha256").read_text()

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kedit.common.cache import MANIFEST, artefact, artefacts, cache, digest, intact
+from kedit.common.cache import MANIFEST, cache_folder, cached, cached_many, digest, intact
 from kedit.common.errors import InputError, first_line
 from kedit.covariance.corpora import Stream, stream
 from kedit.covariance.second_moments import second_moments
@@ -34,7 +34,7 @@ ROUNDING = 1e-6  # so far below 0, relative to the largest, singular values may 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Statistics:
+class Covariance:
     """`tokens` tokens of `corpus` (wikipedia, world, or a file: see kedit.covariance.corpora), read in windows of
     `window` tokens; or `files`, layer -> safetensors file with that layer's second moment, instead, for some layers or
     all."""
@@ -85,7 +85,7 @@ class Statistics:
         unfinished: list[Path] = []
 
         def make(new: Mapping[int, Path]) -> None:
-            partial = cache() / KIND / f".partial-{digest([keys[i] for i in sorted(new)])}"
+            partial = cache_folder() / KIND / f".partial-{digest([keys[i] for i in sorted(new)])}"
             partial.mkdir(exist_ok=True)
             unfinished.append(partial)
             asked = [layers[i] for i in sorted(new)]
@@ -95,7 +95,7 @@ class Statistics:
                 save_file({NAME: moments[layers[i]]}, folder / FILE)
                 (folder / ABOUT).write_text(json.dumps(about, ensure_ascii=False))
 
-        homes = artefacts(KIND, keys, make)
+        homes = cached_many(KIND, keys, make)
         for partial in unfinished:
             for file in partial.iterdir():
                 file.unlink()
@@ -156,7 +156,7 @@ class Moment:
 
 
 def kept_moments() -> list[Moment]:
-    return [Moment(path) for path in sorted((cache() / KIND).glob("[!.]*")) if path.is_dir()]
+    return [Moment(path) for path in sorted((cache_folder() / KIND).glob("[!.]*")) if path.is_dir()]
 
 
 def faults(moment: Moment) -> list[str]:
@@ -212,7 +212,7 @@ def null_space(moment: Float[Tensor, "f f"], threshold: float, relative: bool = 
         save_file({"projector": made.matrix.cpu(), "rank": torch.tensor(made.rank)}, folder / PROJECTOR)
 
     key = {"moment": values, "threshold": threshold, "relative": relative}
-    kept = load_file(artefact("null_space", key, build) / PROJECTOR)
+    kept = load_file(cached("null_space", key, build) / PROJECTOR)
     return Projector(kept["projector"].to(moment.device), int(kept["rank"]))
 
 

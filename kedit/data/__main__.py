@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from kedit.common.errors import InputError
-from kedit.data.dataset import choose
+from kedit.data.dataset import select
 from kedit.data.files import parse_file, recognise
 from kedit.data.report import report
 
@@ -24,7 +24,7 @@ def main() -> None:
         form = recognise(given.file)
         dropped: Counter[str] = Counter()
         cases = parse_file(form.parse, given.file, True, dropped)
-        cases = list(choose(cases, dedup=given.dedup, order_seed=None, limit=None, dropped=dropped))
+        cases = list(select(cases, dedup=given.dedup, order_seed=None, limit=None, dropped=dropped))
     except InputError as error:
         sys.exit(str(error))
     lines = [

@@ -40,7 +40,7 @@ def _rome(record: Record, case_id: str) -> Case:
         *(Probe("locality", text, (true,), "neighborhood") for text in neighbors),
         *(Probe("fluency", text, (), topic=topic) for text in record.texts("generation_prompts")),
         *_new_against_true(prompt, paraphrases, new, true),
-        *(Probe("neighborhood", text, (true,), contrast=new) for text in neighbors),
+        *(Probe("neighborhood", text, (true,), competing_answer=new) for text in neighbors),
     ]
     return Case(case_id, (Edit(prompt, new, subject, true),), tuple(probes))
 
@@ -56,7 +56,7 @@ def _flat(record: Record, case_id: str) -> Case:
         Probe("locality", neighbor, (shared,), "neighborhood"),
         Probe("fluency", prompt, ()),
         *_new_against_true(prompt, [rephrase], new, true),
-        Probe("neighborhood", neighbor, (shared,), contrast=new),
+        Probe("neighborhood", neighbor, (shared,), competing_answer=new),
     ]
     return Case(case_id, (Edit(prompt, new, record.text("subject"), true),), tuple(probes))
 
@@ -64,6 +64,6 @@ def _flat(record: Record, case_id: str) -> Case:
 def _new_against_true(prompt: str, paraphrases: Sequence[str], new: str, true: str) -> list[Probe]:
     """ROME's efficacy and paraphrases; among neighbours the true object competes with the new one."""
     return [
-        Probe("efficacy", prompt, (new,), contrast=true),
-        *(Probe("paraphrase", text, (new,), contrast=true) for text in paraphrases),
+        Probe("efficacy", prompt, (new,), competing_answer=true),
+        *(Probe("paraphrase", text, (new,), competing_answer=true) for text in paraphrases),
     ]

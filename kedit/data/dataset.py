@@ -39,7 +39,7 @@ class Dataset:
     held_out: str = HELD_OUT  # a text that no edit is about; its perplexity shows collapse
 
 
-def choose(
+def select(
     cases: Sequence[Case], *, dedup: Dedup, order_seed: int | None, limit: int | None, dropped: Counter[str]
 ) -> tuple[Case, ...]:
     """Deduplicate by subject, shuffle (null: file order), take the first `limit`; counts what it drops."""
@@ -55,7 +55,7 @@ def choose(
     return tuple(kept[:limit])
 
 
-def overlap(train: Sequence[Case], cases: Sequence[Case]) -> tuple[str, ...]:
+def leakage_note(train: Sequence[Case], cases: Sequence[Case]) -> tuple[str, ...]:
     """How much of what the cases test the training split holds, as a note; none where there is no training split."""
     if not train:
         return ()
@@ -68,7 +68,7 @@ def overlap(train: Sequence[Case], cases: Sequence[Case]) -> tuple[str, ...]:
     )
 
 
-def apart(train: Sequence[Case], cases: Sequence[Case], dropped: Counter[str]) -> list[Case]:
+def drop_leaking(train: Sequence[Case], cases: Sequence[Case], dropped: Counter[str]) -> list[Case]:
     """The training cases whose subject occurs in no question that the cases ask, and that ask none of these questions;
     counts the others."""
     mentioned = {mention for case in cases for probe in case.probes for mention in _mentions(probe.prompt)}

@@ -9,7 +9,7 @@ from kedit.cases import Case
 from kedit.common.cache import sha256
 from kedit.common.errors import InputError, first_line
 from kedit.data import counterfact, knowedit, zsre_mend
-from kedit.data.dataset import Dataset, Dedup, Overlap, apart, choose, overlap
+from kedit.data.dataset import Dataset, Dedup, Overlap, drop_leaking, leakage_note, select
 from kedit.data.records import Record, read_records
 
 Parse = Callable[[Record, str, Counter[str]], Case]
@@ -41,11 +41,11 @@ def load(
     source = Path(path).expanduser() if path else download(hub, hub_file, hub_revision)
     dropped: Counter[str] = Counter()
     cases = parse_file(parse, source, drop_empty_targets, dropped)
-    chosen = choose(cases, dedup=dedup, order_seed=order_seed, limit=limit, dropped=dropped)
+    chosen = select(cases, dedup=dedup, order_seed=order_seed, limit=limit, dropped=dropped)
     learnable = _training(parse, train_path, drop_empty_targets, dropped) if train else []
-    notes = overlap(learnable, chosen)
+    notes = leakage_note(learnable, chosen)
     if train_overlap == "drop":
-        learnable = apart(learnable, chosen, dropped)
+        learnable = drop_leaking(learnable, chosen, dropped)
     return Dataset(
         cases=chosen,
         train=tuple(learnable),

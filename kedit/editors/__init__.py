@@ -13,26 +13,26 @@ from kedit.lm import LM
 class Editor:
     """Turns edits into changes of an LM. Editors never evaluate, restore, or read configs, and never see a probe."""
 
-    wants_train: ClassVar[bool] = False  # does `fit` learn from training cases?
+    needs_train: ClassVar[bool] = False  # does `fit` learn from training cases?
     needs_subject: ClassVar[bool] = False  # must an edit's subject be a span of its prompt?
-    tells_steps: ClassVar[bool] = False  # does `edit` call `on_step`?
+    reports_steps: ClassVar[bool] = False  # does `edit` call `on_step`?
     scratch: Path | None = None  # where a long edit may keep what it needs to continue after a kill; emptied after it
 
     # where somebody listens: called after each optimiser step with its number (from 1) and the loss before it
     on_step: Callable[[int, float], None] | None = None
 
-    def touches(self, lm: LM) -> Sequence[str]:
+    def edited_parameters(self, lm: LM) -> Sequence[str]:
         """Names of the parameters that edits will change, where that is known beforehand: nothing that lies below
         them is computed twice."""
         return ()
 
-    def foresee(self, edits: Sequence[Edit]) -> None:
+    def prepare(self, edits: Sequence[Edit]) -> None:
         """Once, before `fit`: all edits that the run will make, for what is made of each alone, but better in bulk."""
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         """Once, before the first edit, on the pristine model: statistics, alignment, hypernetworks."""
 
-    def described(self) -> Mapping[str, Any]:
+    def fit_report(self) -> Mapping[str, Any]:
         """What `fit` found that a reader of the results wants to know, JSON-able; it is kept with the first step."""
         return {}
 

@@ -19,11 +19,11 @@ from kedit.lm.text import Batch, Pair
 if TYPE_CHECKING:
     from kedit.lm.model import LM
 
-Meet = Callable[[Float[Tensor, "n t w"], Int[Tensor, " p"], Int[Tensor, " p"], list[int]], Tensor | None]
+OnActivation = Callable[[Float[Tensor, "n t w"], Int[Tensor, " p"], Int[Tensor, " p"], list[int]], Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class HookPoint:
     """A vector of a pass: what enters a module, or what it puts out, at one token of a context."""
 
     module: nn.Module
@@ -45,7 +45,7 @@ def asked(pair: Pair, extend: bool = True) -> list[Pair]:
 
 
 def integrated_gradients(
-    lm: "LM", pairs: Sequence[Pair], sites: Sequence[Sequence[Site]], at: Sequence[float]
+    lm: "LM", pairs: Sequence[Pair], sites: Sequence[Sequence[HookPoint]], at: Sequence[float]
 ) -> list[tuple[Float[Tensor, "_ w"], Float[Tensor, "_ w"]]]:
     """For each pair, whose answer is one token: the attribution of that token to the vectors at its sites, each varied
     alone, from a gradient at each of the points `at`; and the vectors."""
@@ -69,7 +69,7 @@ def integrated_gradients(
 
 
 def _gradients(
-    lm: "LM", batch: Batch, places: Sequence[tuple[int, Site]], values: Float[Tensor, "n w"]
+    lm: "LM", batch: Batch, places: Sequence[tuple[int, HookPoint]], values: Float[Tensor, "n w"]
 ) -> Float[Tensor, "n w"]:
     """Of each row's answer probability, with one vector of the row replaced by these values."""
     values.requires_grad_(True)
@@ -84,7 +84,7 @@ def _gradients(
 
 
 @torch.no_grad()
-def _values(lm: "LM", pairs: Sequence[Pair], units: Sequence[tuple[int, Site]]) -> Float[Tensor, "u w"]:
+def _values(lm: "LM", pairs: Sequence[Pair], units: Sequence[tuple[int, HookPoint]]) -> Float[Tensor, "u w"]:
     """The vectors as they are."""
     found: dict[int, Tensor] = {}
     of_pair: dict[int, list[int]] = {i: [] for i in range(len(pairs))}
@@ -107,7 +107,7 @@ def _values(lm: "LM", pairs: Sequence[Pair], units: Sequence[tuple[int, Site]]) 
 
 
 @contextmanager
-def _meeting(batch: Batch, places: Sequence[tuple[int, Site]], meet: Meet) -> Iterator[None]:
+def _meeting(batch: Batch, places: Sequence[tuple[int, HookPoint]], meet: OnActivation) -> Iterator[None]:
     """In a pass inside, `meet` is shown what each module holds, with the rows and columns of its places and which ones
     they are; what it returns is used instead."""
     grouped: dict[tuple[nn.Module, bool], list[int]] = {}
@@ -121,7 +121,7 @@ def _meeting(batch: Batch, places: Sequence[tuple[int, Site]], meet: Meet) -> It
         yield
 
 
-def _register(module: nn.Module, output: bool, meet: Meet, row: Tensor, col: Tensor, which: list[int]) -> Any:
+def _register(module: nn.Module, output: bool, meet: OnActivation, row: Tensor, col: Tensor, which: list[int]) -> Any:
     def entering(_: nn.Module, args: tuple) -> tuple | None:
         made = meet(args[0], row.to(args[0].device), col.to(args[0].device), which)
         return None if made is None else (made, *args[1:])

@@ -23,7 +23,7 @@ from kedit.lm import LM
 class Examples:
     """A source of examples. `of` gives equally many for every edit, and always the same for the same edit."""
 
-    wants_train: ClassVar[bool] = False
+    needs_train: ClassVar[bool] = False
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         """Once, on the unedited model."""
@@ -39,8 +39,8 @@ class WithExamples(Editor):
     examples: Mapping[str, Examples] = field(default_factory=dict)
 
     @property
-    def wants_train(self) -> bool:  # type: ignore[override]
-        return any(part.wants_train for part in self.examples.values())
+    def needs_train(self) -> bool:  # type: ignore[override]
+        return any(part.needs_train for part in self.examples.values())
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         for part in self.examples.values():
@@ -80,7 +80,7 @@ class RandomFacts(Examples):
 
     n: int = 20
     seed: int = 0
-    wants_train: ClassVar[bool] = True
+    needs_train: ClassVar[bool] = True
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         self.known = known_facts(train, self.n)
@@ -95,7 +95,7 @@ class SimilarFacts(Examples):
 
     n: int = 15
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
-    wants_train: ClassVar[bool] = True
+    needs_train: ClassVar[bool] = True
     _near: dict[str, list[Edit]] = field(default_factory=dict, init=False, repr=False)
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:

@@ -49,14 +49,14 @@ class KnowledgeNeurons(WithExamples):
         if self.steps < 1:
             raise InputError(f"editor.steps={self.steps}: give at least 1 point")
 
-    def touches(self, lm: LM) -> Sequence[str]:
+    def edited_parameters(self, lm: LM) -> Sequence[str]:
         return lm.anatomy.parameters(lm.model, "mlp_out.weight", range(lm.anatomy.n_layers))
 
     def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
         if not edits:
             return {}
         new = self._pairs(lm, [edit.prompt for edit in edits], [edit.target_new for edit in edits])
-        said = lm.continued(lm.batch(new)).pairs
+        said = lm.greedy_continuation(lm.batch(new)).pairs
         found = self._neurons(lm, edits)
         for (neurons, signs), now, before in zip(found, new, said, strict=True):
             change = self._change(lm, now.answer, before.answer)
@@ -106,7 +106,7 @@ class KnowledgeNeurons(WithExamples):
             ends = [*lm.text.special_ids, *lm.text.eos] if self.special_tokens else [*lm.text.eos]
             return [Pair([*ids, *ends], len(ids)) for ids in lm.text.prompts([fact.prompt for fact in facts])]
         known = self._pairs(lm, [fact.prompt for fact in facts], [fact.target_old or fact.target_new for fact in facts])
-        said = lm.continued(lm.batch(known)).pairs if not all(fact.target_old for fact in facts) else known
+        said = lm.greedy_continuation(lm.batch(known)).pairs if not all(fact.target_old for fact in facts) else known
         return [pair if fact.target_old else own for fact, pair, own in zip(facts, known, said, strict=True)]
 
     def _pairs(self, lm: LM, prompts: Sequence[str], answers: Sequence[str]) -> list[Pair]:

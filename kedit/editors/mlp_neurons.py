@@ -6,17 +6,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from kedit.editors.attribution import Site
+from kedit.editors.attribution import HookPoint
 from kedit.lm.text import Pair
 
 if TYPE_CHECKING:
     from kedit.lm.model import LM
 
 
-def neuron_sites(lm: "LM", pair: Pair) -> list[Site]:
+def neuron_sites(lm: "LM", pair: Pair) -> list[HookPoint]:
     """The neurons of each layer, where the pair's (first) answer token is predicted."""
     names = map(lm.anatomy.mlp_out.format, range(lm.anatomy.n_layers))
-    return [Site(lm.model.get_submodule(name), pair.start - 1) for name in names]
+    return [HookPoint(lm.model.get_submodule(name), pair.start - 1) for name in names]
 
 
 def neuron_vectors(lm: "LM", layer: int) -> Float[Tensor, "f d"]:

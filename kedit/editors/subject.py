@@ -11,7 +11,7 @@ Occurrence = Literal["first", "last", "all"]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SubjectSequence:
     """A token sequence, the columns of its subject's last token, and where it is asked to go on."""
 
     ids: list[int]
@@ -20,7 +20,7 @@ class Row:
     gold: list[int]  # what they should predict; empty where only the distribution is asked for
 
     @property
-    def head(self) -> "Row":
+    def head(self) -> "SubjectSequence":
         """The sequence up to the last of these columns: nothing behind it reaches them."""
         return replace(self, ids=self.ids[: self.at[-1] + 1], reads=[], gold=[])
 
@@ -41,7 +41,7 @@ def ends(prompt: str, subject: str | None, occurrence: Occurrence) -> list[int]:
 
 def rows(
     text: Text, prompts: Sequence[str], at: Sequence[Sequence[int]], answers: Sequence[str] | None = None
-) -> list[Row]:
+) -> list[SubjectSequence]:
     """Token sequences of prompts whose subjects end at these characters. With answers they are asked for these
     answers' tokens, and end before the last; without, for what follows the subject, where they end."""
     if answers is None:
@@ -54,7 +54,7 @@ def rows(
     for (ids, offsets, start), characters in zip(found, at, strict=True):
         columns = [_token(offsets, character) for character in characters]
         reads = columns[-1:] if answers is None else list(range(start - 1, len(ids) - 1))
-        made.append(Row(ids[: max(reads[-1], columns[-1]) + 1], columns, reads, ids[start:]))
+        made.append(SubjectSequence(ids[: max(reads[-1], columns[-1]) + 1], columns, reads, ids[start:]))
     return made
 
 

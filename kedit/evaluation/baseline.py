@@ -13,14 +13,15 @@ import transformers
 from filelock import FileLock
 
 from kedit.cases import Question
-from kedit.common.cache import cache, digest, used
+from kedit.common.cache import cache_folder, digest, mark_used
 from kedit.evaluation.evaluator import Answer, Evaluator
 from kedit.lm import LM, Scored
 
 log = logging.getLogger(__name__)
+FORM = 2  # of a cached answer
 
 
-def pristine_answers(lm: LM, evaluator: Evaluator, asked: Sequence[Question]) -> dict[Question, Answer]:
+def baseline_answers(lm: LM, evaluator: Evaluator, asked: Sequence[Question]) -> dict[Question, Answer]:
     """Answers of `lm`, which must be unedited. What a former run has asked is read, the rest is asked and kept.
 
     Nothing is kept for a model without identity (one built in memory), nor of EasyEdit's padded groups, where an answer
@@ -29,7 +30,7 @@ def pristine_answers(lm: LM, evaluator: Evaluator, asked: Sequence[Question]) ->
     asked = list(dict.fromkeys(asked))
     if lm.identity is None or evaluator.easyedit_padding:
         return dict(zip(asked, evaluator.answer(lm, asked), strict=True))
-    folder = cache() / "pristine" / digest(_context(lm, evaluator))
+    folder = cache_folder() / "baseline" / digest(_context(lm, evaluator))
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         known = _read(folder)
@@ -38,7 +39,7 @@ def pristine_answers(lm: LM, evaluator: Evaluator, asked: Sequence[Question]) ->
             new = {_key(q): asdict(answer) for q, answer in zip(missing, evaluator.answer(lm, missing), strict=True)}
             _append(folder, new)
             known |= new
-        used(folder)
+        mark_used(folder)
     log.debug(
         "%d answers of the unedited model: %d asked, %d read", len(asked), len(missing), len(asked) - len(missing)
     )
@@ -49,6 +50,7 @@ def _context(lm: LM, evaluator: Evaluator) -> dict[str, Any]:
     """All that an answer depends on besides the question; never batch size, T or editor."""
     tokenizer = lm.text.tokenizer
     return {
+        "form": FORM,
         "model": lm.identity,
         "dtype": str(lm.dtype),
         "device": lm.device.type,
@@ -65,7 +67,7 @@ def _key(question: Question) -> str:
     probe = question.probe
     asked_as = probe.kind if probe.kind in ("locality", "fluency") else "prompt"
     place = [question.case, question.index] if probe.kind == "fluency" else []
-    against = [{"contrast": probe.contrast}] if probe.contrast else []
+    against = [{"competing_answer": probe.competing_answer}] if probe.competing_answer else []
     return json.dumps([asked_as, probe.prompt, probe.answers, *place, *against], ensure_ascii=False)
 
 
@@ -90,6 +92,6 @@ def _append(folder: Path, answers: dict[str, Any]) -> None:
 
 
 def _answer(saved: dict[str, Any]) -> Answer:
-    contrast = saved.get("contrast")  # answers kept before there were contrasts do not have it
+    competing_answer = saved.get("competing_answer")  # answers kept before there were contrasts do not have it
     forced = tuple(Scored(**scored) for scored in saved["forced"])
-    return Answer(forced, saved["written"], saved["info"], Scored(**contrast) if contrast else None)
+    return Answer(forced, saved["generated"], saved["info"], Scored(**competing_answer) if competing_answer else None)

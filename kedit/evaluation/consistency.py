@@ -27,10 +27,10 @@ class Consistency:
         self.references = _references(path) if path else {}
         self._vectoriser = _vectoriser(self.references, idf, vocabulary)
 
-    def rows(self, asked: Sequence[Question], written: Sequence[str | None]) -> list[dict[str, Any]]:
+    def rows(self, asked: Sequence[Question], generated: Sequence[str | None]) -> list[dict[str, Any]]:
         """A row for each case whose fluency texts have references; `written` are the answers to `asked`."""
         texts: dict[tuple[str, str], list[str]] = {}
-        for question, text in zip(asked, written, strict=True):
+        for question, text in zip(asked, generated, strict=True):
             if question.probe.kind == "fluency" and question.probe.topic in self.references:
                 texts.setdefault((question.case, question.probe.topic), []).append(text or "")
         return [

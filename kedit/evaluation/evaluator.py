@@ -20,7 +20,7 @@ Reference = Literal["pre_model", "ground_truth"]
 Template = Literal["off", "on_prompts", "on_all"]
 RoutedBy = Literal["prompt", "prompt_and_answer", "edit"]
 
-Asked = tuple[Question, str]  # with an answer that is scored
+QuestionAndAnswer = tuple[Question, str]  # with an answer that is scored
 _TEXTS = ("fluency", "consistency")  # what is asked for in free text
 ROOM = 16  # tokens that free generation may go on after the answer's: a model that uses them has not stopped
 
@@ -30,9 +30,9 @@ class Answer:
     """What a model says to one question."""
 
     forced: tuple[Scored, ...] = ()  # teacher-forced on each answer that counts; none for fluency
-    written: str | None = None  # free text: the continuation, or for fluency prompt and continuation
+    generated: str | None = None  # free text: the continuation, or for fluency prompt and continuation
     info: Mapping[str, Any] = field(default_factory=dict)  # of the prompt's route
-    contrast: Scored | None = None  # teacher-forced on the competing object
+    competing_answer: Scored | None = None  # teacher-forced on the competing object
 
 
 class Evaluator:
@@ -99,7 +99,7 @@ class Evaluator:
         closed = [q for q in asked if q.probe.kind != "fluency"]
         flat = self._objects(closed) if self.easyedit_padding is None else []
         prompts = [route.prompt for route in self._routes(lm, flat)]
-        lm.keep_below(touched, prompts, [text for _, text in flat])
+        lm.cache_lower_layers(touched, prompts, [text for _, text in flat])
 
     def answer(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
         """One answer a question, in order; prompts are pooled over all questions."""
@@ -109,41 +109,43 @@ class Evaluator:
         found |= zip(closed, self._reply(lm, [asked[i] for i in closed]), strict=True)
         return [found[i] for i in range(len(asked))]
 
-    def follow(self, lm: LM, asked: Sequence[Question]) -> list[Scored]:
+    def score_at_step(self, lm: LM, asked: Sequence[Question]) -> list[Scored]:
         """The first answer of each question, teacher-forced: what is asked after an optimiser step."""
         first = self._first(asked)
         return lm.answer(self._routes(lm, first), [text for _, text in first])
 
-    def own_words(self, lm: LM, asked: Sequence[Question]) -> list[Scored]:
+    def score_greedy_continuation(self, lm: LM, asked: Sequence[Question]) -> list[Scored]:
         """What the model itself says, greedily, to each question, as many tokens as the first answer has."""
         first = self._first(asked)
-        return lm.answer_greedily(self._routes(lm, first), [text for _, text in first])
+        return lm.score_greedy_continuation(self._routes(lm, first), [text for _, text in first])
 
-    def _first(self, asked: Sequence[Question]) -> list[Asked]:
+    def _first(self, asked: Sequence[Question]) -> list[QuestionAndAnswer]:
         return [(q, q.probe.answers[0]) for q in asked]
 
     def _reply(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
         scored = iter(self._score(lm, self._objects(asked)))
         answers = []
         for q in asked:
-            forced = tuple(next(scored) for _ in self._golds(q))
-            answers.append(Answer(forced, info=forced[0].info, contrast=next(scored) if q.probe.contrast else None))
+            forced = tuple(next(scored) for _ in self._targets(q))
+            answers.append(
+                Answer(forced, info=forced[0].info, competing_answer=next(scored) if q.probe.competing_answer else None)
+            )
         if "generate" not in self.scoring:
             return answers
         routes = self._routes(lm, self._first(asked))
-        written = lm.generate(routes, [max(len(s.gold) for s in a.forced) + ROOM for a in answers])
-        return [replace(a, written=w.text, info=w.info) for a, w in zip(answers, written, strict=True)]
+        generated = lm.generate(routes, [max(len(s.gold) for s in a.forced) + ROOM for a in answers])
+        return [replace(a, generated=w.text, info=w.info) for a, w in zip(answers, generated, strict=True)]
 
-    def _objects(self, asked: Sequence[Question]) -> list[Asked]:
+    def _objects(self, asked: Sequence[Question]) -> list[QuestionAndAnswer]:
         """Every question with every object that is scored behind its prompt."""
-        objects = [self._golds(q) + ((q.probe.contrast,) if q.probe.contrast else ()) for q in asked]
+        objects = [self._targets(q) + ((q.probe.competing_answer,) if q.probe.competing_answer else ()) for q in asked]
         return [(q, text) for q, texts in zip(asked, objects, strict=True) for text in texts]
 
-    def _golds(self, question: Question) -> tuple[str, ...]:
+    def _targets(self, question: Question) -> tuple[str, ...]:
         """The answers that count."""
         return question.probe.answers if self.aliases == "any" else question.probe.answers[:1]
 
-    def _score(self, lm: LM, flat: Sequence[Asked]) -> list[Scored]:
+    def _score(self, lm: LM, flat: Sequence[QuestionAndAnswer]) -> list[Scored]:
         routes, texts = self._routes(lm, flat), [text for _, text in flat]
         if self.easyedit_padding is None:
             return lm.answer(routes, texts)
@@ -159,7 +161,7 @@ class Evaluator:
     def _write(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
         """Free text for fluency: its length alone ends it, and what a memory gives to read is no part of it."""
         prompts = [self._framed(lm, q, q.probe.prompt) for q in asked]
-        written = lm.generate(
+        generated = lm.generate(
             self._routes(lm, [(q, "") for q in asked]),
             [max(0, self.fluency_tokens - len(ids)) for ids in lm.text.prompts(prompts)],
             top_k=self.fluency_top_k,
@@ -168,11 +170,11 @@ class Evaluator:
         )
         texts = [
             f"{prompt.rstrip()} {w.text.lstrip()}" if w.info else w.full
-            for prompt, w in zip(prompts, written, strict=True)
+            for prompt, w in zip(prompts, generated, strict=True)
         ]
-        return [Answer(written=text, info=w.info) for text, w in zip(texts, written, strict=True)]
+        return [Answer(generated=text, info=w.info) for text, w in zip(texts, generated, strict=True)]
 
-    def _routes(self, lm: LM, asked: Sequence[Asked]) -> list[Route]:
+    def _routes(self, lm: LM, asked: Sequence[QuestionAndAnswer]) -> list[Route]:
         """What the model reads: the prompt, with what a memory has for it, and around that the chat template."""
         keys = [self._key(q, text) for q, text in asked]
         routes = lm.routed([q.probe.prompt for q, _ in asked], keys)
@@ -196,7 +198,7 @@ class Evaluator:
         graded = [row for q, answer in zip(asked, answers, strict=True) for row in self.grade(q, answer, before[q])]
         if self.consistency is None or "consistency" not in self.kinds:
             return graded
-        return graded + self.consistency.rows(asked, [answer.written for answer in answers])
+        return graded + self.consistency.rows(asked, [answer.generated for answer in answers])
 
     def grade(self, question: Question, after: Answer, before: Answer) -> list[Row]:
         """Rows of one question: one for each way of scoring. `before` is the unedited model's answer."""
@@ -211,7 +213,7 @@ class Evaluator:
         return [place | row | route for row in graded]
 
     def _grade_text(self, after: Answer) -> Row:
-        text = after.written or ""
+        text = after.generated or ""
         return {"scoring": "generate", "entropy": round(metrics.ngram_entropy(text), 6), "generated": text}
 
     def _grade_forced(self, question: Question, after: Answer, before: Answer) -> Row:
@@ -221,15 +223,15 @@ class Evaluator:
             token = metrics.token_match(now.pred, then.pred if self._compares(question) else now.gold)
             nll = metrics.mean_nll(now.logprob)
             scores = {"n_tokens": len(now.gold), "token": token, "exact": int(token == 1), "nll": round(nll, 6)}
-            versus = self._grade_contrast(question, nll, after.contrast)
+            versus = self._grade_contrast(question, nll, after.competing_answer)
             rows.append({"scoring": "forced"} | scores | versus | {"gold": now.gold_text, "pred": now.pred_text})
         return max(rows, key=lambda row: row["token"])
 
-    def _grade_contrast(self, question: Question, right: float, contrast: Scored | None) -> Row:
+    def _grade_contrast(self, question: Question, right: float, competing_answer: Scored | None) -> Row:
         """The right object, of this mean NLL, against the competing one; nothing where none competes."""
-        if contrast is None:
+        if competing_answer is None:
             return {}
-        other = metrics.mean_nll(contrast.logprob)
+        other = metrics.mean_nll(competing_answer.logprob)
         new, true = (other, right) if question.probe.kind == "neighborhood" else (right, other)
         return {
             "nll_new": round(new, 6),
@@ -239,12 +241,12 @@ class Evaluator:
         }
 
     def _grade_written(self, question: Question, after: Answer, before: Answer) -> Row:
-        said, golds = after.written or "", self._golds(question)
+        said, targets = after.generated or "", self._targets(question)
         if self._compares(question):
-            exact = metrics.normalise(said) == metrics.normalise(before.written or "")
+            exact = metrics.normalise(said) == metrics.normalise(before.generated or "")
         else:
-            exact = metrics.exact_match(said, golds)
-        return {"scoring": "generate", "exact": int(exact), "gold": golds[0], "generated": said}
+            exact = metrics.exact_match(said, targets)
+        return {"scoring": "generate", "exact": int(exact), "gold": targets[0], "generated": said}
 
     def _compares(self, question: Question) -> bool:
         """Is the unedited model's answer the reference?"""

@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import nn
 
-from kedit.cases import Case, questions
+from kedit.cases import Case, questions_of
 from kedit.evaluation.evaluator import Evaluator, Row
 from kedit.evaluation.metrics import mean_nll
 from kedit.lm import LM, Scored
 
 
-class Trace:
+class StepTrace:
     """Hears an edit's optimiser steps and asks the edited cases after each; the editor knows nothing of what is asked.
 
     Asking changes neither the model nor the random numbers, so an edit that is followed is the same edit.
@@ -28,7 +28,7 @@ class Trace:
 
     def __init__(self, lm: LM, evaluator: Evaluator, cases: Sequence[Case], place: Mapping[str, Any]):
         self.lm, self.evaluator, self.place = lm, evaluator, place
-        self.asked = [q for case in cases for q in questions(case, evaluator.each_step)]
+        self.asked = [q for case in cases for q in questions_of(case, evaluator.each_step)]
         self.records: list[Row] = []
         self.seconds = 0.0  # that went into asking during the edit
 
@@ -36,7 +36,7 @@ class Trace:
         """Ask before the edit; what is to be called after each of its optimiser steps, None where nothing is asked."""
         if not self.asked:
             return None
-        answers, own = self._ask({"at": 0}), self.evaluator.own_words(self.lm, self.asked)
+        answers, own = self._ask({"at": 0}), self.evaluator.score_greedy_continuation(self.lm, self.asked)
         for record, scored, said in zip(self.records, answers, own, strict=True):
             record["tokens"] = [self.lm.text.decode([token]) for token in scored.gold]
             record["own_logprob"] = _rounded(said.logprob)
@@ -44,12 +44,12 @@ class Trace:
 
     def _after(self, step: int, loss: float) -> None:
         started = time.perf_counter()
-        with asleep(self.lm.model):
+        with eval_mode(self.lm.model):
             self._ask({"at": step, "loss": round(loss, 6)})
         self.seconds += time.perf_counter() - started
 
     def _ask(self, when: Row) -> list[Scored]:
-        answers = self.evaluator.follow(self.lm, self.asked)
+        answers = self.evaluator.score_at_step(self.lm, self.asked)
         for q, scored in zip(self.asked, answers, strict=True):
             probe = {"case": q.case, "kind": q.probe.kind, "group": q.probe.group, "probe": q.index}
             heard = {"nll": round(mean_nll(scored.logprob), 6), "logprob": _rounded(scored.logprob)}
@@ -58,7 +58,7 @@ class Trace:
 
 
 @contextmanager
-def asleep(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Inside, no module is in training mode: nothing is dropped out, no random number drawn."""
     awake = [module for module in model.modules() if module.training]
     for module in awake:

@@ -14,26 +14,26 @@ from torch import Tensor, nn
 
 from kedit.lm.hooks import hook
 
-Key = tuple[int, ...]  # a token sequence
+TokenKey = tuple[int, ...]  # a token sequence
 
 
-class Alterations:
+class EmbeddingDeltas:
     """The known sequences, each with what is added to its tokens, and the hook that adds it."""
 
     def __init__(self, model: nn.Module):
         self.module: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
         self.name = next(name for name, module in model.named_modules() if module is self.module) + ".weight"
         self.everywhere = False  # search answers, too
-        self.known: Mapping[Key, Float[Tensor, "_ d"]] = {}
+        self.known: Mapping[TokenKey, Float[Tensor, "_ d"]] = {}
         self._handle: Any = None
         self._within: Bool[Tensor, "n t"] | None = None  # where a pass may hold a sequence; None: nobody said
-        self._asleep = False
+        self._disabled = False
 
     @property
     def active(self) -> bool:
         return self._handle is not None
 
-    def set(self, known: Mapping[Key, Float[Tensor, "_ d"]], everywhere: bool = False) -> None:
+    def set(self, known: Mapping[TokenKey, Float[Tensor, "_ d"]], everywhere: bool = False) -> None:
         self.known, self.everywhere = dict(known), everywhere
         self._lengths = lengths(self.known)
         if self._handle is None:
@@ -56,13 +56,13 @@ class Alterations:
             self._within = before
 
     @contextmanager
-    def asleep(self) -> Iterator[None]:
+    def disabled(self) -> Iterator[None]:
         """A pass inside has the model's own embeddings."""
-        before, self._asleep = self._asleep, True
+        before, self._disabled = self._disabled, True
         try:
             yield
         finally:
-            self._asleep = before
+            self._disabled = before
 
     @contextmanager
     def adding(self, row: Int[Tensor, " m"], col: Int[Tensor, " m"], values: Float[Tensor, "m d"]) -> Iterator[None]:
@@ -71,12 +71,12 @@ class Alterations:
         def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             return _added(output, row, col, values)
 
-        with self.asleep(), hook(self.module.register_forward_hook(add)):
+        with self.disabled(), hook(self.module.register_forward_hook(add)):
             yield
 
     def _alter(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         ids: Tensor = args[0]
-        if self._asleep or ids.ndim != 2 or (self._within is None and ids.shape[1] < 2):
+        if self._disabled or ids.ndim != 2 or (self._within is None and ids.shape[1] < 2):
             return None
         places = torch.ones_like(ids, dtype=torch.bool) if self._within is None else self._within
         rows: list[int] = []
@@ -98,7 +98,7 @@ def _added(output: Tensor, row: Tensor, col: Tensor, values: Tensor) -> Tensor:
     return output.index_put((row.to(output.device), col.to(output.device)), values.to(output), accumulate=True)
 
 
-def lengths(keys: Mapping[Key, Any] | Sequence[Key]) -> dict[int, list[int]]:
+def lengths(keys: Mapping[TokenKey, Any] | Sequence[TokenKey]) -> dict[int, list[int]]:
     """By their first token: how long the sequences are that begin with it, the longest first."""
     found: dict[int, set[int]] = {}
     for key in keys:
@@ -107,10 +107,10 @@ def lengths(keys: Mapping[Key, Any] | Sequence[Key]) -> dict[int, list[int]]:
 
 
 def longest(
-    tokens: Sequence[int], keys: Mapping[Key, Any] | Sequence[Key], by_first: Mapping[int, Sequence[int]]
-) -> tuple[int, Key]:
+    tokens: Sequence[int], keys: Mapping[TokenKey, Any] | Sequence[TokenKey], by_first: Mapping[int, Sequence[int]]
+) -> tuple[int, TokenKey]:
     """The longest of `keys` (see `lengths`) that stands in `tokens`, and where, the first of several; () for none."""
-    best: tuple[int, Key] = (0, ())
+    best: tuple[int, TokenKey] = (0, ())
     for at, token in enumerate(tokens):
         for length in by_first.get(token, ()):
             key = tuple(tokens[at : at + length])

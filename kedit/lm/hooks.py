@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-Key = TypeVar("Key")
+ModuleName = TypeVar("ModuleName")
 
 
 @contextmanager
@@ -40,11 +40,11 @@ class _Last(Exception):
     """The last module is reached: nothing above it is run."""
 
 
-def entering(modules: Mapping[Key, nn.Module], run: Callable[[], object]) -> dict[Key, Tensor]:
+def entering(modules: Mapping[ModuleName, nn.Module], run: Callable[[], object]) -> dict[ModuleName, Tensor]:
     """What each module is given during `run`, which is left where the last of them begins."""
-    entered: dict[Key, Tensor] = {}
+    entered: dict[ModuleName, Tensor] = {}
 
-    def keep(key: Key) -> Any:
+    def keep(key: ModuleName) -> Any:
         def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             entered[key] = given(args, kwargs)
             if len(entered) == len(modules):

@@ -16,11 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.common.errors import InputError
 from kedit.lm.anatomy import inspect_anatomy
-from kedit.lm.embedding_deltas import Alterations, Key
+from kedit.lm.embedding_deltas import EmbeddingDeltas, TokenKey
 from kedit.lm.generate import SeededTopK, continue_batch, greedy
 from kedit.lm.hooks import entering
 from kedit.lm.mixed_adapters import Adapters
-from kedit.lm.partial_forward import Prefixes
+from kedit.lm.partial_forward import LowerLayerCache
 from kedit.lm.text import Batch, Mask, Pair, Side, Text, collate
 from kedit.lm.undo import UndoLog
 
@@ -73,7 +73,7 @@ class LM(UndoLog):
 
     `identity` says which model it is (file hashes, or a hub commit); what it answers is cached under it, and not at
     all where it is None. `token_budget` (tokens of a scoring batch; null: by device; halved when memory runs out),
-    `padding_side` and `keep_mb` (memory for what lies below the edited layers, see `keep_below`) change no score.
+    `padding_side` and `keep_mb` (memory for the cached lower layers, see `cache_lower_layers`) change no score.
     In-context and memory editors set `route`; it is called once for each batch of prompts before they are scored or
     continued (see `routed`), and `restore` unsets it.
     """
@@ -98,9 +98,9 @@ class LM(UndoLog):
         self.route: Router = unrouted
         self._body = model.get_submodule(self.anatomy.body)
         self._head_module = model.get_submodule(self.anatomy.head)
-        self.alterations = Alterations(model)
+        self.embedding_deltas = EmbeddingDeltas(model)
         self.adapters = Adapters(model)
-        self._prefixes = Prefixes(model, self.anatomy, int(keep_mb * 2**20))
+        self._lower_layers = LowerLayerCache(model, self.anatomy, int(keep_mb * 2**20))
         # the most tokens that the model reads
         self.context = getattr(model.config, "max_position_embeddings", sys.maxsize)
         self._eos = self.text.eos | _ids(getattr(model.generation_config, "eos_token_id", None))
@@ -118,14 +118,14 @@ class LM(UndoLog):
         super().restore()
         self.route = unrouted
 
-    def alter(self, known: Mapping[Key, Float[Tensor, "_ d"]], *, everywhere: bool = False) -> None:
+    def add_embedding_deltas(self, known: Mapping[TokenKey, Float[Tensor, "_ d"]], *, everywhere: bool = False) -> None:
         """From now on, until `restore`, this is added to the input embeddings of these token sequences, and of no
         others: in each prompt to the longest that it holds. `everywhere`: also where it stands in an answer."""
-        if not self.alterations.active:
+        if not self.embedding_deltas.active:
             if not known:
                 return
-            self.on_restore(self.alterations.clear, [self.alterations.name])
-        self.alterations.set(known, everywhere)
+            self.on_restore(self.embedding_deltas.clear, [self.embedding_deltas.name])
+        self.embedding_deltas.set(known, everywhere)
 
     def adapt(self, name: str, folder: Path) -> None:
         """Put a low-rank adapter that peft has saved into the model, until `restore`; it reads the prompts whose Route
@@ -146,27 +146,29 @@ class LM(UndoLog):
         return given if len(given) == len(prompts) else list(self.routed([str(prompt) for prompt in prompts]))
 
     @torch.no_grad()
-    def keep_below(self, names: Sequence[str], prompts: Sequence[str] = (), answers: Sequence[str] = ()) -> None:
+    def cache_lower_layers(
+        self, names: Sequence[str], prompts: Sequence[str] = (), answers: Sequence[str] = ()
+    ) -> None:
         """Say which parameters edits will change (none: nobody knows) and what will be asked: scoring it, before and
         after edits, then begins at the first of their layers. Only on the pristine model."""
         distinct = list(dict.fromkeys(zip(prompts, answers, strict=True))) if names else []
         pairs = self.text.pairs([p for p, _ in distinct], [a for _, a in distinct])
-        if self._prefixes.begin(names, pairs):
+        if self._lower_layers.begin(names, pairs):
             self.batched([len(pair.ids) for pair in pairs], lambda now: self._keep([pairs[i] for i in now]))
 
     def _keep(self, pairs: Sequence[Pair]) -> list[bool]:
         batch = self.batch(pairs)
-        self._prefixes.add(batch, lambda: self._answer_states(batch))
+        self._lower_layers.add(batch, lambda: self._answer_states(batch))
         return [True] * len(pairs)
 
-    def from_kept(self, batch: Batch) -> AbstractContextManager[None]:
+    def using_cache(self, batch: Batch) -> AbstractContextManager[None]:
         """A pass over the batch inside begins with what is kept of all its rows, where that still holds. The edits of a
         run are among its questions, so what lies below them is computed for all, in batches, before the first."""
-        return self._prefixes.using(batch, self.changed)
+        return self._lower_layers.using(batch, self.changed)
 
     @property
-    def kept_bytes(self) -> int:
-        return self._prefixes.bytes
+    def cache_bytes(self) -> int:
+        return self._lower_layers.bytes
 
     # --- teacher-forced answers --------------------------------------------------------------------------------------
 
@@ -185,7 +187,7 @@ class LM(UndoLog):
         """The rows of all of them, in order."""
         return self.batch([pair for batch in batches for pair in batch.pairs])
 
-    def continued(self, batch: Batch) -> Batch:
+    def greedy_continuation(self, batch: Batch) -> Batch:
         """Each row's prompt with what the model greedily says next, as many tokens as the row's answer has."""
         prompts, limits = [pair.prompt for pair in batch.pairs], [len(pair.answer) for pair in batch.pairs]
         with self.adapters.reading([pair.adapter for pair in batch.pairs]):
@@ -208,8 +210,8 @@ class LM(UndoLog):
 
     def embeddings(self, tokens: Sequence[int]) -> Float[Tensor, "t d"]:
         """The model's own input embeddings of these tokens."""
-        with torch.no_grad(), self.alterations.asleep():
-            return self.alterations.module(torch.tensor(tokens, device=self.device))
+        with torch.no_grad(), self.embedding_deltas.disabled():
+            return self.embedding_deltas.module(torch.tensor(tokens, device=self.device))
 
     def answer_logits(self, batch: Batch) -> Float[Tensor, "k v"]:
         """Logits at the k positions that predict `batch.gold`, and nowhere else."""
@@ -226,14 +228,14 @@ class LM(UndoLog):
 
     def _searched(self, batch: Batch) -> AbstractContextManager[None]:
         """A pass over the batch inside alters what stands in its prompts."""
-        if not self.alterations.active:
+        if not self.embedding_deltas.active:
             return nullcontext()
-        return self.alterations.within(batch.mask if self.alterations.everywhere else batch.in_prompt)
+        return self.embedding_deltas.within(batch.mask if self.embedding_deltas.everywhere else batch.in_prompt)
 
     def _continuing(self, **kwargs: Any) -> Any:
         """A pass of a continuation: the first reads the prompts."""
         ids, mask, first = kwargs["input_ids"], kwargs["attention_mask"], kwargs["past_key_values"] is None
-        with self.alterations.within(mask.bool() if first else torch.zeros_like(ids, dtype=torch.bool)):
+        with self.embedding_deltas.within(mask.bool() if first else torch.zeros_like(ids, dtype=torch.bool)):
             return self._body(**kwargs)
 
     @torch.no_grad()
@@ -276,10 +278,12 @@ class LM(UndoLog):
         return [replace(scored[pair], info=route.info) for pair, route in zip(wanted, routes, strict=True)]
 
     @torch.no_grad()
-    def answer_greedily(self, prompts: Sequence[str] | Sequence[Route], answers: Sequence[str]) -> list[Scored]:
+    def score_greedy_continuation(
+        self, prompts: Sequence[str] | Sequence[Route], answers: Sequence[str]
+    ) -> list[Scored]:
         """As `answer`, of what the model itself says next: greedily, as many tokens as each answer has."""
         routes = self._routes(prompts)
-        said = self.continued(self.batch(self._pairs(_wanted(routes, answers))))
+        said = self.greedy_continuation(self.batch(self._pairs(_wanted(routes, answers))))
         return [replace(one, info=route.info) for one, route in zip(self._score(said.pairs), routes, strict=True)]
 
     def _pairs(self, wanted: Sequence[Wanted]) -> list[Pair]:
@@ -293,7 +297,7 @@ class LM(UndoLog):
         batch = self.batch(pairs)
         pred: list[int] = []
         logprob: list[float] = []
-        with self.from_kept(batch):
+        with self.using_cache(batch):
             answer_states = self._answer_states(batch)
         for states, gold in zip(answer_states.split(512), batch.gold.split(512), strict=True):
             logits = self._head(states).float()  # of 512 positions at a time: vocabularies are large
@@ -379,9 +383,9 @@ class LM(UndoLog):
     def save(self, directory: str | Path) -> None:
         """The model as it is now, as a transformers directory that loads with plain transformers; what `alter` adds and
         what routes give it to read is no part of it."""
-        if self.alterations.active:
+        if self.embedding_deltas.active:
             log.warning(
-                "%s: the altered embeddings of %d subjects are not saved", directory, len(self.alterations.known)
+                "%s: the altered embeddings of %d subjects are not saved", directory, len(self.embedding_deltas.known)
             )
         if self.route is not unrouted:
             log.warning("%s: what the editor gives it to read is not saved", directory)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Record:
+class LayerCache:
     """What a batch of tokens brings to the first layer that changes."""
 
     hidden: Tensor  # [n t d], what enters the layer
@@ -32,7 +32,7 @@ class Record:
     matrix_in: Tensor | None = None  # [n t f], what enters the MLP's output matrix
 
 
-class Tail:
+class PartialForward:
     """The part of a model from layer `first` on (n_layers: the final norm); `matrix`: of that layer only the MLP's
     output matrix changes."""
 
@@ -43,10 +43,10 @@ class Tail:
         self.tuple = False  # does a layer return (hidden, ...)? seen in the first pass
 
     @contextmanager
-    def recording(self) -> Iterator[list[Record]]:
-        """A pass of the body inside makes one Record."""
+    def recording(self) -> Iterator[list[LayerCache]]:
+        """A pass of the body inside makes one LayerCache."""
         seen: dict[str, Any] = {"norms": []}
-        made: list[Record] = []
+        made: list[LayerCache] = []
         layer = self.layers[-1]
 
         def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -78,18 +78,18 @@ class Tail:
             return entering({"layer": self.layers[-1]}, run)["layer"]
 
     @torch.no_grad()
-    def _record(self, seen: dict[str, Any], output: Tensor) -> Record:
+    def _record(self, seen: dict[str, Any], output: Tensor) -> LayerCache:
         """With the residual where the layer is found to be residual + matrix(x), exactly."""
         hidden = seen["hidden"].detach()
         if self.matrix is not None:
             added = self.matrix(seen["matrix_in"])
             for residual in reversed(seen["norms"]):
                 if residual.shape == output.shape and torch.equal(residual + added, output):
-                    return Record(hidden, residual.detach(), seen["matrix_in"].detach())
-        return Record(hidden)
+                    return LayerCache(hidden, residual.detach(), seen["matrix_in"].detach())
+        return LayerCache(hidden)
 
     @contextmanager
-    def replaying(self, record: Record) -> Iterator[None]:
+    def starting_from(self, record: LayerCache) -> Iterator[None]:
         """A pass of the body inside, on the recorded tokens, runs no layer below and begins with the record."""
         *below, layer = self.layers
         with ExitStack() as patches:
@@ -117,27 +117,27 @@ class Tail:
         return begin
 
 
-class Passes:
-    """Passes over batches while the parameters of these names are trained: what lies below them is computed once."""
+class TrainingForward:
+    """Forward passes over batches while these parameters are trained: the layers below them are computed once."""
 
     def __init__(self, lm: "LM", names: Sequence[str]):
-        self.lm, self.tail = lm, tail_of(lm.model, lm.anatomy, names)
-        self.records: dict[Batch, Record] = {}
+        self.lm, self.tail = lm, partial_forward_of(lm.model, lm.anatomy, names)
+        self.records: dict[Batch, LayerCache] = {}
 
     def logits(self, batch: Batch) -> Float[Tensor, "k v"]:
         """As `lm.answer_logits`."""
         if self.tail is None:
             return self.lm.answer_logits(batch)
         if batch in self.records:
-            with self.tail.replaying(self.records[batch]):
+            with self.tail.starting_from(self.records[batch]):
                 return self.lm.answer_logits(batch)
-        with self.lm.from_kept(batch), self.tail.recording() as made:
+        with self.lm.using_cache(batch), self.tail.recording() as made:
             logits = self.lm.answer_logits(batch)
         [self.records[batch]] = made
         return logits
 
 
-class Prefixes:
+class LowerLayerCache:
     """What token sequences bring to the first layer that edits change, kept within a budget of bytes.
 
     It is computed once for a run's questions, in batches that they alone determine, so that a continued run and one
@@ -147,7 +147,7 @@ class Prefixes:
     def __init__(self, model: nn.Module, anatomy: Anatomy, budget: int):
         self.model, self.anatomy, self.budget = model, anatomy, budget
         self.first, self.bytes = 0, 0
-        self.tail: Tail | None = None
+        self.tail: PartialForward | None = None
         self._asked: list[Pair] = []
         self._kept: dict[tuple[int, ...], Tensor] = {}  # ids -> [t d]
 
@@ -158,7 +158,7 @@ class Prefixes:
             return False
         self.first, self._asked, self.bytes = first, asked, 0
         self._kept.clear()
-        self.tail = Tail(self.model, self.anatomy, first) if first else None
+        self.tail = PartialForward(self.model, self.anatomy, first) if first else None
         return self.tail is not None
 
     def add(self, batch: Batch, run: Callable[[], object]) -> None:
@@ -180,7 +180,7 @@ class Prefixes:
         if self.tail is None or below or any(hidden is None for hidden in kept):
             yield
         else:
-            with self.tail.replaying(Record(self._padded(batch, kept))):
+            with self.tail.starting_from(LayerCache(self._padded(batch, kept))):
                 yield
 
     @staticmethod
@@ -190,14 +190,16 @@ class Prefixes:
         return hidden
 
 
-def tail_of(model: nn.Module, anatomy: Anatomy, names: Sequence[str]) -> Tail | None:
+def partial_forward_of(model: nn.Module, anatomy: Anatomy, names: Sequence[str]) -> PartialForward | None:
     """The tail that holds every parameter of these names; None where it is the whole model."""
     first = anatomy.first_layer(names)
     if not first:
         return None
     matrix = anatomy.mlp_out.format(first) + "."
     block = anatomy.block.format(first) + "."
-    return Tail(model, anatomy, first, all(name.startswith(matrix) for name in names if name.startswith(block)))
+    return PartialForward(
+        model, anatomy, first, all(name.startswith(matrix) for name in names if name.startswith(block))
+    )
 
 
 def _norms(layer: nn.Module) -> list[nn.Module]:

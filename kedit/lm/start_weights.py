@@ -37,7 +37,7 @@ class StartWeights:
             p.clamp_(value - reach, value + reach)
 
     @torch.no_grad()
-    def stretch(self, times: int) -> None:
+    def scale_delta(self, times: int) -> None:
         """w0 + Δ becomes w0 + times · Δ."""
         for p, value in zip(self.parameters, self.values, strict=True):
             p.add_(p - value, alpha=times - 1)

@@ -22,6 +22,7 @@ from kedit.common.errors import InputError
 from kedit.common.text_files import read_text, write_text
 from kedit.loop.checkpoint import COMMIT, load_checkpoint, save_checkpoint
 from kedit.results.cell_files import CONFIG, LOCK, META, ROWS, SCRATCH, STATE, STATUS, STEPS, TRACES, is_finished
+from kedit.results.schema import SCHEMA
 
 if TYPE_CHECKING:
     from kedit.editors import Editor
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
 # parts of meta.json that a continued run must share with its beginning
 FIXED = ("data", "files", "model_is", "versions")
 

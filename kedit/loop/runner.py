@@ -10,12 +10,12 @@ from zlib import crc32
 import pandas as pd
 from transformers import set_seed
 
-from kedit.cases import KINDS, Case, Question, questions
+from kedit.cases import KINDS, Case, Question, questions_of
 from kedit.common.progress import progress
 from kedit.editors import Editor
-from kedit.evaluation.baseline import pristine_answers
+from kedit.evaluation.baseline import baseline_answers
 from kedit.evaluation.evaluator import Answer, Evaluator, Row
-from kedit.evaluation.step_trace import Trace
+from kedit.evaluation.step_trace import StepTrace
 from kedit.lm import LM
 from kedit.loop.journal import InMemoryJournal
 from kedit.loop.settings import Step
@@ -47,8 +47,8 @@ def experiment(
     """
     steps, journal, tracker = list(steps), journal or InMemoryJournal(), tracker or Tracker()
     asked = all_questions(steps, evaluator)
-    evaluator.prepare(lm, asked, editor.touches(lm))
-    runner = _Runner(lm, editor, evaluator, held_out, pristine_answers(lm, evaluator, asked))
+    evaluator.prepare(lm, asked, editor.edited_parameters(lm))
+    runner = _Runner(lm, editor, evaluator, held_out, baseline_answers(lm, evaluator, asked))
     editor.scratch = journal.scratch
     seed_step(seed, 0)
     started = time.perf_counter()
@@ -56,12 +56,12 @@ def experiment(
     fit_s = time.perf_counter() - started
     done = journal.resume(lm, editor)
     if done < 0:
-        record, rows = runner.floor(steps, fit_s)
+        record, rows = runner.baseline(steps, fit_s)
         journal.write(record, rows)
         tracker.log(0, _metrics(record, rows))
         journal.commit(lm, editor, now=True)
     for number, step in progress(list(enumerate(steps, 1)), desc="edits", unit="step"):
-        runner.edits += len(step.edit)
+        runner.count(step)
         if number > done:
             seed_step(seed, number)
             record, rows, traced = runner.step(number, step)
@@ -75,7 +75,7 @@ def experiment(
         if step.restore:
             lm.restore()
             editor.reset()
-            runner.edits = 0
+            runner.edits = runner.cases = 0
         if number > done:
             journal.commit(lm, editor, now=bool(step.test))
     return journal.rows
@@ -86,44 +86,51 @@ class _Runner:
 
     def __init__(self, lm: LM, editor: Editor, evaluator: Evaluator, held_out: str, before: dict[Question, Answer]):
         self.lm, self.editor, self.evaluator, self.held_out, self.before = lm, editor, evaluator, held_out, before
-        self.edits = 0  # in the model, since the last restore
+        self.edits = self.cases = 0  # in the model, since the last restore
 
-    def floor(self, steps: Sequence[Step], fit_s: float) -> tuple[Row, list[Row]]:
+    def count(self, step: Step) -> None:
+        """The step's edits are about to be made."""
+        self.edits += sum(len(case.edits) for case in step.edit)
+        self.cases += len(step.edit)
+
+    def baseline(self, steps: Sequence[Step], fit_s: float) -> tuple[Row, list[Row]]:
         """The unedited model on everything that will be tested."""
         started = time.perf_counter()
         tested = list({case.id: case for step in steps for case in step.test}.values())
-        asked = [q for case in tested for q in questions(case, self.evaluator.kinds)]
+        asked = [q for case in tested for q in questions_of(case, self.evaluator.kinds)]
         graded = self.evaluator.grade_all(asked, [self.before[q] for q in asked], self.before)
-        rows = [self._place(0, "before") | row for row in graded]
-        record = {"step": 0, "edits_so_far": 0, "cases": [], "tested": len(tested), "fit_s": round(fit_s, 3)}
-        described = dict(self.editor.described())
-        record |= {"learnt": described} if described else {}
-        return record | self._alarm() | {"eval_s": round(time.perf_counter() - started, 3)}, rows
+        rows = [self._row_key(0, "before") | row for row in graded]
+        record = {"step": 0, "edits_so_far": 0, "cases_so_far": 0, "cases": [], "tested": len(tested)}
+        record["fit_s"] = round(fit_s, 3)
+        fit_report = dict(self.editor.fit_report())
+        record |= {"learnt": fit_report} if fit_report else {}
+        return record | self._perplexity() | {"eval_s": round(time.perf_counter() - started, 3)}, rows
 
     def step(self, number: int, step: Step) -> tuple[Row, list[Row], list[Row]]:
         record: Row = {
             "step": number,
             "edits_so_far": self.edits,
+            "cases_so_far": self.cases,
             "cases": [case.id for case in step.edit],
             "tested": len(step.test),
         }
-        trace = Trace(self.lm, self.evaluator, step.edit, {"step": number, "edits_so_far": self.edits})
+        trace = StepTrace(self.lm, self.evaluator, step.edit, {"step": number, "edits_so_far": self.edits})
         record |= self._edit(step, trace)
         started = time.perf_counter()
-        rows = [row for part in in_parts(step, self.evaluator) for row in self._ask(number, step.T, part)]
-        alarm = self._alarm() if step.test and not step.restore else {}
+        rows = [row for part in question_batches(step, self.evaluator) for row in self._score(number, step.T, part)]
+        alarm = self._perplexity() if step.test and not step.restore else {}
         return record | alarm | {"eval_s": round(time.perf_counter() - started, 3)}, rows, trace.records
 
-    def _ask(self, number: int, T: int, part: Sequence[tuple[str, Question]]) -> Iterator[Row]:
+    def _score(self, number: int, T: int, part: Sequence[tuple[str, Question]]) -> Iterator[Row]:
         """Rows of some questions, pooled; each comes with the moment it is asked at."""
         answers = iter(self.evaluator.answer(self.lm, [question for _, question in part]))
         for when, group in groupby(part, lambda asked: asked[0]):
             asked = [question for _, question in group]
             graded = self.evaluator.grade_all(asked, [next(answers) for _ in asked], self.before)
             tested = {"T": T} if when == "test" else {}
-            yield from (self._place(number, when) | tested | row for row in graded)
+            yield from (self._row_key(number, when) | tested | row for row in graded)
 
-    def _edit(self, step: Step, trace: Trace) -> Row:
+    def _edit(self, step: Step, trace: StepTrace) -> Row:
         """Apply the step's edits; on a numerical failure undo them."""
         edits = [edit for case in step.edit for edit in case.edits]
         learnt = self.editor.state()
@@ -140,12 +147,12 @@ class _Runner:
         edit_s = time.perf_counter() - started - trace.seconds
         return {"edit_s": round(edit_s, 4), **cost, **change, "failed": failed}
 
-    def _alarm(self) -> Row:
+    def _perplexity(self) -> Row:
         """Perplexity of the held-out text: cheap, and it jumps when a model collapses."""
         return {"perplexity": round(self.lm.perplexity(self.held_out), 4)} if self.held_out else {}
 
-    def _place(self, step: int, when: str) -> Row:
-        return {"step": step, "edits_so_far": self.edits, "when": when}
+    def _row_key(self, step: int, when: str) -> Row:
+        return {"step": step, "edits_so_far": self.edits, "cases_so_far": self.cases, "when": when}
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -153,14 +160,14 @@ def seed_step(seed: int, step: int) -> None:
     set_seed(crc32(f"{seed}/{step}".encode()))
 
 
-def in_parts(step: Step, evaluator: Evaluator) -> Iterator[list[tuple[str, Question]]]:
+def question_batches(step: Step, evaluator: Evaluator) -> Iterator[list[tuple[str, Question]]]:
     """What a step asks, with the moment ("edit": right after a case's own edit, "test"), in parts of some thousand
     questions: whole cases, so that of their answers only rows pile up."""
     moments = (("edit", step.edit, evaluator.each_edit), ("test", step.test, evaluator.kinds))
     part: list[tuple[str, Question]] = []
     for when, cases, kinds in moments:
         for case in cases:
-            part += ((when, question) for question in questions(case, kinds))
+            part += ((when, question) for question in questions_of(case, kinds))
             if len(part) >= PART:
                 yield part
                 part = []
@@ -170,9 +177,9 @@ def in_parts(step: Step, evaluator: Evaluator) -> Iterator[list[tuple[str, Quest
 
 def all_questions(steps: Sequence[Step], evaluator: Evaluator) -> list[Question]:
     """What a run will ask, each question once."""
-    each = (q for step in steps for case in step.edit for q in questions(case, evaluator.each_edit))
-    tests = (q for step in steps for case in step.test for q in questions(case, evaluator.kinds))
-    traced = (q for step in steps for case in step.edit for q in questions(case, evaluator.each_step))
+    each = (q for step in steps for case in step.edit for q in questions_of(case, evaluator.each_edit))
+    tests = (q for step in steps for case in step.test for q in questions_of(case, evaluator.kinds))
+    traced = (q for step in steps for case in step.edit for q in questions_of(case, evaluator.each_step))
     return list(dict.fromkeys([*each, *tests, *traced]))
 
 

@@ -50,7 +50,7 @@ def sequential(
             f"setting=sequential T=1 would test one of {len(cases)} cases; for each on its own choose setting=single "
             "(or setting=blocks in a grid over T), for just one give dataset.limit=1"
         )
-    chosen = take(cases, T, short)
+    chosen = first_edits(cases, T, short)
     ends = _ends(len(chosen), batch_size)
     tests = {at for at in checkpoints if at < len(chosen)} | {len(chosen)}
     missed = sorted(tests - set(ends))
@@ -67,7 +67,7 @@ def blocks(cases: Cases, T: Horizon, *, batch_size: int = 1, short: Short = "err
 
     OVERTONE's continual editing, as WISE's authors describe the protocol it descends from.
     """
-    size = len(take(cases, T, short))
+    size = len(first_edits(cases, T, short))
     for start in range(0, len(cases), size):
         block = cases[start : start + size]
         for end, n in _sized(_ends(len(block), batch_size)):
@@ -77,17 +77,17 @@ def blocks(cases: Cases, T: Horizon, *, batch_size: int = 1, short: Short = "err
 
 def incremental(cases: Cases, T: Horizon, *, short: Short = "error") -> Iterator[Step]:
     """Edit case i, test case i at once, never restore (KEDAS §5.4; the older meaning of "sequential")."""
-    chosen = take(cases, T, short)
+    chosen = first_edits(cases, T, short)
     return (Step([case], [case], T=len(chosen)) for case in chosen)
 
 
 def mass(cases: Cases, T: Horizon, *, short: Short = "error") -> Iterator[Step]:
     """The first T cases in one edit, then test all T (standard fine-tuning, MEMIT)."""
-    chosen = take(cases, T, short)
+    chosen = first_edits(cases, T, short)
     return iter([Step(chosen, chosen, T=len(chosen))])
 
 
-def take(cases: Cases, T: Horizon, short: Short) -> Cases:
+def first_edits(cases: Cases, T: Horizon, short: Short) -> Cases:
     """The first T cases."""
     _some(cases)
     if short not in get_args(Short):

@@ -9,20 +9,20 @@ from torch import Tensor
 
 from kedit.cases import Edit
 from kedit.lm import LM
-from kedit.lm.partial_forward import Passes
+from kedit.lm.partial_forward import TrainingForward
 from kedit.lm.start_weights import StartWeights
 from kedit.lm.text import Batch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class View:
+class LossInputs:
     """What a loss may look at: one batch of what is trained, through the model as it is and as the edit found it."""
 
     lm: LM
     facts: Sequence[Edit]  # a row of the batch each
     batch: Batch
     start: StartWeights
-    passes: Passes | None = None  # a way to logits that skips what training cannot change
+    passes: TrainingForward | None = None  # a way to logits that skips what training cannot change
 
     def logits(self, batch: Batch | None = None) -> Float[Tensor, "k v"]:
         batch = batch or self.batch
@@ -45,16 +45,16 @@ class Loss:
 
     uses_reference: bool = False  # does it ask for the weights that the edit started from?
 
-    def refresh(self, view: View, logits: Float[Tensor, "k v"], cycle: int) -> bool:
+    def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> bool:
         """Called at the start of each cycle with the logits of the weights as they are. True: nothing is left to
         learn."""
         return False
 
-    def reads(self, view: View) -> Batch:
+    def reads(self, view: LossInputs) -> Batch:
         """The batch whose logits it is computed from, after `refresh`: the view's own, or one with more rows."""
         return view.batch
 
-    def __call__(self, view: View, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
+    def __call__(self, view: LossInputs, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
         """One value for each row of the view; without a gradient where nothing is left to learn for now."""
         raise NotImplementedError
 

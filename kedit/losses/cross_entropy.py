@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from kedit.losses import Loss, View
+from kedit.losses import Loss, LossInputs
 
 
 class CrossEntropy(Loss):
@@ -16,7 +16,7 @@ class CrossEntropy(Loss):
     def __init__(self, label_smoothing: float = 0.0):
         self.label_smoothing = label_smoothing
 
-    def __call__(self, view: View, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
+    def __call__(self, view: LossInputs, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
         batch = view.batch
         return batch.mean(
             functional.cross_entropy(logits, batch.gold, reduction="none", label_smoothing=self.label_smoothing)

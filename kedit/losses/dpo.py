@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kedit.lm.text import Batch
-from kedit.losses import Loss, View, log_p
+from kedit.losses import Loss, LossInputs, log_p
 
 
 class DPO(Loss):
@@ -20,18 +20,18 @@ class DPO(Loss):
     def __init__(self, beta: float):
         self.beta = beta
 
-    def refresh(self, view: View, logits: Float[Tensor, "k v"], cycle: int) -> bool:
+    def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> bool:
         """Generate the negatives greedily. Done when all of them are the answers."""
-        self.rejected = view.lm.continued(view.batch)
+        self.rejected = view.lm.greedy_continuation(view.batch)
         self.both = view.lm.joined(view.batch, self.rejected)
         self.reference = log_likelihood(self.both, view.reference(self.both))
         return bool((self.rejected.gold == view.batch.gold).all())
 
-    def reads(self, view: View) -> Batch:
+    def reads(self, view: LossInputs) -> Batch:
         """Chosen and rejected answers in one pass."""
         return self.both
 
-    def __call__(self, view: View, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
+    def __call__(self, view: LossInputs, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
         chosen, rejected = (log_likelihood(self.both, logits.log_softmax(-1)) - self.reference).chunk(2)
         return -functional.logsigmoid(self.beta * (chosen - rejected))
 
@@ -48,7 +48,7 @@ class PreferNewAnswer(Loss):
     def __init__(self, other: Loss, alpha: float, beta: float):
         self.other, self.alpha, self.beta = other, alpha, beta
 
-    def refresh(self, view: View, logits: Float[Tensor, "k v"], cycle: int) -> bool:
+    def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> bool:
         self.rows = [i for i, fact in enumerate(view.facts) if fact.target_old and fact.target_old != fact.target_new]
         if cycle == 0 and self.rows:
             facts = [view.facts[i] for i in self.rows]
@@ -57,7 +57,7 @@ class PreferNewAnswer(Loss):
             self.reference = self._margin(view.reference(self.new), view.reference(self.old))
         return self.other.refresh(view, logits, cycle)
 
-    def __call__(self, view: View, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
+    def __call__(self, view: LossInputs, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
         values = self.other(view, logits)
         if not self.rows:
             return values

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from kedit.losses import Loss, View, log_p
+from kedit.losses import Loss, LossInputs, log_p
 
 
 class KDPO(Loss):
@@ -20,17 +20,17 @@ class KDPO(Loss):
     def __init__(self, beta: float):
         self.beta = beta
 
-    def refresh(self, view: View, logits: Float[Tensor, "k v"], cycle: int) -> bool:
+    def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> bool:
         """Pick the negatives: y_l = argmax pi(c + y_w), token by token, teacher-forced (Eq. 1). Done when y_l = y_w."""
         if cycle == 0:
             self.reference = view.reference(now=logits)
         self.rejected = logits.detach().argmax(-1)
         return bool((self.rejected == view.batch.gold).all())
 
-    def __call__(self, view: View, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
+    def __call__(self, view: LossInputs, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
         margin = self._margin(view, logits.log_softmax(-1)) - self._margin(view, self.reference)
         return -functional.logsigmoid(self.beta * view.batch.sum(margin))
 
-    def _margin(self, view: View, logprobs: Float[Tensor, "k v"]) -> Float[Tensor, " k"]:
+    def _margin(self, view: LossInputs, logprobs: Float[Tensor, "k v"]) -> Float[Tensor, " k"]:
         """log p(y_w,k) - log p(y_l,k)."""
         return log_p(logprobs, view.batch.gold) - log_p(logprobs, self.rejected)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from kedit.losses import Loss, View
+from kedit.losses import Loss, LossInputs
 
 
 class Overtone(Loss):
@@ -39,14 +39,14 @@ class Overtone(Loss):
         self.dyn, self.chk, self.reduction = dyn, chk, reduction
         self.uses_reference = not dyn
 
-    def refresh(self, view: View, logits: Float[Tensor, "k v"], cycle: int) -> bool:
+    def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> bool:
         if not self.dyn and cycle == 0:
             self.found = view.reference(
                 now=logits
             )  # log-probabilities have the same softmax, maximum's distance and std
         return False
 
-    def __call__(self, view: View, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
+    def __call__(self, view: LossInputs, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
         target = self.target(logits.detach() if self.dyn else self.found, view.batch.gold)
         kl = functional.kl_div(logits.log_softmax(-1), target, reduction="none").sum(-1)
         values = kl.clamp(min=self.epsilon) if self.epsilon else kl  # rounding may leave a KL just below 0

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kedit.losses import Loss, View, log_p
+from kedit.losses import Loss, LossInputs, log_p
 
 
 class PromptLast(Loss):
@@ -18,7 +18,7 @@ class PromptLast(Loss):
     def __init__(self, train_special_tokens: bool = False):
         self.train_special_tokens = train_special_tokens
 
-    def __call__(self, view: View, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
+    def __call__(self, view: LossInputs, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
         batch = view.batch
         first = torch.ones_like(batch.row, dtype=torch.bool)
         first[1:] = batch.row[1:] != batch.row[:-1]

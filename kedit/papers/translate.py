@@ -24,10 +24,10 @@ DATASETS = {
     ("ft_editing", "wikidata_recent"): "wikirecent_fte",
     ("overtone", "zsre"): "zsre_mend_portability",
 }
-Row = dict[str, str]
+CsvRow = dict[str, str]
 
 
-def translated(row: Row) -> Row:
+def translated(row: CsvRow) -> CsvRow:
     """The row with names of conf/, and `printed_as`."""
     new = {
         "setting": _setting(row),
@@ -38,7 +38,7 @@ def translated(row: Row) -> Row:
     return row | new | {"printed_as": "; ".join(changed)}
 
 
-def _setting(row: Row) -> str:
+def _setting(row: CsvRow) -> str:
     if row["paper"] != "overtone" or row["setting"] != "sequential":
         return row["setting"]
     return "single" if row["T"] == "1" else "blocks"

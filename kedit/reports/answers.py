@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kedit.cases import KINDS, Case, Kind, questions
+from kedit.cases import KINDS, Case, Kind, questions_of
 from kedit.common.errors import InputError
 from kedit.papers import FOLDER
 from kedit.results.cells import Cell, find
@@ -63,7 +63,7 @@ def examples(cells: Sequence[Cell], kinds: Sequence[Kind], *, scoring: str = "fo
     before = outputs(cells[0], "before", scoring)
     lines: dict[tuple[Any, ...], dict[str, Any]] = {}
     for id in dict.fromkeys(case for case, *_ in before.index):
-        for q in sorted(questions(known[id], tuple(kinds)), key=lambda q: list(kinds).index(q.probe.kind)):
+        for q in sorted(questions_of(known[id], tuple(kinds)), key=lambda q: list(kinds).index(q.probe.kind)):
             place = (id, q.probe.kind, q.probe.group, q.index)
             lines[place] = {"prompt": q.probe.prompt, "wanted": q.probe.answers[0]}
     table = pd.DataFrame.from_dict(lines, orient="index")

@@ -14,14 +14,14 @@ from kedit.loop.tracker import Report
 from kedit.results.cell_files import META
 from kedit.results.cells import Cell
 from kedit.results.routing import ALL, routing
-from kedit.results.scores import COLUMNS, FLOOR, summary
+from kedit.results.scores import COLUMNS, UNEDITED_ROW, summary
 
 ROUTING = {  # name -> column of what was recalled
     "recall": "recall@k",
     "recall_at_1": "recall@1",
     "filter_recall": "filter recall",
     "filter_precision": "filter precision",
-    "injected": "injected",
+    "in_context": "in context",
 }
 LEFT_OUT = ("machine", "files", "kinds")  # of meta.json: on disk, and of no use for choosing runs
 
@@ -56,7 +56,7 @@ def scores_of(cell: Cell) -> dict[str, float]:
     for line in lines.to_dict("records"):
         numbers = {metric(name): line[name] for name in (*COLUMNS.values(), "HM", "Score") if name in line}
         numbers = {name: v for name, v in (numbers | {"n_cases": line["N"]}).items() if not math.isnan(v)}
-        end = "_unedited" if line["model"] == FLOOR else f"_T{line['T']}"
+        end = "_unedited" if line["model"] == UNEDITED_ROW else f"_T{line['T']}"
         found |= {key + end: value for key, value in numbers.items()}
         if line["T"] == lines["T"].max():
             found |= numbers
@@ -72,7 +72,7 @@ def routing_of(cell: Cell) -> dict[str, float]:
         if line["kind"] == ALL:
             found |= {f"routing_{name}": line[column] for name, column in ROUTING.items()}
         elif not line["group"]:
-            found[f"routing_rate_{line['kind']}"] = line["routed"]
+            found[f"routing_rate_{line['kind']}"] = line["in scope"]
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 

@@ -13,6 +13,7 @@ from kedit.cases import KNOWEDIT
 from kedit.common.errors import InputError
 from kedit.common.paths import runs, sweep_folder
 from kedit.results.cell_files import CONFIG, META, ROWS, STEPS, TRACES, is_finished
+from kedit.results.schema import check, upgraded
 
 # cells that differ in one of these stand in no table and in no picture together
 SAME = ("model", "dataset", "setting", "order_seed", "overrides", "versions")
@@ -43,13 +44,20 @@ class Cell:
         """What its tests were to ask; runs made before there was a choice asked KnowEdit's kinds."""
         return self.meta.get("kinds", list(KNOWEDIT))
 
+    @property
+    def schema(self) -> int:
+        """Of its rows. Raises InputError if a newer kedit wrote them."""
+        check(schema := int(self.meta.get("schema", 1)), str(self.directory))
+        return schema
+
     @cached_property
     def rows(self) -> pd.DataFrame:
-        return _read(self.directory / ROWS, dtype={"case": str, "gold": str, "pred": str})
+        rows = _read(self.directory / ROWS, dtype={"case": str, "gold": str, "pred": str})
+        return upgraded(rows, self.schema)
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        return _read(self.directory / STEPS)
+        return upgraded(_read(self.directory / STEPS), self.schema)
 
     def steps_to(self, T: int) -> pd.DataFrame:
         """Those up to the last test of this T."""

@@ -15,7 +15,7 @@ import pandas as pd
 from kedit.papers import printed
 from kedit.results.bootstrap import interval
 from kedit.results.cells import Cell
-from kedit.results.samples import Key, Sample, samples
+from kedit.results.samples import Sample, SampleKey, samples
 from kedit.results.scores import PAPER, Score
 
 COLUMNS = "paper table model setting T dataset editor metric value ci note printed_as".split()
@@ -70,7 +70,7 @@ def number(metric: str, value: float, replicates: np.ndarray | None, n: int) -> 
 def _averages(found: Sequence[Sample], paper: str, table: int | None) -> Iterator[dict[str, Any]]:
     """The paper's mean over its datasets, of editors that have run on all of them; KEDAS prints it without a T."""
     datasets = _averaged(paper, table)
-    groups: dict[Key, dict[str, list[Sample]]] = {}
+    groups: dict[SampleKey, dict[str, list[Sample]]] = {}
     for sample in found:
         key = sample.key._replace(dataset=AVERAGE, T=None if paper == "kedas" else sample.key.T)
         groups.setdefault(key, {}).setdefault(sample.key.dataset, []).append(sample)
@@ -89,7 +89,7 @@ def _averaged(paper: str, table: int | None) -> Sequence[str]:
     return named or KNOWEDIT_SETS
 
 
-def _average(key: Key, group: Mapping[str, Sample]) -> Iterator[dict[str, Any]]:
+def _average(key: SampleKey, group: Mapping[str, Sample]) -> Iterator[dict[str, Any]]:
     some = next(iter(group.values()))
     known = {
         "seeds": min(len(sample.seeds) for sample in group.values()),

@@ -8,8 +8,8 @@ recall@1          the same: the nearest string is one of it
 filter recall     of those where one was retrieved: one was accepted
 filter precision  of the strings that were accepted: those of the case's own edit, in a question about it. On the line
                   "all" of all kinds' strings: one that is accepted for a question about something else is wrong
-injected          of questions about the case's edit: a string of it stands in the prompt that the model read
-routed            of all questions: the model read something else than the question; 100 - routed is the locality of
+in context        of questions about the case's edit: a string of it stands in the prompt that the model read
+in scope          of all questions: the model read something else than the question; 100 minus this is the locality of
                   routing where the edit is not asked about
 
 A number has no meaning (NaN) where nothing is counted: the first five for kinds that the edit is not about, the
@@ -27,7 +27,7 @@ from kedit.results.cells import Cell
 ABOUT = ("reliability", "generality", "portability", "efficacy", "paraphrase")  # their answers follow from the edit
 UNRELATED = ("locality", "neighborhood")
 ALL = "all"
-MEASURES = ("recall@k", "recall@1", "filter recall", "filter precision", "injected", "routed")
+MEASURES = ("recall@k", "recall@1", "filter recall", "filter precision", "in context", "in scope")
 COLUMNS = ("T", "kind", "group", "N", *MEASURES)
 _QUESTION = ["step", "case", "kind", "group", "probe"]
 
@@ -46,7 +46,7 @@ def questions(cell: Cell) -> pd.DataFrame:
     if "route" not in rows:
         return pd.DataFrame()
     tested = rows[(rows["when"] == "test") & rows["kind"].isin(ABOUT + UNRELATED)].drop_duplicates(_QUESTION)
-    routes = [route if isinstance(route, dict) and "recalled" in route else {} for route in tested["route"]]
+    routes = [route if isinstance(route, dict) and "retrieved" in route else {} for route in tested["route"]]
     if not any(routes):
         return pd.DataFrame()
     own = _own_edits(cell.steps, tested)
@@ -65,7 +65,7 @@ def edit_numbers(steps: pd.DataFrame) -> pd.DataFrame:
 
 def _memories(steps: pd.DataFrame) -> pd.Series:
     """Which memory each step writes to: the first edits after a restore are all that it has so far."""
-    return (steps["edits_so_far"] == steps["cases"].str.len()).cumsum()
+    return (steps["cases_so_far"] == steps["cases"].str.len()).cumsum()
 
 
 def _own_edits(steps: pd.DataFrame, tested: pd.DataFrame) -> list[float]:
@@ -80,24 +80,24 @@ def _own_edits(steps: pd.DataFrame, tested: pd.DataFrame) -> list[float]:
 
 def _judged(route: Mapping[str, Any], own: float) -> dict[str, int]:
     """One question's counts; no route is one for which nothing was recalled."""
-    recalled = route.get("recalled", [])
-    mine = [found["edit"] == own for found in recalled]
-    accepted = [is_own for is_own, found in zip(mine, recalled, strict=True) if found["accepted"]]
+    retrieved = route.get("retrieved", [])
+    mine = [found["edit"] == own for found in retrieved]
+    accepted = [is_own for is_own, found in zip(mine, retrieved, strict=True) if found["accepted"]]
     return {
         "retrieved": int(any(mine)),
         "nearest": int(any(mine[:1])),
         "kept": int(any(accepted)),
         "accepted": len(accepted),
         "right": sum(accepted),
-        "injected": int(any(accepted[: len(route.get("injected", []))])),  # the first of the accepted are injected
-        "routed": int(route.get("routed", 0)),
-        "filtered": int(any("probability" in found for found in recalled)),
+        "in context": int(any(accepted[: len(route.get("in_context", []))])),  # the first of the accepted
+        "in scope": int(route.get("in_scope", 0)),
+        "filtered": int(any("probability" in found for found in retrieved)),
     }
 
 
 def _lines(T: int, asked: pd.DataFrame) -> Iterator[dict[str, Any]]:
     filtered = bool(asked["filtered"].any())
-    yield {"T": T, "kind": ALL, "group": ""} | _measures(asked, filtered) | {"routed": float("nan")}
+    yield {"T": T, "kind": ALL, "group": ""} | _measures(asked, filtered) | {"in scope": float("nan")}
     for kind in KINDS:
         of_kind = asked[asked["kind"] == kind]
         if len(of_kind):
@@ -109,13 +109,13 @@ def _lines(T: int, asked: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 def _measures(asked: pd.DataFrame, filtered: bool) -> dict[str, float | int]:
     about = asked[asked["kind"].isin(ABOUT)]
-    n = {name: int(about[name].sum()) for name in ("retrieved", "nearest", "kept", "right", "injected")}
+    n = {name: int(about[name].sum()) for name in ("retrieved", "nearest", "kept", "right", "in context")}
     found = {
         "N": len(asked),
         "recall@k": _share(n["retrieved"], len(about)),
         "recall@1": _share(n["nearest"], len(about)),
-        "injected": _share(n["injected"], len(about)),
-        "routed": _share(int(asked["routed"].sum()), len(asked)),
+        "in context": _share(n["in context"], len(about)),
+        "in scope": _share(int(asked["in scope"].sum()), len(asked)),
     }
     if filtered and len(about):
         found["filter recall"] = _share(n["kept"], n["retrieved"])

@@ -11,13 +11,13 @@ import pandas as pd
 from kedit.common.errors import InputError
 from kedit.results.bootstrap import over_seeds, resampled_means
 from kedit.results.cells import Cell
-from kedit.results.scores import PAPER, PLAIN, Measures, Score, by_case, combined
+from kedit.results.scores import PAPER, PLAIN, PaperMetrics, Score, by_case, combined
 
 UNEDITED = "none"
 COSTS = ("editing_hours", "inference_hours", "memory_gb")  # KEDAS's Table 7
 
 
-class Key(NamedTuple):
+class SampleKey(NamedTuple):
     """Which column of numbers: all that a table distinguishes besides the metric."""
 
     model: str
@@ -31,9 +31,9 @@ class Key(NamedTuple):
 class Sample:
     """One editor's case values, of each seed, and the cells they come from."""
 
-    key: Key
+    key: SampleKey
     seeds: Mapping[int, pd.DataFrame]  # case x metric
-    measures: Measures
+    measures: PaperMetrics
     score: Score
     cells: Sequence[Cell]
     failed: int = 0
@@ -94,7 +94,7 @@ def samples(
     cells = list(cells)
     ran = {cell.meta["editor"] for cell in cells}
     stand_in = {ours: theirs for ours, theirs in (same_as or {}).items() if theirs not in ran}
-    tests: dict[Key, dict[int, _Test]] = {}
+    tests: dict[SampleKey, dict[int, _Test]] = {}
     for cell in cells:
         for key, test in _tests(cell, stand_in):
             _keep(tests.setdefault(key, {}), key, test)
@@ -109,7 +109,7 @@ def asked_T(cell: Cell) -> int:
     return T if isinstance(T, int) else cell.meta["effective_T"]
 
 
-def _tests(cell: Cell, same_as: Mapping[str, str]) -> Iterator[tuple[Key, _Test]]:
+def _tests(cell: Cell, same_as: Mapping[str, str]) -> Iterator[tuple[SampleKey, _Test]]:
     """Blocks of one are single editing, by definition."""
     meta = cell.meta
     rows = cell.rows
@@ -118,10 +118,10 @@ def _tests(cell: Cell, same_as: Mapping[str, str]) -> Iterator[tuple[Key, _Test]
         stands_for = asked_T(cell) if last else int(T)
         setting = "single" if meta["setting"] == "blocks" and stands_for == 1 else meta["setting"]
         editor = same_as.get(meta["editor"], meta["editor"])
-        yield Key(meta["model"], setting, stands_for, meta["dataset"], editor), _Test(cell, int(T), last)
+        yield SampleKey(meta["model"], setting, stands_for, meta["dataset"], editor), _Test(cell, int(T), last)
 
 
-def _keep(by_seed: dict[int, _Test], key: Key, test: _Test) -> None:
+def _keep(by_seed: dict[int, _Test], key: SampleKey, test: _Test) -> None:
     """A cell that was run for this T comes before another's checkpoint; two of them cannot both fill a place."""
     seed = test.cell.meta["seed"]
     there = by_seed.get(seed)
@@ -135,7 +135,9 @@ def _keep(by_seed: dict[int, _Test], key: Key, test: _Test) -> None:
         )
 
 
-def _sample(key: Key, by_seed: Mapping[int, _Test], measures: Measures, scoring: Score, costs: bool = False) -> Sample:
+def _sample(
+    key: SampleKey, by_seed: Mapping[int, _Test], measures: PaperMetrics, scoring: Score, costs: bool = False
+) -> Sample:
     unedited = key.editor == UNEDITED
     return Sample(
         key=key,

@@ -20,13 +20,13 @@ from kedit.evaluation.metrics import half_width, harmonic_mean
 Score = Literal["token", "exact", "generate", "magnitude"]
 Merge = Literal["case_macro", "group_macro", "prompt_micro"]
 
-SAID = {  # of each way, in a caption
+SCORING_CAPTIONS = {  # of each way, in a caption
     "token": "teacher-forced token match",
     "exact": "teacher-forced exact match",
     "generate": "free greedy generation",
     "magnitude": "probability of the right object less that of the competing one",
 }
-FLOOR = "(unedited)"
+UNEDITED_ROW = "(unedited)"
 COLUMNS = {  # a probe's kind -> the papers' word for its score
     "reliability": "edit success",
     "generality": "generality",
@@ -66,7 +66,7 @@ def summary(
     asked = {*KNOWEDIT, *frame["kind"]} if kinds is None else {*kinds}
     shown = [kind for kind in COLUMNS if kind in asked]
     tests = frame[frame["when"] == "test"]
-    lines = [_line(FLOOR, 0, frame[frame["when"] == "before"], shown, score, merge)]
+    lines = [_line(UNEDITED_ROW, 0, frame[frame["when"] == "before"], shown, score, merge)]
     lines += [_line("edited", int(T), group, shown, score, merge) for T, group in tests.groupby("T")]
     return pd.DataFrame(lines)
 
@@ -116,7 +116,7 @@ def per_case(
 
 
 @dataclass(frozen=True)
-class Measures:
+class PaperMetrics:
     """A paper's metrics: of which kinds' probes (x `scale`), and the one that is combined from others."""
 
     kinds: Mapping[str, str | tuple[str, ...]]
@@ -129,27 +129,27 @@ class Measures:
 
 
 _KNOWEDIT = {"edit_success": "reliability", "portability": "portability", "locality": "locality"}
-PAPER: dict[str, Measures] = {
-    "kdpo": Measures(
+PAPER: dict[str, PaperMetrics] = {
+    "kdpo": PaperMetrics(
         {**_KNOWEDIT, "edit_success": ("reliability", "generality"), "fluency": "fluency"},  # §4
         scale={"fluency": 0.01},
         said="edit success = the edit's prompt and its paraphrases together; fluency = n-gram entropy",
     ),
-    "kedas": Measures(
+    "kedas": PaperMetrics(
         {**_KNOWEDIT, "fluency": "fluency"},
         combined="hm",
         parts=("edit_success", "locality", "portability"),
         said="edit success = reliability; HM = harmonic mean of the scores that the dataset has; "
         "fluency = n-gram entropy x100",
     ),
-    "overtone": Measures(
+    "overtone": PaperMetrics(
         {"edit_success": "reliability", "generality": "generality", **_KNOWEDIT},
         combined="avg",
         parts=("edit_success", "generality", "portability", "locality"),
         combine=fmean,
         said="reliability = the edit's prompt; Avg. = arithmetic mean of the scores that the dataset has",
     ),
-    "ft_editing": Measures(
+    "ft_editing": PaperMetrics(
         {
             "efficacy": "efficacy",
             "generalization": "paraphrase",
@@ -164,10 +164,10 @@ PAPER: dict[str, Measures] = {
     ),
 }
 # of no paper: every kind by its own name
-PLAIN = Measures({name.replace(" ", "_"): kind for kind, name in COLUMNS.items()}, "hm", ("edit_success", *HM[1:]))
+PLAIN = PaperMetrics({name.replace(" ", "_"): kind for kind, name in COLUMNS.items()}, "hm", ("edit_success", *HM[1:]))
 
 
-def by_case(rows: pd.DataFrame, measures: Measures, score: Score = "token") -> pd.DataFrame:
+def by_case(rows: pd.DataFrame, measures: PaperMetrics, score: Score = "token") -> pd.DataFrame:
     """One line a case, one column a metric; NaN where a case has no probe of it. What a bootstrap draws from."""
     found = {name: per_case(rows, kind, score) for name, kind in measures.kinds.items()}
     columns = {
@@ -177,7 +177,7 @@ def by_case(rows: pd.DataFrame, measures: Measures, score: Score = "token") -> p
     return pd.DataFrame(columns, index=cases, columns=list(measures.kinds), dtype=float)
 
 
-def combined(means: np.ndarray, names: Sequence[str], measures: Measures, score: Score = "token") -> np.ndarray:
+def combined(means: np.ndarray, names: Sequence[str], measures: PaperMetrics, score: Score = "token") -> np.ndarray:
     """The combined metric of each line of means (columns: `names`); NaN where it is not defined."""
     has = [name for name in measures.parts if name in names and not np.isnan(means[:, names.index(name)]).all()]
     if not has or (len(has) < len(measures.parts) and not measures.partial) or score == "magnitude":

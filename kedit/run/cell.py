@@ -64,16 +64,16 @@ class Parts:
 def assemble(cfg: DictConfig) -> Parts:
     """Everything that can be built and checked before a model is loaded and a directory made."""
     editor, evaluator, tracker = (instantiate(cfg[part], _convert_="all") for part in ("editor", "eval", "tracker"))
-    dataset = instantiate(cfg.dataset, _convert_="all")(train=editor.wants_train)
+    dataset = instantiate(cfg.dataset, _convert_="all")(train=editor.needs_train)
     steps = list(instantiate(cfg.setting, _convert_="all")(dataset.cases, cfg.T))
     if editor.needs_subject:
         check_subjects(case for step in steps for case in step.edit)
-    if evaluator.each_step and not editor.tells_steps:
+    if evaluator.each_step and not editor.reports_steps:
         raise InputError(
             f"eval.each_step={list(evaluator.each_step)}: {type(editor).__name__} does not tell its optimiser steps; "
             "set eval.each_step=[], or choose an editor that trains edit by edit"
         )
-    editor.foresee([edit for step in steps for case in step.edit for edit in case.edits])
+    editor.prepare([edit for step in steps for case in step.edit for edit in case.edits])
     return Parts(editor, evaluator, tracker, dataset, steps)
 
 

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from kedit.common.errors import InputError
 from kedit.common.paths import ROOT
-from kedit.covariance.estimate import Moment, Statistics, faults, kept_moments
+from kedit.covariance.estimate import Covariance, Moment, faults, kept_moments
 from kedit.run.cell import load_model, one_sentence
 
 log = logging.getLogger(__name__)
@@ -37,19 +37,19 @@ def build(given: argparse.Namespace) -> None:
         lm = load_model(cfg)
         layers = given.layers
         if layers is None:
-            touched = instantiate(cfg.editor, _convert_="all").touches(lm)
+            touched = instantiate(cfg.editor, _convert_="all").edited_parameters(lm)
             layers = [i for i in range(lm.anatomy.n_layers) if lm.anatomy.mlp_out.format(i) + ".weight" in touched]
         for layer, home in zip(layers, wanted.build(lm, layers), strict=True):
             out().print(f"layer {layer}: {home}", markup=False)
 
 
-def statistics(cfg: DictConfig, given: argparse.Namespace) -> Statistics:
+def statistics(cfg: DictConfig, given: argparse.Namespace) -> Covariance:
     """The editor's, with what is given beside it."""
     own = dict(cfg.editor.get("statistics") or {"corpus": None, "tokens": 0})
     if given.layers is None and "statistics" not in cfg.editor:
         raise InputError("this editor needs no second moments; give editor=memit or another that does, or --layers")
     changed = {name: getattr(given, name) for name in ("corpus", "tokens", "window") if getattr(given, name)}
-    return Statistics(
+    return Covariance(
         **{name: value for name, value in (own | changed).items() if name != "_target_"} | {"files": None}
     )
 

@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from kedit.common.errors import InputError
 from kedit.common.text_files import read_jsonl
 from kedit.editors.incontext import Candidate, InContext
-from kedit.editors.incontext.edit_memory import Entry
+from kedit.editors.incontext.edit_memory import MemoryEntry
 from kedit.loop.checkpoint import committed_step, editor_state
 from kedit.reports.table import formats
 from kedit.reports.table.formats import Grid, Line
@@ -33,7 +33,7 @@ from kedit.run.cell import one_sentence
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedMemory:
     """A cell's editor as the last commit left its memory, with the parts that recall and no others."""
 
     cell: Cell
@@ -68,10 +68,10 @@ class Kept:
     def measure(self) -> str:
         return "cosine" if self.config["memory"].get("normalize", True) else "product"
 
-    def line(self, entry: Entry, *before: str) -> Line:
+    def line(self, entry: MemoryEntry, *before: str) -> Line:
         """One stored string, behind what is said of it."""
         place = (str(entry.edit), self.cases.get(entry.edit, "-"), entry.form)
-        return Line((*before, *place), (formats.Entry(entry.text),))
+        return Line((*before, *place), (formats.TableCell(entry.text),))
 
     @property
     def _filter(self) -> Mapping[str, Any] | None:
@@ -88,7 +88,7 @@ class Kept:
         return {**config, "trained": folder}
 
 
-def kept(place: str) -> Kept:
+def saved_memory(place: str) -> SavedMemory:
     """Raises InputError where there is no one cell with a memory."""
     cells = find(place)
     where = cells[0].directory
@@ -98,7 +98,7 @@ def kept(place: str) -> Kept:
         raise InputError(
             f"{where}: its editor {cells[0].meta['editor']} has no memory of edits; give a run of one, e.g. ike"
         )
-    found = Kept(cells[0], committed_step(where / STATE))
+    found = SavedMemory(cells[0], committed_step(where / STATE))
     if found.step < 0:
         raise InputError(f"{where} has not kept its state; remove it and run it again with keep_state=true")
     if found.step == 0 or not editor_state(where / STATE, found.step):
@@ -112,7 +112,7 @@ def kept(place: str) -> Kept:
 # --- what is asked ---------------------------------------------------------------------------------------------------
 
 
-def listed(of: Kept, edit: int | None = None) -> Grid:
+def listed(of: SavedMemory, edit: int | None = None) -> Grid:
     """Every stored string, or those of one edit."""
     memory = of.editor().memory
     if edit is not None and not 0 <= edit < memory.edits:
@@ -121,7 +121,7 @@ def listed(of: Kept, edit: int | None = None) -> Grid:
     return _grid((), lines, f"{len(memory.entries)} strings of {memory.edits} edits after step {of.step}.")
 
 
-def found(of: Kept, text: str, k: int) -> Grid:
+def found(of: SavedMemory, text: str, k: int) -> Grid:
     """The k nearest strings, whatever the filter would say of them."""
     if k < 1:
         raise InputError(f"-k {k}: give at least 1")
@@ -132,18 +132,18 @@ def found(of: Kept, text: str, k: int) -> Grid:
     return _grid((of.measure,), lines, f"The nearest of {len(memory.entries)} strings.")
 
 
-def explained(of: Kept, query: str) -> tuple[Grid, list[str]]:
+def explained(of: SavedMemory, query: str) -> tuple[Grid, list[str]]:
     """What is recalled for a query, string by string, and what follows from it."""
     editor = of.editor(filtered=True)
     editor.memory.load()
-    [recalled] = editor.recall([query])
-    chosen = editor.injected(recalled)
+    [retrieved] = editor.retrieve([query])
+    chosen = editor.in_context(retrieved)
     lines = [
         of.line(one.hit.entry, f"{one.hit.cosine:.3f}", _probability(one), verdict(editor, one, chosen))
-        for one in recalled
+        for one in retrieved
     ]
     accepts = f"accepted from probability {editor.filter.threshold:g}" if editor.filter else "no filter: all accepted"
-    said = f"The {len(recalled)} nearest of {len(editor.memory.entries)} strings; {accepts}."
+    said = f"The {len(retrieved)} nearest of {len(editor.memory.entries)} strings; {accepts}."
     grid = _grid((of.measure, "probability", "verdict"), lines, said)
     return grid, list(consequences(of, editor, query, [one.hit.entry.text for one in chosen]))
 
@@ -151,11 +151,11 @@ def explained(of: Kept, query: str) -> tuple[Grid, list[str]]:
 def verdict(editor: InContext, one: Candidate, chosen: Sequence[Candidate]) -> str:
     """Why it is in the prompt or not."""
     if one in chosen:
-        return "injected"
+        return "in context"
     return f"accepted, beyond inject={editor.inject}" if one.accepted else "refused"
 
 
-def consequences(of: Kept, editor: InContext, query: str, facts: Sequence[str]) -> Iterator[str]:
+def consequences(of: SavedMemory, editor: InContext, query: str, facts: Sequence[str]) -> Iterator[str]:
     """What the model would read, and which model reads it."""
     by = of.cell.config["eval"]["routed_by"]
     if by != "prompt":
@@ -177,7 +177,7 @@ def _probability(one: Candidate) -> str:
 
 
 def _grid(before: tuple[str, ...], lines: Sequence[Line], said: str) -> Grid:
-    """`before`: the columns that a question adds to those of Kept.line."""
+    """`before`: the columns that a question adds to those of SavedMemory.line."""
     return Grid("", (*before, "edit", "case", "form"), (("text",),), tuple(lines), said, prose=("text",))
 
 
@@ -204,7 +204,7 @@ def main() -> None:
     given = arguments()
     disable_progress_bar()
     try:
-        of = kept(given.cell)
+        of = saved_memory(given.cell)
         if given.command == "list":
             formats.show([listed(of, given.edit)])
         elif given.command == "search":

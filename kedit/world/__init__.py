@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kedit.common.cache import artefact
+from kedit.common.cache import cached
 from kedit.lm import LM
 from kedit.lm import load as load_directory
 from kedit.world.edits import documents, more_training, running_text
@@ -30,5 +30,5 @@ def load(
     with a progress bar) and then read from the cache."""
     world, recipe = World(people, relations, world_seed), Recipe(steps=steps, width=width, layers=layers, mlp=mlp)
     shipped = (world, recipe) == (World(), Recipe())
-    directory = WEIGHTS if shipped else artefact("world", key(world, recipe), lambda new: train(world, recipe, new))
+    directory = WEIGHTS if shipped else cached("world", key(world, recipe), lambda new: train(world, recipe, new))
     return load_directory(str(directory), token_budget=token_budget)

@@ -8,7 +8,7 @@ from hashlib import sha256
 from kedit.cases import Case, Edit, Probe
 from kedit.common.errors import InputError
 from kedit.data import Dataset
-from kedit.data.dataset import overlap
+from kedit.data.dataset import leakage_note
 from kedit.world.corpus import Corpus
 from kedit.world.facts import GEO_TEMPLATES, TEMPLATES, Person, World
 
@@ -58,7 +58,7 @@ def load(
         train=taught,
         source=f"world(people={people}, relations={relations}, world_seed={world_seed}), edits drawn with seed {seed}",
         sha256=sha256(repr(cases).encode()).hexdigest(),
-        notes=(*asker.notes(), *overlap(taught, cases)),
+        notes=(*asker.notes(), *leakage_note(taught, cases)),
         held_out=held_out(world),
     )
 
@@ -133,8 +133,8 @@ class Asker:
             *self._portability(drawn),
             *self._locality(person, relation),
             Probe("fluency", prompt, (), topic=f"{relation}/{new}"),
-            Probe("efficacy", prompt, (new,), contrast=old),
-            Probe("paraphrase", rephrase, (new,), "held_out_wording", contrast=old),
+            Probe("efficacy", prompt, (new,), competing_answer=old),
+            Probe("paraphrase", rephrase, (new,), "held_out_wording", competing_answer=old),
             *self._neighborhood(drawn),
         ]
         return Case(f"world-{self.world.seed}-{person.index}", (Edit(prompt, new, person.name, old),), tuple(probes))
@@ -168,7 +168,7 @@ class Asker:
         rng = random.Random(f"neighborhood-{drawn.person.index}-{relation}")  # leaves the other probes' draws alone
         for neighbor in rng.sample(sharing, min(NEIGHBORS, len(sharing))):
             prompt = TEMPLATES[relation][0].format(s=neighbor.name)
-            yield Probe("neighborhood", prompt, (old,), contrast=drawn.answer)
+            yield Probe("neighborhood", prompt, (old,), competing_answer=drawn.answer)
 
 
 def documents(n: int) -> list[str]:

@@ -55,7 +55,7 @@ class Tuner(WithExamples):
         """What is trained for one edit: the edit, and its examples."""
         return [edit, *self.examples_of(edit)]
 
-    def touches(self, lm: LM) -> Sequence[str]:
+    def edited_parameters(self, lm: LM) -> Sequence[str]:
         part = "block" if self.adapter else str(self.parameters)
         return lm.anatomy.parameters(lm.model, part, self._layers(lm))
 
@@ -67,7 +67,7 @@ class Tuner(WithExamples):
     @contextmanager
     def tuned(self, lm: LM) -> Iterator[list[nn.Parameter]]:
         """The parameters to train; they, and no others, receive gradients inside, and nothing of it is left behind."""
-        parameters = self.adapter.open(lm, self.layers) if self.adapter else lm.track(self.touches(lm))
+        parameters = self.adapter.open(lm, self.layers) if self.adapter else lm.track(self.edited_parameters(lm))
         for parameter in parameters:
             parameter.requires_grad_(True)
         try:

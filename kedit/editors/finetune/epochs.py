@@ -26,7 +26,7 @@ from kedit.editors.finetune.base import Tuner, finite
 from kedit.editors.finetune.training_checkpoint import Checkpoint
 from kedit.lm import LM
 from kedit.lm.start_weights import StartWeights
-from kedit.losses import View
+from kedit.losses import LossInputs
 
 
 @dataclass(kw_only=True, eq=False)
@@ -68,7 +68,7 @@ class StandardFineTune(Tuner):
         if not edits:
             return {}
         with self.tuned(lm) as parameters, checkpointing(lm) if self.gradient_checkpointing else nullcontext():
-            return Training(self, lm, Composed(self, edits), parameters).run()
+            return TrainingRun(self, lm, Composed(self, edits), parameters).run()
 
 
 class Composed(Sequence[Edit]):
@@ -95,7 +95,7 @@ class Objective(nn.Module):
 
     def forward(self, facts: Sequence[Edit]) -> Float[Tensor, ""]:
         batch = self.lm.encode([f.prompt for f in facts], [f.target_new for f in facts], self.tuner.mask)
-        view, loss = View(self.lm, facts, batch, self.start), deepcopy(self.tuner.loss)
+        view, loss = LossInputs(self.lm, facts, batch, self.start), deepcopy(self.tuner.loss)
         logits = view.logits()
         learnt = loss.refresh(view, logits, cycle=0)
         read = loss.reads(view)
@@ -107,7 +107,7 @@ class Objective(nn.Module):
         return total + self.tuner.adapter.regulariser() if self.tuner.adapter else total
 
 
-class Training:
+class TrainingRun:
     """One training: optimiser, schedule, order of batches, checkpoints."""
 
     def __init__(self, tuner: StandardFineTune, lm: LM, data: Composed, parameters: Sequence[nn.Parameter]):

@@ -15,9 +15,9 @@ from kedit.cases import Edit
 from kedit.common.errors import InputError
 from kedit.editors.finetune.base import Tuner, finite
 from kedit.lm import LM
-from kedit.lm.partial_forward import Passes
+from kedit.lm.partial_forward import TrainingForward
 from kedit.lm.start_weights import StartWeights
-from kedit.losses import Loss, View
+from kedit.losses import Loss, LossInputs
 
 
 @dataclass(kw_only=True, eq=False)
@@ -30,7 +30,7 @@ class FineTune(Tuner):
     the start of the edit. `delta_times` adds the edit's change that many times.
     """
 
-    tells_steps: ClassVar[bool] = True
+    reports_steps: ClassVar[bool] = True
 
     steps: int
     cycles: int = 1
@@ -55,14 +55,14 @@ class FineTune(Tuner):
             optimizer = torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.decay(len(edits)))
             losses = self._train(tasks, optimizer, start)
             if self.delta_times != 1:
-                start.stretch(self.delta_times)
+                start.scale_delta(self.delta_times)
         return {"steps": len(losses), "loss": losses[-1] if losses else 0.0}
 
-    def _view(self, lm: LM, edits: Sequence[Edit], start: StartWeights) -> View:
+    def _view(self, lm: LM, edits: Sequence[Edit], start: StartWeights) -> LossInputs:
         facts = [fact for edit in edits for fact in self.facts(edit)]
         batch = lm.encode([fact.prompt for fact in facts], [fact.target_new for fact in facts], self.mask)
         trained = [name for name, parameter in lm.model.named_parameters() if parameter.requires_grad]
-        return View(lm, facts, batch, start, Passes(lm, trained))
+        return LossInputs(lm, facts, batch, start, TrainingForward(lm, trained))
 
     def _train(self, tasks: Sequence["Task"], optimizer: torch.optim.Adam, start: StartWeights) -> list[float]:
         """The loss before each optimiser step."""
@@ -105,7 +105,7 @@ class FineTune(Tuner):
 class Task:
     """A batch of edits with its own copy of the loss."""
 
-    view: View
+    view: LossInputs
     loss: Loss
     learnt: bool = False  # nothing was left to learn when the cycle began
 

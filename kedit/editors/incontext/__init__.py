@@ -14,8 +14,8 @@ from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
 from kedit.editors import Editor
 from kedit.editors.incontext.alignment import Alignment
-from kedit.editors.incontext.augmentation import Augmentation, worded
-from kedit.editors.incontext.edit_memory import Hit, Memory
+from kedit.editors.incontext.augmentation import Augmentation, with_augmentations
+from kedit.editors.incontext.edit_memory import EditMemory, Hit
 from kedit.editors.incontext.filter import Filter
 from kedit.editors.incontext.prompts import Prompt
 from kedit.lm import LM, Route
@@ -43,7 +43,7 @@ class InContext(Editor):
     cases, of which `more_training` may make more.
     """
 
-    memory: Memory
+    memory: EditMemory
     prompt: Prompt
     augmentation: Augmentation | None = None
     filter: Filter | None = None
@@ -62,13 +62,13 @@ class InContext(Editor):
             )
 
     @property
-    def wants_train(self) -> bool:  # type: ignore[override]
-        return any(part is not None and part.wants_train for part in (self.prompt, self.filter, self.alignment))
+    def needs_train(self) -> bool:  # type: ignore[override]
+        return any(part is not None and part.needs_train for part in (self.prompt, self.filter, self.alignment))
 
-    def foresee(self, edits: Sequence[Edit]) -> None:
+    def prepare(self, edits: Sequence[Edit]) -> None:
         self.memory.load()
         if self.augmentation:
-            self.augmentation.foresee(edits)
+            self.augmentation.prepare(edits)
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         self.memory.load()
@@ -79,14 +79,14 @@ class InContext(Editor):
         if self.alignment:
             self.alignment.fit(lm, train)
 
-    def described(self) -> Mapping[str, Any]:
+    def fit_report(self) -> Mapping[str, Any]:
         parts = {"filter": self.filter, "alignment": self.alignment}
-        return {name: part.described() for name, part in parts.items() if part}
+        return {name: part.fit_report() for name, part in parts.items() if part}
 
     def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
         if not edits:
             return {}
-        self.memory.add(worded(edits, self.augmentation))
+        self.memory.add(with_augmentations(edits, self.augmentation))
         if self.filter:
             self.filter.forget()
         self._take_over(lm)
@@ -111,7 +111,7 @@ class InContext(Editor):
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def recall(self, queries: Sequence[str]) -> list[list[Candidate]]:
+    def retrieve(self, queries: Sequence[str]) -> list[list[Candidate]]:
         """What is retrieved for each query, the nearest first, and whether the filter accepts it."""
         retrieved = self.memory.nearest(queries)
         if self.filter is None:
@@ -121,27 +121,27 @@ class InContext(Editor):
         judged = [[(hit, next(probabilities)) for hit in hits] for hits in retrieved]
         return [[Candidate(hit, p, p >= self.filter.threshold) for hit, p in hits] for hits in judged]
 
-    def injected(self, recalled: Sequence[Candidate]) -> list[Candidate]:
+    def in_context(self, retrieved: Sequence[Candidate]) -> list[Candidate]:
         """What the prompt is given of it."""
-        return [candidate for candidate in recalled if candidate.accepted][: self.inject]
+        return [candidate for candidate in retrieved if candidate.accepted][: self.inject]
 
     def _route(self, lm: LM, prompts: Sequence[str], keys: Sequence[str]) -> list[Route]:
-        recalled = self.recall(keys)
-        facts = [[candidate.hit.entry.text for candidate in self.injected(found)] for found in recalled]
+        retrieved = self.retrieve(keys)
+        facts = [[candidate.hit.entry.text for candidate in self.in_context(found)] for found in retrieved]
         some = [i for i, known in enumerate(facts) if known]
         written = dict(
             zip(some, self.prompt.compose(lm, [prompts[i] for i in some], [facts[i] for i in some]), strict=True)
         )
-        return [self._to(prompt, written.get(i, prompt), recalled[i], facts[i]) for i, prompt in enumerate(prompts)]
+        return [self._to(prompt, written.get(i, prompt), retrieved[i], facts[i]) for i, prompt in enumerate(prompts)]
 
-    def _to(self, prompt: str, written: str, recalled: Sequence[Candidate], facts: Sequence[str]) -> Route:
-        routed = written != prompt
-        adapted = self.alignment is not None and (routed or self.aligned_when == "always")
+    def _to(self, prompt: str, written: str, retrieved: Sequence[Candidate], facts: Sequence[str]) -> Route:
+        in_scope = written != prompt
+        adapted = self.alignment is not None and (in_scope or self.aligned_when == "always")
         adapter = self.alignment.name if self.alignment and adapted else None
         info = {
-            "recalled": [_told(candidate) for candidate in recalled],
-            "injected": list(facts) if routed else [],
-            "routed": int(routed),
+            "retrieved": [_told(candidate) for candidate in retrieved],
+            "in_context": list(facts) if in_scope else [],
+            "in_scope": int(in_scope),
             "adapter": adapter,
         }
         return Route(written, adapter, info)

@@ -21,7 +21,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 
 from kedit.cases import Case, Edit
-from kedit.common.cache import artefact, cache, digest
+from kedit.common.cache import cache_folder, cached, digest
 from kedit.common.errors import InputError
 from kedit.common.seeding import seeded
 from kedit.editors.finetune.epochs import StandardFineTune
@@ -68,8 +68,8 @@ class Alignment:
             self._home = _checked(Path(self.trained).expanduser(), self.name)
 
     @property
-    def wants_train(self) -> bool:
-        return self.trained is None and self.conversations.wants_train
+    def needs_train(self) -> bool:
+        return self.trained is None and self.conversations.needs_train
 
     @property
     def name(self) -> str | None:
@@ -113,7 +113,7 @@ class Alignment:
             for parameter, value in zip(lm.track(list(values)), values.values(), strict=True):
                 parameter.copy_(value)
 
-    def described(self) -> dict[str, Any]:
+    def fit_report(self) -> dict[str, Any]:
         """Conversations by kind, those left out, steps, the last epoch's loss, seconds; and where it is kept."""
         where = {"kept": None if self._unkept else str(self._learnt)}
         return where if self.trained is not None else json.loads((self._learnt / ABOUT).read_text()) | where
@@ -151,7 +151,7 @@ class Alignment:
             "seed": self.seed,
             "versions": [torch.__version__, transformers.__version__, peft.__version__],
         }
-        self.tuner.scratch = cache() / KIND / f".partial-{digest(key)}"  # a killed training continues there
+        self.tuner.scratch = cache_folder() / KIND / f".partial-{digest(key)}"  # a killed training continues there
         processes = PartialState(cpu=lm.device.type == "cpu")
         begun = []
 
@@ -161,14 +161,14 @@ class Alignment:
             shutil.rmtree(str(self.tuner.scratch), ignore_errors=True)
 
         if processes.is_main_process:
-            artefact(KIND, key, build)
+            cached(KIND, key, build)
             if not begun:
                 broadcast_object_list([False])
         elif broadcast_object_list([None])[0]:  # the main process has the lock: the others train with it, and no more
             with TemporaryDirectory() as folder:
                 self._train(lm, data, about, Path(folder))
         processes.wait_for_everyone()
-        return artefact(KIND, key, build)
+        return cached(KIND, key, build)
 
     def _train(self, lm: LM, data: Sequence[Edit], about: Mapping[str, Any], folder: Path) -> None:
         log.info("alignment: %d conversations, once for this model and these settings", len(data))

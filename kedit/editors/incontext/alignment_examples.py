@@ -12,7 +12,7 @@ from typing import ClassVar
 from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
 from kedit.data.records import Record, read_records
-from kedit.editors.incontext.augmentation import Augmentation, qa, worded
+from kedit.editors.incontext.augmentation import Augmentation, qa, with_augmentations
 from kedit.editors.incontext.prompts import UpdatedInformation
 from kedit.editors.incontext.vector_index import Index
 from kedit.lm.sentence_encoder import MINILM, load
@@ -24,7 +24,7 @@ FOLLOWS = (*REPHRASED, "portability")  # ... that an edit decides
 class Conversations:
     """A source of conversations."""
 
-    wants_train: ClassVar[bool] = False
+    needs_train: ClassVar[bool] = False
 
     def build(self, train: Sequence[Case], prompt: UpdatedInformation) -> dict[str, list[Edit]]:
         """By kind; always the same for the same training cases. Raises InputError where there is nothing to learn
@@ -39,7 +39,7 @@ class Released(Conversations):
     are taken; they are written in LTE's prompt already."""
 
     path: str | None
-    wants_train: ClassVar[bool] = False
+    needs_train: ClassVar[bool] = False
 
     def build(self, train: Sequence[Case], prompt: UpdatedInformation) -> dict[str, list[Edit]]:
         if self.path is None:
@@ -92,7 +92,7 @@ class FromCases(Conversations):
     augmentation: Augmentation | None = None
     general: str | None = None
     seed: int = 0
-    wants_train: ClassVar[bool] = True
+    needs_train: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         unknown = set(self.draws) - set(KINDS)
@@ -107,7 +107,7 @@ class FromCases(Conversations):
                 "alignment learns from training cases and the data has none; give some with dataset.train_path "
                 "(world: dataset.train_people), or a trained adapter with editor.alignment.trained=DIR"
             )
-        speaker = Speaker(self, train, prompt, _instructions(self.general) if self.general else [])
+        speaker = ExampleSampler(self, train, prompt, _instructions(self.general) if self.general else [])
         spoken: dict[str, list[Edit]] = {kind: [] for kind in KINDS if self.draws.get(kind)}
         for case in range(len(train) * self.rounds):
             for kind, conversations in spoken.items():
@@ -122,7 +122,7 @@ def _instructions(file: str) -> list[Edit]:
     return [Edit(record.text("instruction"), record.text("output")) for record in records]
 
 
-class Speaker:
+class ExampleSampler:
     """Draws one conversation after another about training cases, named by their place; none where a case has no
     question of the kind."""
 
@@ -201,14 +201,14 @@ class Speaker:
         return Edit(self.prompt.write(query.prompt, facts), query.target_new)
 
 
-KINDS: dict[str, Callable[[Speaker, int], Edit | None]] = {
-    "in_scope": Speaker.in_scope,
-    "in_scope_alone": Speaker.in_scope_alone,
-    "out_of_scope": Speaker.out_of_scope,
-    "out_of_scope_alone": Speaker.out_of_scope_alone,
-    "other_fact": Speaker.other_fact,
-    "general": Speaker.general,
-    "general_alone": Speaker.general_alone,
+KINDS: dict[str, Callable[[ExampleSampler, int], Edit | None]] = {
+    "in_scope": ExampleSampler.in_scope,
+    "in_scope_alone": ExampleSampler.in_scope_alone,
+    "out_of_scope": ExampleSampler.out_of_scope,
+    "out_of_scope_alone": ExampleSampler.out_of_scope_alone,
+    "other_fact": ExampleSampler.other_fact,
+    "general": ExampleSampler.general,
+    "general_alone": ExampleSampler.general_alone,
 }
 
 
@@ -219,7 +219,7 @@ def _asked(case: Case, kinds: Sequence[str]) -> list[Edit]:
 
 def _wordings(train: Sequence[Case], augmentation: Augmentation | None) -> list[list[list[str]]]:
     """Of each case, of each of its edits: the texts that may stand for it."""
-    forms = iter(worded([edit for case in train for edit in case.edits], augmentation))
+    forms = iter(with_augmentations([edit for case in train for edit in case.edits], augmentation))
     return [[[form.text for form in next(forms)] for _ in case.edits] for case in train]
 
 

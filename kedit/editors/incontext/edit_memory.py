@@ -14,7 +14,7 @@ from kedit.lm.sentence_encoder import MINILM, load
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class MemoryEntry:
     """A stored string: one wording of an edit."""
 
     edit: int  # which one since the memory was empty, from 0
@@ -26,12 +26,12 @@ class Entry:
 class Hit:
     """A stored string near a query."""
 
-    entry: Entry
+    entry: MemoryEntry
     cosine: float
 
 
 @dataclass(kw_only=True, eq=False)
-class Memory:
+class EditMemory:
     """Finds the `k` stored strings nearest to a query, by the cosine of `encoder`'s embeddings (`normalize` false: by
     their inner product, as Contriever is meant). `approximate_from`: see Index."""
 
@@ -39,7 +39,7 @@ class Memory:
     encoder: str = MINILM
     normalize: bool = True
     approximate_from: int | None = None
-    entries: list[Entry] = field(default_factory=list, init=False, repr=False)
+    entries: list[MemoryEntry] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.index = Index(self.approximate_from)
@@ -61,7 +61,7 @@ class Memory:
         """Each edit in its wordings."""
         first = self.edits
         self._known.clear()
-        new = [Entry(i, form.name, form.text) for i, forms in enumerate(edits, first) for form in forms]
+        new = [MemoryEntry(i, form.name, form.text) for i, forms in enumerate(edits, first) for form in forms]
         self.index.add(self.embed([entry.text for entry in new]))
         self.entries += new
 
@@ -94,5 +94,5 @@ class Memory:
         self.clear()
         texts, vectors = state.get("memory"), state.get("memory.vectors")
         if isinstance(texts, str) and isinstance(vectors, Tensor):
-            self.entries = [Entry(**entry) for entry in json.loads(texts)]
+            self.entries = [MemoryEntry(**entry) for entry in json.loads(texts)]
             self.index.add(vectors)

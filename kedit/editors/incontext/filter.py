@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from kedit.cases import Case
-from kedit.common.cache import artefact, digest, sha256
+from kedit.common.cache import cached, digest, sha256
 from kedit.common.errors import InputError
 from kedit.editors.incontext import filter_training
-from kedit.editors.incontext.filter_pairs import Pair, Pairs
-from kedit.editors.incontext.filter_training import REPORT, Training, load_encoder, mixed, score, unloadable
+from kedit.editors.incontext.filter_pairs import FilterPair, FilterPairs
+from kedit.editors.incontext.filter_training import REPORT, FilterTraining, load_encoder, mixed, score, unloadable
 from kedit.lm.loading import identity
 from kedit.lm.sentence_encoder import source
 
@@ -31,8 +31,8 @@ class Filter:
     """
 
     model: str
-    pairs: Pairs
-    training: Training
+    pairs: FilterPairs
+    training: FilterTraining
     trained: str | None = None
     threshold: float = 0.5
     _home: Path | None = field(default=None, init=False)
@@ -45,7 +45,7 @@ class Filter:
             self._home = _checked(Path(self.trained).expanduser())
 
     @property
-    def wants_train(self) -> bool:
+    def needs_train(self) -> bool:
         return self.trained is None
 
     def fit(self, train: Sequence[Case]) -> None:
@@ -64,8 +64,8 @@ class Filter:
         with the same."""
         self._known.clear()
 
-    def described(self) -> dict[str, Any]:
-        """Pairs by kind (trained on, held out), steps, seconds, and on the held-out pairs accuracy, precision and
+    def fit_report(self) -> dict[str, Any]:
+        """FilterPairs by kind (trained on, held out), steps, seconds, and on the held-out pairs accuracy, precision and
         recall in per cent at the threshold."""
         told: dict[str, Any] = {"threshold": self.threshold, "folder": str(self._home)}
         if self._home is None or not (self._home / REPORT).is_file():
@@ -78,7 +78,7 @@ class Filter:
     def _encoder(self) -> Any:
         return load_encoder(str(self._home))
 
-    def _learnt(self, pairs: Sequence[Pair]) -> Path:
+    def _learnt(self, pairs: Sequence[FilterPair]) -> Path:
         base = source(self.model)
         key = {
             "pairs": digest([asdict(pair) for pair in pairs]),
@@ -88,7 +88,7 @@ class Filter:
             "code": sha256(Path(filter_training.__file__)),
             "versions": {name: version(name) for name in LIBRARIES},
         }
-        return artefact("filter", key, lambda folder: self.training.run(base, pairs, folder))
+        return cached("filter", key, lambda folder: self.training.run(base, pairs, folder))
 
 
 def agreement(judged: Sequence[tuple[bool, bool]]) -> dict[str, float | int]:

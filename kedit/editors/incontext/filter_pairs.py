@@ -11,13 +11,13 @@ import torch
 from kedit.cases import Case
 from kedit.common.errors import InputError
 from kedit.data.records import Record, read_any
-from kedit.editors.incontext.augmentation import Augmentation, worded
+from kedit.editors.incontext.augmentation import Augmentation, with_augmentations
 
 TOGETHER = 512  # queries that are compared with all strings at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class FilterPair:
     query: str
     stored: str
     relevant: bool
@@ -26,7 +26,7 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairs:
+class FilterPairs:
     """KEDAS pairs the QA form of a case's edit with the edit's prompt and the portability prompts (relevant), with the
     locality prompts, and for a `general_share` of the edits with a prompt of the file `general` (irrelevant). Where a
     case has no portability its rephrased prompts stand for it: MEND's ZsRE.
@@ -50,7 +50,7 @@ class Pairs:
                 "a number of strings, 0 or more"
             )
 
-    def of(self, train: Sequence[Case]) -> list[Pair]:
+    def of(self, train: Sequence[Case]) -> list[FilterPair]:
         """Every pair of these cases, in their order. Raises InputError where there are no cases, and where the general
         prompts cannot be read."""
         if not train:
@@ -61,7 +61,7 @@ class Pairs:
         stored = self._stored(train)
         asked = [list(self._asked(case)) for case in train]
         pairs = [
-            Pair(query, text, relevant, kind, case.id)
+            FilterPair(query, text, relevant, kind, case.id)
             for case, texts, queries in zip(train, stored, asked, strict=True)
             for query, relevant, kind in queries
             for text in texts
@@ -71,7 +71,7 @@ class Pairs:
 
     def _stored(self, train: Sequence[Case]) -> list[list[str]]:
         """Of each case."""
-        forms = worded([edit for case in train for edit in case.edits], self.augmentation)
+        forms = with_augmentations([edit for case in train for edit in case.edits], self.augmentation)
         texts = iter([list(dict.fromkeys(form.text for form in mine)) for mine in forms])
         return [[text for _ in case.edits for text in next(texts)] for case in train]
 
@@ -88,17 +88,19 @@ class Pairs:
             if probe.kind == "locality":
                 yield probe.prompt, False, "locality"
 
-    def _general(self, train: Sequence[Case], stored: Sequence[Sequence[str]]) -> list[Pair]:
+    def _general(self, train: Sequence[Case], stored: Sequence[Sequence[str]]) -> list[FilterPair]:
         if self.general is None:
             return []
         rng = random.Random(self.seed)
         prompts = general_prompts(Path(self.general).expanduser())
         chosen = sorted(rng.sample(range(len(train)), round(self.general_share * len(train))))
-        return [Pair(rng.choice(prompts), text, False, "general", train[i].id) for i in chosen for text in stored[i]]
+        return [
+            FilterPair(rng.choice(prompts), text, False, "general", train[i].id) for i in chosen for text in stored[i]
+        ]
 
     def _mined(
         self, train: Sequence[Case], stored: Sequence[Sequence[str]], asked: Sequence[Sequence[tuple[str, bool, str]]]
-    ) -> list[Pair]:
+    ) -> list[FilterPair]:
         """Not of a case about the same subject, or that edits what the query asks: it may be relevant."""
         owners = [i for i, mine in enumerate(stored) for _ in mine]
         texts = [text for mine in stored for text in mine]
@@ -114,7 +116,7 @@ class Pairs:
                 for j in near[query]
                 if subjects[owners[j]].isdisjoint(subjects[i]) and (owners[j], query.strip()) not in edited
             ]
-            found += [Pair(query, texts[j], False, "mined", train[i].id) for j in others[: self.mined]]
+            found += [FilterPair(query, texts[j], False, "mined", train[i].id) for j in others[: self.mined]]
         return found
 
 

@@ -1,4 +1,4 @@
-"""Training a filter: a cross-encoder with one logit, by transformers' Trainer."""
+"""FilterTraining a filter: a cross-encoder with one logit, by transformers' Trainer."""
 
 import json
 import random
@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from kedit.common.errors import InputError, first_line
 from kedit.common.progress import progress
 from kedit.common.seeding import seeded
-from kedit.editors.incontext.filter_pairs import Pair
+from kedit.editors.incontext.filter_pairs import FilterPair
 from kedit.lm.sentence_encoder import MINILM
 from kedit.world.recipe import precision
 
@@ -26,7 +26,7 @@ SAFE = {"use_safetensors": True}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class FilterTraining:
     """Binary cross-entropy over the pairs (KEDAS Eq. 20), AdamW, a linear warm-up and a linear decay to 0.
 
     The pairs of a `validation` share of the cases are not trained on. `max_steps` ends the `epochs` early. Sequences
@@ -53,13 +53,13 @@ class Training:
         whole = -(-n_pairs // self.batch_size) * self.epochs
         return whole if self.max_steps is None else min(whole, self.max_steps)
 
-    def split(self, pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
+    def split(self, pairs: Sequence[FilterPair]) -> tuple[list[FilterPair], list[FilterPair]]:
         """(to train on, to validate on): whole cases, drawn by the seed."""
         cases = sorted({pair.case for pair in pairs})
         held = set(random.Random(self.seed).sample(cases, round(self.validation * len(cases))))
         return [pair for pair in pairs if pair.case not in held], [pair for pair in pairs if pair.case in held]
 
-    def run(self, base: str, pairs: Sequence[Pair], folder: Path) -> None:
+    def run(self, base: str, pairs: Sequence[FilterPair], folder: Path) -> None:
         """Fine-tune the encoder `base` and save it to `folder`, with a report. The same for the same seed; the global
         generators are left as they were."""
         trained, held = self.split(pairs)
@@ -82,7 +82,7 @@ class Training:
         }
         (folder / REPORT).write_text(json.dumps(report))
 
-    def _optimise(self, encoder: Any, pairs: Sequence[Pair], folder: Path) -> None:
+    def _optimise(self, encoder: Any, pairs: Sequence[FilterPair], folder: Path) -> None:
         steps = self.steps(len(pairs))
         arguments = TrainingArguments(
             output_dir=str(folder),
@@ -111,7 +111,7 @@ class Training:
         trainer.remove_callback(PrinterCallback)
         trainer.train()
 
-    def _rows(self, tokenizer: Any, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    def _rows(self, tokenizer: Any, pairs: Sequence[FilterPair]) -> list[dict[str, Any]]:
         texts = [pair.query for pair in pairs], [pair.stored for pair in pairs]
         read = tokenizer(*texts, truncation="longest_first", max_length=self.max_length)
         columns = {**read, "labels": [float(pair.relevant) for pair in pairs]}
@@ -127,7 +127,7 @@ def _loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tenso
     return functional.binary_cross_entropy_with_logits(outputs.logits.squeeze(-1).float(), labels.float())
 
 
-def count(pairs: Sequence[Pair], kind: str) -> int:
+def count(pairs: Sequence[FilterPair], kind: str) -> int:
     return sum(pair.kind == kind for pair in pairs)
 
 

@@ -14,7 +14,7 @@ from kedit.lm.sentence_encoder import MINILM, load
 class Prompt:
     """Writes prompts."""
 
-    wants_train: ClassVar[bool] = False
+    needs_train: ClassVar[bool] = False
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         """Once, on the unedited model."""
@@ -57,7 +57,7 @@ class Demonstrations(Prompt):
     template: str
     end: str
     encoder: str = MINILM
-    wants_train: ClassVar[bool] = True
+    needs_train: ClassVar[bool] = True
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         asked = [self._write(fact, q) + f" {a.strip()}{self.end}" for case in train for fact, q, a in lessons(case)]

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
-from kedit.covariance.estimate import Statistics
+from kedit.covariance.estimate import Covariance
 from kedit.editors import Editor
 from kedit.editors.locate.activations import add_to_matrix
 from kedit.editors.locate.context_templates import Sampling, given
-from kedit.editors.locate.fact_rows import Fact, Places, facts_of
+from kedit.editors.locate.fact_rows import Fact, KeyReader, facts_of
 from kedit.editors.locate.solvers import Solver
 from kedit.editors.locate.values import Values
 from kedit.lm import LM
@@ -38,7 +38,7 @@ class Locate(Editor):
 
     needs_subject: ClassVar[bool] = True
 
-    keys: Places
+    keys: KeyReader
     values: Values
     solver: Solver
     spread: Literal["even", "sqrt"] = "even"
@@ -47,54 +47,54 @@ class Locate(Editor):
     n_layers: int = 1
     context_templates: Sequence[str] | None = None
     sampling: Sampling
-    statistics: Statistics | None = None
+    statistics: Covariance | None = None
 
     def __post_init__(self) -> None:
-        if self.solver.needs_moments and self.statistics is None:
+        if self.solver.needs_covariance and self.statistics is None:
             raise InputError(f"editor.solver={type(self.solver).__name__} needs second moments; give editor.statistics")
         if self.context_templates is not None:
             self.context_templates = given(self.context_templates)
         if self.spread not in SHARES:
             raise InputError(f"editor.spread={self.spread}: choose one of {', '.join(SHARES)}")
 
-    def touches(self, lm: LM) -> Sequence[str]:
+    def edited_parameters(self, lm: LM) -> Sequence[str]:
         return lm.anatomy.parameters(lm.model, "mlp_out.weight", self._layers(lm))
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         self.templates = self.sampling(lm) if self.context_templates is None else list(self.context_templates)
         layers = self._layers(lm)
-        if self.solver.needs_moments and self.statistics is not None:
+        if self.solver.needs_covariance and self.statistics is not None:
             self.solver.fit(self.statistics.second_moment(lm, layers))
         else:
             self.solver.read({layer: lm.anatomy.mlp_width(lm.model, layer) for layer in layers})
 
-    def described(self) -> Mapping[str, Any]:
-        return {"context_templates": self.templates, **self.solver.described()}
+    def fit_report(self) -> Mapping[str, Any]:
+        return {"context_templates": self.templates, **self.solver.fit_report()}
 
     def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
         if not edits:
             return {}
         found = facts_of(lm, edits, self.templates, self.keys.occurrence)
-        batches = [found] if self.solver.together else [[fact] for fact in found]
+        batches = [found] if self.solver.batched else [[fact] for fact in found]
         reports = [self._edit(lm, batch) for batch in batches]
         return {"steps": sum(r["steps"] for r in reports), "loss": mean(r["loss"] for r in reports)}
 
     def _edit(self, lm: LM, batch: Sequence[Fact]) -> dict[str, Any]:
         found = self.values.find(lm, batch, self._layers(lm)[-1])
-        self.put(lm, batch, torch.stack([value.value for value in found]).double().T)
+        self.write_values(lm, batch, torch.stack([value.value for value in found]).double().T)
         return {"steps": sum(value.steps for value in found), "loss": mean(value.loss for value in found)}
 
-    def put(self, lm: LM, batch: Sequence[Fact], wanted: Float[Tensor, "d n"]) -> None:
+    def write_values(self, lm: LM, batch: Sequence[Fact], target_values: Float[Tensor, "d n"]) -> None:
         """Make these values come out at the last layer, float64."""
         layers = self._layers(lm)
         for i, layer in enumerate(layers):
             [keys] = self.keys.keys(lm, batch, [layer])
-            missing = wanted - self.keys.outputs(lm, batch, self.values.sites[0], layers[-1])
+            residual = target_values - self.keys.outputs(lm, batch, self.values.sites[0], layers[-1])
             share = SHARES[self.spread](len(layers) - i)
-            add_to_matrix(lm, {layer: self.solver.change(layer, keys, share * missing)})
-        if self.solver.remembers:
+            add_to_matrix(lm, {layer: self.solver.change(layer, keys, share * residual)})
+        if self.solver.stateful:
             for layer, keys in zip(layers, self.keys.keys(lm, batch, layers), strict=True):
-                self.solver.learn(layer, keys)
+                self.solver.accumulate(layer, keys)
 
     def _layers(self, lm: LM) -> Sequence[int]:
         """Ascending."""

@@ -9,26 +9,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kedit.cases import Edit
-from kedit.editors.locate.activations import probe
+from kedit.editors.locate.activations import subject_activations
 from kedit.editors.locate.context_templates import BARE
 from kedit.editors.locate.solvers import Keys
-from kedit.editors.locate.subject_forward import Site
-from kedit.editors.subject import Occurrence, Row, ends, rows
+from kedit.editors.locate.subject_forward import OutputSite
+from kedit.editors.subject import Occurrence, SubjectSequence, ends, rows
 from kedit.lm import LM
 
-ESSENCE = "{} is a"  # what the model says of the subject must stay (ROME, §3.1)
+KL_PROMPT = "{} is a"  # what the model says of the subject must stay (ROME, §3.1)
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
     """One edit's rows; the bare prompt is the first of `asked`."""
 
-    asked: list[Row]
-    essence: Row
+    asked: list[SubjectSequence]
+    kl_prompt: SubjectSequence
 
     @property
-    def rows(self) -> list[Row]:
-        return [*self.asked, self.essence]
+    def rows(self) -> list[SubjectSequence]:
+        return [*self.asked, self.kl_prompt]
 
 
 def facts_of(lm: LM, edits: Sequence[Edit], templates: Sequence[str], occurrence: Occurrence) -> list[Fact]:
@@ -41,13 +41,13 @@ def facts_of(lm: LM, edits: Sequence[Edit], templates: Sequence[str], occurrence
     ]
     asked = rows(lm.text, prompts, at, [edit.target_new for edit in edits for _ in templates])
     subjects = [str(edit.subject).strip() for edit in edits]
-    essences = rows(lm.text, [ESSENCE.format(s) for s in subjects], [[len(s) - 1] for s in subjects])
+    kl_prompts = rows(lm.text, [KL_PROMPT.format(s) for s in subjects], [[len(s) - 1] for s in subjects])
     n = len(templates)
-    return [Fact(asked[i * n : (i + 1) * n], essence) for i, essence in enumerate(essences)]
+    return [Fact(asked[i * n : (i + 1) * n], kl_prompt) for i, kl_prompt in enumerate(kl_prompts)]
 
 
 @dataclass(kw_only=True, eq=False)
-class Places:
+class KeyReader:
     """Where in a fact's prompts keys are read: at the subject's last token, of the `occurrence` in the prompt.
 
     `weights`: of the average over the templates: every template alike (ROME), or half for the bare prompt and half for
@@ -61,14 +61,16 @@ class Places:
 
     def keys(self, lm: LM, batch: Sequence[Fact], layers: Sequence[int]) -> list[Keys]:
         """What enters each layer's MLP output matrix, float64."""
-        found = probe(lm, [row for fact in batch for row in fact.asked], [("mlp_out", layer, "in") for layer in layers])
+        found = subject_activations(
+            lm, [row for fact in batch for row in fact.asked], [("mlp_out", layer, "in") for layer in layers]
+        )
         return [self._keys(read, len(batch)) for read in found]
 
-    def outputs(self, lm: LM, batch: Sequence[Fact], site: Site, layer: int) -> Float[Tensor, "d n"]:
+    def outputs(self, lm: LM, batch: Sequence[Fact], site: OutputSite, layer: int) -> Float[Tensor, "d n"]:
         """What the site puts out at the anchor, float64."""
         asked = [row for fact in batch for row in (fact.asked if self.anchor == "average" else fact.asked[:1])]
-        [read] = probe(lm, asked, [(site, layer, "out")])
-        return self._keys(read, len(batch)).anchor
+        [read] = subject_activations(lm, asked, [(site, layer, "out")])
+        return self._keys(read, len(batch)).prompt_key
 
     def _keys(self, read: Float[Tensor, "r w"], n: int) -> Keys:
         each = read.double().reshape(n, -1, read.shape[-1])  # [n templates w]

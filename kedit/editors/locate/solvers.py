@@ -25,15 +25,15 @@ class Keys:
     """Of a batch of facts in one layer, as columns."""
 
     average: Float[Tensor, "f n"]  # over the context templates
-    anchor: Float[Tensor, "f n"]  # where the new value must come out: in the bare prompt, or the average itself
+    prompt_key: Float[Tensor, "f n"]  # where the new value must come out: in the bare prompt, or the average itself
 
 
 def rank_one(
-    residual: Float[Tensor, "d 1"], anchor: Float[Tensor, "f 1"], direction: Float[Tensor, "f 1"]
+    residual: Float[Tensor, "d 1"], prompt_key: Float[Tensor, "f 1"], direction: Float[Tensor, "f 1"]
 ) -> Float[Tensor, "d f"]:
     """(v - W k) uᵀ / (kᵀu): W k becomes v, along u only. ROME, Eq. 2 and App. A of arXiv 2202.05262."""
     unit = direction / direction.norm()
-    return residual / (anchor.T @ unit) @ unit.T
+    return residual / (prompt_key.T @ unit) @ unit.T
 
 
 def least_squares(
@@ -93,8 +93,8 @@ def _cholesky(moment: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:
 class Solver:
     """How a layer's matrix changes for a batch of facts; `moments` are of the unedited model."""
 
-    together: ClassVar[bool] = True  # can it solve for several facts at once?
-    needs_moments: ClassVar[bool] = True
+    batched: ClassVar[bool] = True  # can it solve for several facts at once?
+    needs_covariance: ClassVar[bool] = True
 
     def fit(self, moments: Mapping[int, Float[Tensor, "f f"]]) -> None:
         self.inverses = {layer: Inverse(moment) for layer, moment in moments.items()}
@@ -105,12 +105,12 @@ class Solver:
     def change(self, layer: int, keys: Keys, residual: Float[Tensor, "d n"]) -> Float[Tensor, "d f"]:
         raise NotImplementedError
 
-    def learn(self, layer: int, keys: Keys) -> None:
-        """A batch is in the weights; these are its keys now. Asked only where `remembers`."""
+    def accumulate(self, layer: int, keys: Keys) -> None:
+        """A batch is in the weights; these are its keys now. Asked only where `stateful`."""
 
-    remembers: ClassVar[bool] = False
+    stateful: ClassVar[bool] = False
 
-    def described(self) -> Mapping[str, object]:
+    def fit_report(self) -> Mapping[str, object]:
         """What `fit` found that a reader of the results wants to know."""
         return {}
 
@@ -130,16 +130,16 @@ class RankOne(Solver):
     """ROME, fact by fact. `covariance`: along C⁻¹ of the average key (the paper); otherwise along that key itself (as
     EasyEdit ships it)."""
 
-    together: ClassVar[bool] = False
+    batched: ClassVar[bool] = False
     covariance: bool = True
 
     @property
-    def needs_moments(self) -> bool:  # type: ignore[override]
+    def needs_covariance(self) -> bool:  # type: ignore[override]
         return self.covariance
 
     def change(self, layer: int, keys: Keys, residual: Float[Tensor, "d n"]) -> Float[Tensor, "d f"]:
         along = self.inverses[layer].times(keys.average) if self.covariance else keys.average
-        return rank_one(residual, keys.anchor, along)
+        return rank_one(residual, keys.prompt_key, along)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -169,10 +169,10 @@ class NullSpace(Solver):
     """AlphaEdit: only in directions that ordinary keys hardly use, and beside the keys of earlier edits.
 
     Directions whose singular value of C is below `threshold` (`relative`: to the largest one); or those that the
-    projectors in `files` have, layer -> safetensors file. It remembers each edit's keys in the edited model, projected.
+    projectors in `files` have, layer -> safetensors file. It stateful each edit's keys in the edited model, projected.
     """
 
-    remembers: ClassVar[bool] = True
+    stateful: ClassVar[bool] = True
     l2: float
     threshold: float
     relative: bool = False
@@ -184,7 +184,7 @@ class NullSpace(Solver):
         self.projectors: dict[int, Projector] = found
 
     @property
-    def needs_moments(self) -> bool:  # type: ignore[override]
+    def needs_covariance(self) -> bool:  # type: ignore[override]
         return not self.files
 
     def read(self, widths: Mapping[int, int]) -> None:
@@ -193,7 +193,7 @@ class NullSpace(Solver):
             raise InputError(f"editor.solver.files has no projector for layers {missing}; give one for each layer")
         self.projectors = {layer: projector_in(files[layer], width, layer) for layer, width in widths.items()}
 
-    def described(self) -> Mapping[str, object]:
+    def fit_report(self) -> Mapping[str, object]:
         ranks = {str(layer): projector.rank for layer, projector in self.projectors.items()}
         return {"null_space_rank": ranks, "of": len(next(iter(self.projectors.values())).matrix)}
 
@@ -202,7 +202,7 @@ class NullSpace(Solver):
         earlier = self._earlier.get(layer, ours[:, :0]).to(ours)
         return projected(residual, ours, earlier, self.l2)
 
-    def learn(self, layer: int, keys: Keys) -> None:
+    def accumulate(self, layer: int, keys: Keys) -> None:
         ours = self._projected(layer, keys.average).float()
         held = torch.cat([self._earlier.get(layer, ours[:, :0]), ours], dim=1)
         if held.shape[1] > 2 * len(held):  # G Gᵀ is all that counts: f columns are enough for it

@@ -1,4 +1,4 @@
-"""Passes over prompts in which only the columns from a subject's last token on are changed, in layers from one on.
+"""Forward passes in which only the tokens from a subject's last token on are changed, from one layer on.
 
 What is added to a module's output there changes nothing at earlier positions (attention is causal) and nothing in the
 layers below. So the keys and values of the columns before, and what the columns from there on bring to the layer, are
@@ -16,31 +16,31 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from kedit.editors.subject import Row
+from kedit.editors.subject import SubjectSequence
 from kedit.lm.hooks import hook, instead
-from kedit.lm.partial_forward import Record, Tail
+from kedit.lm.partial_forward import LayerCache, PartialForward
 
 if TYPE_CHECKING:
     from kedit.lm.model import LM
 
-Site = Literal["mlp_out", "attn_out", "block"]  # whose output is changed, see kedit.lm.anatomy
+OutputSite = Literal["mlp_out", "attn_out", "block"]  # whose output is changed, see kedit.lm.anatomy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Block:
+class SuffixBatch:
     """Rows of tokens as a pass reads them: what stands before the first changed column is in `cache`."""
 
     ids: Int[Tensor, "n t"]
     kwargs: dict[str, Any]  # of the model's body: mask, positions, cache
-    owner: Int[Tensor, " p"]  # rows of the changed places
+    edit_row: Int[Tensor, " p"]  # rows of the changed places
     at: Int[Tensor, " p"]  # their columns
-    reader: Int[Tensor, " k"]  # rows of the places that are read
+    read_row: Int[Tensor, " k"]  # rows of the places that are read
     reads: Int[Tensor, " k"]  # their columns
     gold: Int[Tensor, " k"]  # what should be predicted there, -1 where nothing is
 
 
-class Columns:
-    """Passes over `rows` with something added to what the `sites` of `layer` put out at the rows' subjects.
+class SubjectForward:
+    """Forward passes over `rows` with something added to what the `sites` of `layer` put out at the rows' subjects.
 
     `keep`: columns before the first subject are computed once. `until`: prediction is read after this layer (through
     the final norm and the head), null: after the last.
@@ -49,16 +49,16 @@ class Columns:
     def __init__(
         self,
         lm: "LM",
-        rows: Sequence[Row],
+        rows: Sequence[SubjectSequence],
         layer: int,
-        sites: Sequence[Site],
+        sites: Sequence[OutputSite],
         *,
         keep: bool = True,
         until: int | None = None,
     ):
         self.lm, self.layer, self.sites, self.until = lm, layer, list(sites), until
-        self.original: dict[Site, Float[Tensor, "p d"]] = {}  # what the sites put out at the changed places, unchanged
-        self.block = block_of(lm, rows, keep)
+        self.original: dict[OutputSite, Float[Tensor, "p d"]] = {}  # their unchanged outputs there
+        self.block = suffix_batch(lm, rows, keep)
         self.entered: Tensor  # [n t d], what the columns bring to the first layer that changes
         self._begin()
 
@@ -66,9 +66,9 @@ class Columns:
     def rows(self) -> int:
         return len(self.block.ids)
 
-    def of(self, rows: Int[Tensor, " m"]) -> "Columns":
+    def of(self, rows: Int[Tensor, " m"]) -> "SubjectForward":
         """The same, of some of the rows, in ascending order."""
-        some = object.__new__(Columns)
+        some = object.__new__(SubjectForward)
         some.__dict__ = self.__dict__ | {"block": _some(self.block, rows), "entered": self.entered[rows]}
         return some
 
@@ -78,23 +78,23 @@ class Columns:
         with ExitStack() as stack:
             if self.entry > self.layer:
                 hidden = hidden.index_put(
-                    (block.owner, block.at), changes[0][block.owner].to(hidden.dtype), accumulate=True
+                    (block.edit_row, block.at), changes[0][block.edit_row].to(hidden.dtype), accumulate=True
                 )
             else:
                 for site, change in zip(self.sites, changes, strict=True):
                     stack.enter_context(self._adding(site, change))
-            stack.enter_context(self.tail.replaying(Record(hidden)))
+            stack.enter_context(self.tail.starting_from(LayerCache(hidden)))
             for above in range(self.until + 1 if self.until is not None else 1 << 30, self.lm.anatomy.n_layers):
                 module = self.lm.model.get_submodule(self.lm.anatomy.block.format(above))
                 stack.enter_context(instead(module, self.tail._returning(lambda passed: passed)))
             states = self.lm._body(input_ids=block.ids, **block.kwargs)[0]
-        return self.lm._head(states[block.reader, block.reads])
+        return self.lm._head(states[block.read_row, block.reads])
 
     def _begin(self) -> None:
         """Find where the changes enter, and what the columns bring there."""
         matrix = self.sites == ["mlp_out"]
-        below = Tail(self.lm.model, self.lm.anatomy, self.layer, matrix)
-        above = Tail(self.lm.model, self.lm.anatomy, self.layer + 1)
+        below = PartialForward(self.lm.model, self.lm.anatomy, self.layer, matrix)
+        above = PartialForward(self.lm.model, self.lm.anatomy, self.layer + 1)
         if self.sites != ["block"] and not matrix:
             self.tail, self.entry = below, self.layer
             self.entered = below.entering(self._run)
@@ -110,29 +110,31 @@ class Columns:
     def _run(self) -> None:
         self.lm._body(input_ids=self.block.ids, **self.block.kwargs)
 
-    def _site(self, site: Site) -> nn.Module:
+    def _site(self, site: OutputSite) -> nn.Module:
         return self.lm.model.get_submodule(getattr(self.lm.anatomy, site).format(self.layer))
 
     @contextmanager
-    def _noting(self, site: Site) -> Iterator[None]:
+    def _noting(self, site: OutputSite) -> Iterator[None]:
         """Keep what the site puts out at the changed places."""
 
         def note(module: nn.Module, args: tuple, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
-            self.original[site] = hidden[self.block.owner, self.block.at].detach()
+            self.original[site] = hidden[self.block.edit_row, self.block.at].detach()
 
         with hook(self._site(site).register_forward_hook(note)):
             yield
 
     @contextmanager
-    def _adding(self, site: Site, change: Float[Tensor, "n d"]) -> Iterator[None]:
+    def _adding(self, site: OutputSite, change: Float[Tensor, "n d"]) -> Iterator[None]:
         """A pass inside adds the change; the first one also notes what was there."""
         block = self.block
 
         def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             if site not in self.original:
-                self.original[site] = output[block.owner, block.at].detach()
-            return output.index_put((block.owner, block.at), change[block.owner].to(output.dtype), accumulate=True)
+                self.original[site] = output[block.edit_row, block.at].detach()
+            return output.index_put(
+                (block.edit_row, block.at), change[block.edit_row].to(output.dtype), accumulate=True
+            )
 
         with hook(self._site(site).register_forward_hook(add)):
             yield
@@ -153,7 +155,7 @@ class _Kept(DynamicCache):
         return _Kept([(keys[rows], values[rows]) for keys, values in self.kept])
 
 
-def block_of(lm: "LM", rows: Sequence[Row], keep: bool) -> Block:
+def suffix_batch(lm: "LM", rows: Sequence[SubjectSequence], keep: bool) -> SuffixBatch:
     """Rows with their first changed columns one below the other, and what stands before in a cache."""
     lm.check_length(max(len(row.ids) for row in rows))
     first = [row.at[0] if keep else 0 for row in rows]
@@ -165,13 +167,13 @@ def block_of(lm: "LM", rows: Sequence[Row], keep: bool) -> Block:
     if before:
         kwargs = _prefixed(lm, [row.ids[:skip] for row, skip in zip(rows, first, strict=True)], before, length)
 
-    def places(pick: Callable[[Row], Sequence[int]]) -> tuple[Tensor, Tensor]:
+    def places(pick: Callable[[SubjectSequence], Sequence[int]]) -> tuple[Tensor, Tensor]:
         found = [(i, at - first[i]) for i, row in enumerate(rows) for at in pick(row)]
         both = torch.tensor(found, dtype=torch.long, device=lm.device).reshape(-1, 2)
         return both[:, 0], both[:, 1]
 
     gold = [token for row in rows for token in (row.gold or [-1] * len(row.reads))]
-    return Block(
+    return SuffixBatch(
         ids.to(lm.device),
         kwargs,
         *places(lambda row: row.at),
@@ -202,7 +204,7 @@ def _prefixed(lm: "LM", prefixes: Sequence[list[int]], before: int, length: int)
     }
 
 
-def _some(block: Block, rows: Int[Tensor, " m"]) -> Block:
+def _some(block: SuffixBatch, rows: Int[Tensor, " m"]) -> SuffixBatch:
     """Of some of the rows."""
     kwargs = {
         name: value.of(rows) if isinstance(value, _Kept) else value[rows] if isinstance(value, Tensor) else value
@@ -210,14 +212,14 @@ def _some(block: Block, rows: Int[Tensor, " m"]) -> Block:
     }
     place = torch.full((len(block.ids),), -1, device=block.ids.device)
     place[rows] = torch.arange(len(rows), device=block.ids.device)
-    changed, read = place[block.owner] >= 0, place[block.reader] >= 0
+    changed, read = place[block.edit_row] >= 0, place[block.read_row] >= 0
     return replace(
         block,
         ids=block.ids[rows],
         kwargs=kwargs,
-        owner=place[block.owner[changed]],
+        edit_row=place[block.edit_row[changed]],
         at=block.at[changed],
-        reader=place[block.reader[read]],
+        read_row=place[block.read_row[read]],
         reads=block.reads[read],
         gold=block.gold[read],
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kedit.editors.finetune.base import finite
 from kedit.editors.locate.fact_rows import Fact
-from kedit.editors.locate.subject_forward import Columns, Site, single
+from kedit.editors.locate.subject_forward import OutputSite, SubjectForward, single
 from kedit.lm import LM
 
 
@@ -37,7 +37,7 @@ class Values:
     is done where the KL term is below `learnt_kl`. `loss_layer`: prediction is read after this layer; null: the last.
     """
 
-    sites: Sequence[Site]
+    sites: Sequence[OutputSite]
     steps: int
     lr: float
     decay: float
@@ -62,10 +62,10 @@ class Search:
         self.values, self.facts = values, facts
         rows = [row for fact in facts for row in fact.rows]
         kept = {"keep": values.keep_columns, "until": values.loss_layer}
-        self.columns = Columns(lm, rows, layer, values.sites, **kept)  # type: ignore[arg-type]
-        self.asked = len(facts[0].asked)  # templates of a fact; its last row is its essence
+        self.columns = SubjectForward(lm, rows, layer, values.sites, **kept)  # type: ignore[arg-type]
+        self.asked = len(facts[0].asked)  # templates of a fact; its last row is its kl_prompt
         self.before: Float[Tensor, "n v"] | None = (
-            None  # what the essences' subjects were followed by, log-probabilities
+            None  # what the kl_prompts' subjects were followed by, log-probabilities
         )
         self.start: list[Float[Tensor, "n d"]] = []  # v₀ of each site
 
@@ -94,12 +94,12 @@ class Search:
         return [done[i] for i in range(n)]
 
     def _losses(
-        self, columns: Columns, alive: Int[Tensor, " m"], deltas: Sequence[Float[Tensor, "n d"]]
+        self, columns: SubjectForward, alive: Int[Tensor, " m"], deltas: Sequence[Float[Tensor, "n d"]]
     ) -> tuple[Float[Tensor, " m"], Tensor]:
         """Of each fact that is not done, and whether PMET's rule says that it is."""
         per = self.asked + 1
-        owner = alive.repeat_interleave(per)
-        logits = single(columns.logits([delta[owner] for delta in deltas])).log_softmax(-1)
+        edit_row = alive.repeat_interleave(per)
+        logits = single(columns.logits([delta[edit_row] for delta in deltas])).log_softmax(-1)
         if self.before is None:
             self.before = logits[columns.block.gold < 0].detach()
             self.start = [self._start(site, len(alive)) for site in self.values.sites]
@@ -114,30 +114,30 @@ class Search:
         ]
         return weight * nll + kl + self.values.decay * torch.stack(norms).sum(0), learnt
 
-    def _nll(self, logprobs: Float[Tensor, "k v"], columns: Columns, asked: Tensor) -> Float[Tensor, " m"]:
+    def _nll(self, logprobs: Float[Tensor, "k v"], columns: SubjectForward, asked: Tensor) -> Float[Tensor, " m"]:
         """The mean over a fact's templates of the mean over its answer's tokens."""
         said = logprobs.gather(-1, columns.block.gold[asked][:, None])[:, 0]
-        row = columns.block.reader[asked]
+        row = columns.block.read_row[asked]
         tokens = torch.bincount(row, minlength=columns.rows)
         per_row = said.new_zeros(columns.rows).index_add(0, row, -said) / tokens.clamp(min=1)
         return per_row.reshape(-1, self.asked + 1)[:, :-1].mean(1)
 
     def _learnt(
-        self, logprobs: Float[Tensor, "k v"], columns: Columns, asked: Tensor, kl: Float[Tensor, " m"]
+        self, logprobs: Float[Tensor, "k v"], columns: SubjectForward, asked: Tensor, kl: Float[Tensor, " m"]
     ) -> tuple[Tensor | float, Tensor]:
         """The weight of each fact's NLL, and whether it is done."""
         if self.values.learnt_nll is None:
             return 1.0, torch.zeros_like(kl, dtype=torch.bool)
         wrong = logprobs.argmax(-1) != columns.block.gold[asked]
-        fact = columns.block.reader[asked] // (self.asked + 1)
+        fact = columns.block.read_row[asked] // (self.asked + 1)
         learnt = torch.zeros_like(kl).index_add(0, fact, wrong.to(kl)) == 0
         return torch.where(learnt, self.values.learnt_nll, 1.0), learnt & (kl <= self.values.learnt_kl)
 
-    def _start(self, site: Site, n: int) -> Float[Tensor, "n d"]:
+    def _start(self, site: OutputSite, n: int) -> Float[Tensor, "n d"]:
         """v₀: the mean over the bare prompt's occurrences of its subject."""
         original, block = single(self.columns.original[site]), self.columns.block
-        bare = block.owner % (self.asked + 1) == 0
-        fact = block.owner[bare] // (self.asked + 1)
+        bare = block.edit_row % (self.asked + 1) == 0
+        fact = block.edit_row[bare] // (self.asked + 1)
         summed = original.new_zeros(n, original.shape[-1]).index_add(0, fact, original[bare])
         return summed / torch.bincount(fact, minlength=n)[:, None]
 

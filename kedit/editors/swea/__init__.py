@@ -19,9 +19,9 @@ from kedit.editors.attribution import points
 from kedit.editors.extra_examples import WithExamples
 from kedit.editors.finetune.base import finite
 from kedit.editors.locate.context_templates import BARE, Sampling, given
-from kedit.editors.swea.subject_batch import Lesson, Lessons, lesson, owed
+from kedit.editors.swea.subject_batch import SubjectBatch, SubjectForwards, attributions, subject_batch
 from kedit.lm import LM
-from kedit.lm.embedding_deltas import Key
+from kedit.lm.embedding_deltas import TokenKey
 
 
 @dataclass(kw_only=True, eq=False)
@@ -30,8 +30,8 @@ class SubjectEmbeddings(WithExamples):
 
     Adam minimises NLL of the new answer (summed over its tokens, mean over the context templates, see
     kedit.editors.locate.context_templates) + `kl_factor` · KL of what follows the bare subject from what the unedited
-    model says there + `weight_decay` · ‖δ‖/‖e‖², in `steps` evaluations, or until the sum is below `stop` · `kl_factor`; ‖δ‖
-    stays within `clamp_norm_factor` · ‖e‖. Then δ loses `suppression` times the embedding where attribution of the old
+    model says there + `weight_decay` · ‖δ‖/‖e‖², in `steps` evaluations, or until the sum is below `stop` ·
+    `kl_factor`; ‖δ‖ stays within `clamp_norm_factor` · ‖e‖. Then δ loses `suppression` times the embedding where attribution of the old
     answer exceeds `threshold` times its largest; a fact without an old answer suppresses nothing.
 
     All facts that a subject was given share its δ, which is optimised anew with each. `examples` (random facts) are
@@ -55,7 +55,7 @@ class SubjectEmbeddings(WithExamples):
     kl_from_start: bool = False
     search_answers: bool = False
     _facts: dict[str, list[Edit]] = field(default_factory=dict, init=False, repr=False)  # of each edited subject
-    _deltas: dict[Key, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _deltas: dict[TokenKey, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.templates = given(self.context_templates if self.context_templates is not None else [BARE])
@@ -65,11 +65,11 @@ class SubjectEmbeddings(WithExamples):
             self.templates = self.sampling(lm)
         super().fit(lm, train)
 
-    def described(self) -> Mapping[str, Any]:
+    def fit_report(self) -> Mapping[str, Any]:
         return {"context_templates": self.templates}
 
-    def touches(self, lm: LM) -> Sequence[str]:
-        return [lm.alterations.name]
+    def edited_parameters(self, lm: LM) -> Sequence[str]:
+        return [lm.embedding_deltas.name]
 
     def reset(self) -> None:
         self._facts, self._deltas = {}, {}
@@ -82,7 +82,7 @@ class SubjectEmbeddings(WithExamples):
         facts = json.loads(str(state.get("facts", "{}")))
         self._facts = {subject: [Edit(**edit) for edit in some] for subject, some in facts.items()}
         self._deltas = {tuple(map(int, key.split())): v for key, v in state.items() if isinstance(v, Tensor)}
-        lm.alter(self._deltas, everywhere=self.search_answers)
+        lm.add_embedding_deltas(self._deltas, everywhere=self.search_answers)
 
     def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
         if not edits:
@@ -99,7 +99,7 @@ class SubjectEmbeddings(WithExamples):
         learnt = lm.batched([each.size for each in lessons], run)
         for each, deltas in zip(lessons, learnt, strict=True):
             self._deltas |= zip(each.keys, deltas, strict=True)
-        lm.alter(self._deltas, everywhere=self.search_answers)
+        lm.add_embedding_deltas(self._deltas, everywhere=self.search_answers)
         return {"steps": max(steps for steps, _ in costs), "loss": mean(loss for _, loss in costs)}
 
     def _to_learn(self, edits: Sequence[Edit]) -> dict[str, list[Edit]]:
@@ -114,18 +114,18 @@ class SubjectEmbeddings(WithExamples):
                 learnt.setdefault(fact.subject, [fact])
         return learnt
 
-    def _lesson(self, lm: LM, subject: str, facts: Sequence[Edit]) -> Lesson:
+    def _lesson(self, lm: LM, subject: str, facts: Sequence[Edit]) -> SubjectBatch:
         bare = replace(facts[0], prompt=f"{subject} is")
-        return lesson(
+        return subject_batch(
             lm, subject, [self._in_contexts(fact) for fact in facts], [e.prompt for e in self._in_contexts(bare)]
         )
 
     def _in_contexts(self, fact: Edit) -> list[Edit]:
         return [replace(fact, prompt=template.replace(BARE, fact.prompt)) for template in self.templates]
 
-    def _optimised(self, lm: LM, some: Sequence[Lesson]) -> tuple[list[list[Tensor]], int, list[float]]:
-        """For each lesson a δ for each spelling; optimiser steps; each lesson's last loss."""
-        passes = Lessons(lm, some)
+    def _optimised(self, lm: LM, some: Sequence[SubjectBatch]) -> tuple[list[list[Tensor]], int, list[float]]:
+        """For each subject_batch a δ for each spelling; optimiser steps; each subject_batch's last loss."""
+        passes = SubjectForwards(lm, some)
         deltas = [(self.start * own.float()).requires_grad_() for own in passes.own]
         with torch.no_grad():
             reference = passes.logprobs(deltas if self.kl_from_start else None)
@@ -140,7 +140,9 @@ class SubjectEmbeddings(WithExamples):
         parts = iter(delta.detach() for delta in deltas)
         return [[next(parts) for _ in each.keys] for each in some], step, losses.tolist()
 
-    def _losses(self, passes: Lessons, deltas: Sequence[Tensor], reference: Tensor) -> Float[Tensor, " lessons"]:
+    def _losses(
+        self, passes: SubjectForwards, deltas: Sequence[Tensor], reference: Tensor
+    ) -> Float[Tensor, " lessons"]:
         batch = passes.batch
         now = passes.logprobs(deltas)
         nll = passes.mean(-batch.sum(now.gather(-1, batch.gold[:, None])[:, 0]), bare=False)
@@ -155,10 +157,10 @@ class SubjectEmbeddings(WithExamples):
         optimizer: torch.optim.Adam,
         loss: Tensor,
         deltas: Sequence[Tensor],
-        passes: Lessons,
+        passes: SubjectForwards,
         going: Bool[Tensor, " keys"],
     ) -> None:
-        """One step of the δs whose lesson goes on; the others stay as they are."""
+        """One step of the δs whose subject_batch goes on; the others stay as they are."""
         optimizer.zero_grad()
         loss.backward()
         for delta, goes in zip(deltas, going.tolist(), strict=True):
@@ -170,13 +172,13 @@ class SubjectEmbeddings(WithExamples):
                 delta.mul_((self.clamp_norm_factor * own.norm() / delta.norm()).clamp(max=1))
 
     def _suppressed(
-        self, lm: LM, some: Sequence[Lesson], deltas: Sequence[Sequence[Tensor]]
+        self, lm: LM, some: Sequence[SubjectBatch], deltas: Sequence[Sequence[Tensor]]
     ) -> list[list[Float[Tensor, "_ d"]]]:
         """Without what the old answers are owed to, of several old answers what any of them is."""
         kept = [list(of_lesson) for of_lesson in deltas]
         if not self.suppression:
             return kept
-        for each, mine, scores in zip(some, kept, owed(lm, some, points(self.points)), strict=True):
+        for each, mine, scores in zip(some, kept, attributions(lm, some, points(self.points)), strict=True):
             masks = [torch.zeros_like(delta, dtype=torch.bool) for delta in mine]
             for key, score in scores:
                 masks[key] |= score > self.threshold * score.max()

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kedit.cases import Edit
-from kedit.editors.attribution import Site, asked, integrated_gradients
+from kedit.editors.attribution import HookPoint, asked, integrated_gradients
 from kedit.editors.subject import ends
-from kedit.lm.embedding_deltas import Key, lengths, longest
+from kedit.lm.embedding_deltas import TokenKey, lengths, longest
 from kedit.lm.text import Pair
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class SubjectBatch:
     """The rows of one subject."""
 
-    keys: list[Key]  # its spellings
+    keys: list[TokenKey]  # its subject_tokenizations
     facts: list[Pair]
     bare: list[Pair]  # for each spelling, where there is one: a text that ends one token behind the subject
     old: list[tuple[int, list[Pair]]]  # which spelling, and a prompt that holds it with each token of an old answer
@@ -41,18 +41,18 @@ class Lesson:
         return len(self.rows) * max(len(pair.ids) for pair in self.rows)
 
 
-def lesson(lm: "LM", subject: str, facts: Sequence[Sequence[Edit]], bare: Sequence[str]) -> Lesson:
+def subject_batch(lm: "LM", subject: str, facts: Sequence[Sequence[Edit]], bare: Sequence[str]) -> SubjectBatch:
     """Of facts about the subject, each behind its other wordings or contexts; `bare` says the subject alone, in some
     contexts. Raises InputError where a prompt lacks the subject."""
     rows = [(n, edit) for n, some in enumerate(facts) for edit in some]
-    spelt = [key for key, _ in spellings(lm, subject, [edit.prompt for _, edit in rows])]
+    spelt = [key for key, _ in subject_tokenizations(lm, subject, [edit.prompt for _, edit in rows])]
     keys = list(dict.fromkeys(spelt))
-    alone: dict[Key, Pair] = {}
-    for (key, end), ids in zip(spellings(lm, subject, bare), lm.text.prompts(bare), strict=True):
+    alone: dict[TokenKey, Pair] = {}
+    for (key, end), ids in zip(subject_tokenizations(lm, subject, bare), lm.text.prompts(bare), strict=True):
         alone.setdefault(key, Pair(ids[: end + 1], end))
     first = {(n, key): edit for (n, edit), key in reversed(list(zip(rows, spelt, strict=True))) if edit.target_old}
     olds = lm.text.pairs([edit.prompt for edit in first.values()], [str(edit.target_old) for edit in first.values()])
-    return Lesson(
+    return SubjectBatch(
         keys,
         lm.text.pairs([edit.prompt for _, edit in rows], [edit.target_new for _, edit in rows]),
         [alone[key] for key in keys if key in alone],
@@ -60,7 +60,7 @@ def lesson(lm: "LM", subject: str, facts: Sequence[Sequence[Edit]], bare: Sequen
     )
 
 
-def spellings(lm: "LM", subject: str, prompts: Sequence[str]) -> list[tuple[Key, int]]:
+def subject_tokenizations(lm: "LM", subject: str, prompts: Sequence[str]) -> list[tuple[TokenKey, int]]:
     """The subject's tokens in each prompt, where it last stands there, and the token behind them."""
     found = []
     wanted = subject.strip()
@@ -72,21 +72,21 @@ def spellings(lm: "LM", subject: str, prompts: Sequence[str]) -> list[tuple[Key,
     return found
 
 
-class Lessons:
-    """Passes over the rows of several subjects, each with its own changes, whatever the model's own alterations are."""
+class SubjectForwards:
+    """Forward passes with per-subject deltas; the deltas installed in the model are disabled."""
 
-    def __init__(self, lm: "LM", lessons: Sequence[Lesson]):
+    def __init__(self, lm: "LM", lessons: Sequence[SubjectBatch]):
         self.lm = lm
         self.batch = lm.batch([pair for each in lessons for pair in each.rows])
         owners = [i for i, each in enumerate(lessons) for _ in each.rows]
         bare = [j >= len(each.facts) for each in lessons for j in range(len(each.rows))]
-        self.owner: Int[Tensor, " n"] = torch.tensor(owners, device=self.batch.row.device)  # each row's lesson
+        self.owner: Int[Tensor, " n"] = torch.tensor(owners, device=self.batch.row.device)  # each row's subject_batch
         self.bare: Bool[Tensor, " n"] = torch.tensor(bare, device=self.batch.row.device)
         self.of_key: Int[Tensor, " keys"] = torch.tensor([i for i, each in enumerate(lessons) for _ in each.keys])
         self.own = [lm.embeddings(key) for each in lessons for key in each.keys]  # of every spelling, [s d]
         self._place([key for each in lessons for key in each.keys], owners)
 
-    def _place(self, keys: Sequence[Key], owners: Sequence[int]) -> None:
+    def _place(self, keys: Sequence[TokenKey], owners: Sequence[int]) -> None:
         """Which number of the changes, one below the other, goes to which place of the batch."""
         begins = torch.tensor([0, *map(len, keys)]).cumsum(0).tolist()
         mine = [{keys[k]: begins[k] for k in (self.of_key == i).nonzero()[:, 0].tolist()} for i in set(owners)]
@@ -103,31 +103,34 @@ class Lessons:
 
     def logprobs(self, deltas: Sequence[Float[Tensor, "_ d"]] | None) -> Float[Tensor, "k v"]:
         """Of the tokens at the answers' places; None: of the model as it was."""
-        with self.lm.alterations.asleep():
+        with self.lm.embedding_deltas.disabled():
             if deltas is None:
                 return self.lm.answer_logits(self.batch).float().log_softmax(-1)
             values = torch.cat(list(deltas))[self.which]
-            with self.lm.alterations.adding(self.row, self.col, values):
+            with self.lm.embedding_deltas.adding(self.row, self.col, values):
                 return self.lm.answer_logits(self.batch).float().log_softmax(-1)
 
     def mean(self, values: Float[Tensor, " n"], bare: bool) -> Float[Tensor, " lessons"]:
-        """Over each lesson's fact rows, or over its bare ones; 0 where there are none."""
+        """Over each subject_batch's fact rows, or over its bare ones; 0 where there are none."""
         chosen = (self.bare == bare).to(values)
         sums, counts = (values.new_zeros(int(self.owner.max()) + 1) for _ in range(2))
         return sums.index_add(0, self.owner, values * chosen) / counts.index_add(0, self.owner, chosen).clamp(min=1)
 
 
-def owed(lm: "LM", lessons: Sequence[Lesson], at: Sequence[float]) -> list[list[tuple[int, Float[Tensor, "_ d"]]]]:
-    """For each lesson, of each old answer with the spelling's index: how much of its probability is owed to each number
-    of the subject's own embeddings, each token's varied alone; a mean over the answer's tokens."""
+def attributions(
+    lm: "LM", lessons: Sequence[SubjectBatch], at: Sequence[float]
+) -> list[list[tuple[int, Float[Tensor, "_ d"]]]]:
+    """For each batch and each of its old answers: the index of the subject's tokenization, and the attribution of the
+    answer's probability to each dimension of the subject's embeddings, one token varied at a time, averaged over the
+    answer's tokens."""
     asked_of = [(pair, each.keys[key]) for each in lessons for key, tokens in each.old for pair in tokens]
     if not asked_of:
         return [[] for _ in lessons]
     sites = []
     for pair, key in asked_of:
         start, _ = longest(pair.prompt, [key], lengths([key]))
-        sites.append([Site(lm.alterations.module, start + j, output=True) for j in range(len(key))])
-    with lm.alterations.asleep():
+        sites.append([HookPoint(lm.embedding_deltas.module, start + j, output=True) for j in range(len(key))])
+    with lm.embedding_deltas.disabled():
         found = iter(integrated_gradients(lm, [pair for pair, _ in asked_of], sites, at))
     return [
         [(key, torch.stack([next(found)[0] for _ in tokens]).mean(0)) for key, tokens in each.old] for each in lessons

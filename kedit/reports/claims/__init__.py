@@ -90,7 +90,7 @@ def report(paper: str | None = None, measured: pd.DataFrame | None = None) -> li
     for name in [paper] if paper else PAPERS:
         on_paper = judge(printed(name), name)
         on_ours = [[]] * len(on_paper) if measured is None else [[v] for v in judge(measured, name, "ours")]
-        lines += [verdict for first, more in zip(on_paper, on_ours, strict=True) for verdict in (first, *more)]
+        lines += [verdict for first, greater in zip(on_paper, on_ours, strict=True) for verdict in (first, *greater)]
     return lines
 
 

@@ -12,7 +12,7 @@ Real = int | float
 
 
 @dataclass(frozen=True)
-class Quantity:
+class Estimate:
     """A number, the interval it is known to, and the rows of the frame that it rests on.
 
     `drawn`: the number in each resampling of cases and seeds. What is computed from several numbers is computed in each
@@ -27,7 +27,7 @@ class Quantity:
     missing: tuple[str, ...] = ()
     drawn: np.ndarray | None = field(default=None, compare=False, repr=False)
 
-    def __sub__(self, other: "Quantity") -> "Quantity":
+    def __sub__(self, other: "Estimate") -> "Estimate":
         """The difference; of independent numbers half-widths add in squares."""
         value = round(self.value - other.value, 9)  # 92.9 - 92.8 is 0.1
         if self.drawn is not None and (other.drawn is not None or other.exact):
@@ -36,12 +36,12 @@ class Quantity:
             return _known(value, self.value - other.drawn, self, other)
         below = math.hypot(self.value - self.low, other.high - other.value)
         above = math.hypot(self.high - self.value, other.value - other.low)
-        return Quantity(value, value - below, value + above, *_both(self, other))
+        return Estimate(value, value - below, value + above, *_both(self, other))
 
-    def __rmul__(self, factor: Real) -> "Quantity":
+    def __rmul__(self, factor: Real) -> "Estimate":
         low, high = sorted((factor * self.low, factor * self.high))
         drawn = None if self.drawn is None else factor * self.drawn
-        return Quantity(factor * self.value, low, high, self.cells, self.missing, drawn)
+        return Estimate(factor * self.value, low, high, self.cells, self.missing, drawn)
 
     @property
     def exact(self) -> bool:
@@ -53,15 +53,15 @@ class Quantity:
         return f"{self.value:.4g}" + ("" if self.exact else f" [{self.low:.4g}, {self.high:.4g}]")
 
 
-def exactly(value: Real) -> Quantity:
-    return Quantity(float(value), float(value), float(value))
+def exactly(value: Real) -> Estimate:
+    return Estimate(float(value), float(value), float(value))
 
 
-def absent(what: str) -> Quantity:
-    return Quantity(math.nan, math.nan, math.nan, missing=(what,))
+def absent(what: str) -> Estimate:
+    return Estimate(math.nan, math.nan, math.nan, missing=(what,))
 
 
-def mean(parts: Sequence[Quantity]) -> Quantity:
+def mean(parts: Sequence[Estimate]) -> Estimate:
     """Of several numbers; of independent ones half-widths add in squares."""
     value = sum(part.value for part in parts) / len(parts)
     drawn = [part.drawn for part in parts if part.drawn is not None]
@@ -69,11 +69,11 @@ def mean(parts: Sequence[Quantity]) -> Quantity:
         return _known(value, np.mean(drawn, axis=0), *parts)
     below = math.hypot(*(part.value - part.low for part in parts)) / len(parts)
     above = math.hypot(*(part.high - part.value for part in parts)) / len(parts)
-    return Quantity(value, value - below, value + above, *_both(*parts))
+    return Estimate(value, value - below, value + above, *_both(*parts))
 
 
-def _known(value: float, drawn: np.ndarray, *parts: Quantity) -> Quantity:
-    return Quantity(value, *interval(drawn), *_both(*parts), drawn)
+def _known(value: float, drawn: np.ndarray, *parts: Estimate) -> Estimate:
+    return Estimate(value, *interval(drawn), *_both(*parts), drawn)
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,12 @@ def not_run(what: str) -> Comparison:
     return Comparison(what, None, missing=(what,))
 
 
-def more(text: str, left: Quantity, right: Quantity, *, ties: bool = False) -> Comparison:
+def greater(text: str, left: Estimate, right: Estimate, *, ties: bool = False) -> Comparison:
     """Is left above right? With `ties`: is it not below?"""
     return positive(text, left - right, ties=ties)
 
 
-def positive(text: str, number: Quantity, *, ties: bool = False) -> Comparison:
+def positive(text: str, number: Estimate, *, ties: bool = False) -> Comparison:
     """True where the whole interval is above 0, false where none of it is; with `ties` 0 counts as above."""
     if number.missing:
         return Comparison(text, None, number.cells, number.missing)
@@ -132,7 +132,7 @@ def share(asked: str, parts: Sequence[Comparison], *, at_least: Real = 0, below:
     return Comparison(text, True if all(holds) else None if any(holds) else False, *_both(*known), parts=tuple(parts))
 
 
-def _both(*parts: Quantity | Comparison) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _both(*parts: Estimate | Comparison) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Cells and missing of all parts, each once."""
     cells = dict.fromkeys(cell for part in parts for cell in part.cells)
     missing = dict.fromkeys(what for part in parts for what in part.missing)

@@ -3,8 +3,8 @@
 from typing import Any
 
 from kedit.reports.claims import claim
-from kedit.reports.claims.estimates import Comparison, exactly, more, not_run, positive, share
-from kedit.reports.claims.numbers import Numbers, Place, Where
+from kedit.reports.claims.estimates import Comparison, exactly, greater, not_run, positive, share
+from kedit.reports.claims.numbers import Condition, Numbers, Where
 
 MAIN = ("edit_success", "portability", "locality")
 BENCHMARKS = ("hellaswag", "winogrande", "mmlu")
@@ -143,9 +143,9 @@ def kdpo_16(n: Numbers) -> list[Comparison]:
     tables=[2],
 )
 def kdpo_17(n: Numbers) -> list[Comparison]:
-    def all_edits(place: Place) -> Comparison:
+    def all_edits(place: Condition) -> Comparison:
         number = n.at(place, "kdpo")
-        return more(f"{place}: kdpo {number} >= 100", number, exactly(100), ties=True)
+        return greater(f"{place}: kdpo {number} >= 100", number, exactly(100), ties=True)
 
     return n.over(all_edits, "kdpo", dataset="zsre", metric="edit_success", T=500)
 
@@ -153,7 +153,7 @@ def kdpo_17(n: Numbers) -> list[Comparison]:
 def lead_grows(n: Numbers, **where: Any) -> list[Comparison]:
     """Of KDPO over FT-M, from 100 to 500 edits, on each model that has both."""
 
-    def grows(place: Place) -> Comparison:
+    def grows(place: Condition) -> Comparison:
         first, last = (n.minus(place._replace(T=T), "kdpo", "ft_m") for T in (100, 500))
         return positive(f"{place}: kdpo - ft_m {last} > {first}, that at T=100", last - first)
 

@@ -1,8 +1,8 @@
 """Claims of KEDAS (Tang et al. 2025)."""
 
 from kedit.reports.claims import claim
-from kedit.reports.claims.estimates import Comparison, more, share
-from kedit.reports.claims.numbers import Numbers, Place, Where
+from kedit.reports.claims.estimates import Comparison, greater, share
+from kedit.reports.claims.numbers import Condition, Numbers, Where
 
 LLAMA2 = "llama2-7b-chat"
 
@@ -151,8 +151,8 @@ def kedas_18(n: Numbers) -> list[Comparison]:
     "RECIPE's checkpoint is better overall (HM) on the chat model than on base LLaMA-2-7B", source="App. E", tables=[13]
 )
 def kedas_19(n: Numbers) -> list[Comparison]:
-    def chat_is_better(place: Place) -> Comparison:
+    def chat_is_better(place: Condition) -> Comparison:
         chat, base = n.at(place, "recipe"), n.at(place._replace(model="llama2-7b"), "recipe")
-        return more(f"{place}: recipe {chat}, on llama2-7b {base}", chat, base)
+        return greater(f"{place}: recipe {chat}, on llama2-7b {base}", chat, base)
 
     return n.over(chat_is_better, "recipe", model=LLAMA2, dataset="zsre", metric="hm")

@@ -17,13 +17,13 @@ import pandas as pd
 
 from kedit.reports.claims.estimates import (
     Comparison,
-    Quantity,
+    Estimate,
     Real,
     absent,
     all_of,
     exactly,
+    greater,
     mean,
-    more,
     not_run,
     positive,
     share,
@@ -35,7 +35,7 @@ Names = str | Sequence[str]
 Where = dict[str, Any]
 
 
-class Place(NamedTuple):
+class Condition(NamedTuple):
     """Where editors can be compared."""
 
     model: str
@@ -55,17 +55,19 @@ class Numbers:
     def __init__(self, frame: pd.DataFrame, *, exact: bool, printed_editors: Iterable[str], T_in_average: bool = True):
         self.exact = exact
         self.printed_editors = {*printed_editors} - {UNEDITED}
-        self.known: dict[tuple[Place, str], Quantity] = {}
+        self.known: dict[tuple[Condition, str], Estimate] = {}
         needed = [
-            name for name in (*Place._fields, "editor", "value", "low", "high", "row", "replicates") if name in frame
+            name
+            for name in (*Condition._fields, "editor", "value", "low", "high", "row", "replicates")
+            if name in frame
         ]
         for row in frame[frame["value"].notna()][needed].to_dict("records"):
-            place = Place(row["model"], row["setting"], _T(row["T"]), row["dataset"], row["metric"])
+            place = Condition(row["model"], row["setting"], _T(row["T"]), row["dataset"], row["metric"])
             self.known.setdefault((place, row["editor"]), self._quantity(row))
         if not exact:
             self._average(T_in_average)
 
-    def _quantity(self, row: dict[str, Any]) -> Quantity:
+    def _quantity(self, row: dict[str, Any]) -> Estimate:
         """Without an interval nothing is known of a measured score; a measured cost is taken as it is."""
         value, low, high = (float(row.get(name, math.nan)) for name in ("value", "low", "high"))
         if self.exact or row["metric"] in COSTS:
@@ -73,16 +75,16 @@ class Numbers:
         elif math.isnan(low) or math.isnan(high):
             low, high = -math.inf, math.inf
         drawn = row.get("replicates")
-        return Quantity(value, low, high, (row["row"],), drawn=drawn if isinstance(drawn, np.ndarray) else None)
+        return Estimate(value, low, high, (row["row"],), drawn=drawn if isinstance(drawn, np.ndarray) else None)
 
     def _average(self, T_in_average: bool) -> None:
         """Add the mean over datasets of each editor that has all datasets that any editor has there."""
-        parts: dict[tuple[Place, str], dict[str, Quantity]] = {}
+        parts: dict[tuple[Condition, str], dict[str, Estimate]] = {}
         for (place, editor), number in self.known.items():
             if place.dataset != AVERAGE:
                 T = place.T if T_in_average else None
                 parts.setdefault((place._replace(dataset=AVERAGE, T=T), editor), {})[place.dataset] = number
-        every: dict[Place, set[str]] = {}
+        every: dict[Condition, set[str]] = {}
         for (place, _), datasets in parts.items():
             every.setdefault(place, set()).update(datasets)
         for (place, editor), datasets in parts.items():
@@ -91,18 +93,18 @@ class Numbers:
 
     # --- what is there ---
 
-    def at(self, place: Place, editor: str) -> Quantity:
+    def at(self, place: Condition, editor: str) -> Estimate:
         """The editor's number there; an unedited model may have been asked without a setting and a T."""
         for there in (place, place._replace(setting="", T=None)):
             if (there, editor) in self.known:
                 return self.known[there, editor]
         return absent(f"{editor} on {place}")
 
-    def minus(self, place: Place, a: str, b: str, times: Real = 1) -> Quantity:
+    def minus(self, place: Condition, a: str, b: str, times: Real = 1) -> Estimate:
         """a - times b."""
         return self.at(place, a) - times * self.at(place, b)
 
-    def places(self, *editors: str, **where: Any) -> list[Place]:
+    def places(self, *editors: str, **where: Any) -> list[Condition]:
         """Where one of these editors (none given: any) has a number and the place meets all conditions."""
         where = {"dataset": lambda dataset: dataset != AVERAGE} | where
         found = [place for place, editor in self.known if not editors or editor in editors]
@@ -128,7 +130,7 @@ class Numbers:
                 new.known[place, editor] = mean(found)
         return new
 
-    def rivals(self, place: Place, editor: str, besides: Names = ()) -> list[str]:
+    def rivals(self, place: Condition, editor: str, besides: Names = ()) -> list[str]:
         """The other editors of the paper's tables that have a number there, the best first."""
         left_out = {editor, *_names(besides)}
         found = [name for there, name in self.known if there == place and name in self.printed_editors - left_out]
@@ -136,7 +138,7 @@ class Numbers:
 
     # --- comparisons, one for each place ---
 
-    def over(self, compare: Callable[[Place], Comparison], *editors: str, **where: Any) -> list[Comparison]:
+    def over(self, compare: Callable[[Condition], Comparison], *editors: str, **where: Any) -> list[Comparison]:
         """`compare` at each place of these editors that has all its numbers; if none has, what was not run."""
         found = [compare(place) for place in self.places(*editors, **where)]
         said = [f"{key}={want}" for key, want in where.items() if not callable(want)]
@@ -150,7 +152,7 @@ class Numbers:
 
         sign, factor, margin = ">=" if ties else ">", f"{times:g} x " * (times != 1), f" {by:+g}" * (by != 0)
 
-        def compare(x: str, y: str, place: Place) -> Comparison:
+        def compare(x: str, y: str, place: Condition) -> Comparison:
             text = f"{place}: {self._said(place, x)} {sign} {factor}{self._said(place, y)}{margin}"
             return positive(text, self.minus(place, x, y, times) - exactly(by), ties=ties)
 
@@ -168,7 +170,7 @@ class Numbers:
 
         factor = f"{times:g} x " * (times != 1)
 
-        def compare(place: Place, rivals: list[str]) -> Comparison:
+        def compare(place: Condition, rivals: list[str]) -> Comparison:
             text = f"{place}: {self._said(place, a)} above {factor}all others, best {self._said(place, rivals[0])}"
             return all_of(text, [positive(text, self.minus(place, a, b, times), ties=ties) for b in rivals])
 
@@ -177,7 +179,7 @@ class Numbers:
     def rank(self, a: str, rank: int, *, besides: Names = (), **where: Any) -> list[Comparison]:
         """Of the editors there (see `best`) all but rank - 1 are below a."""
 
-        def compare(place: Place, rivals: list[str]) -> Comparison:
+        def compare(place: Condition, rivals: list[str]) -> Comparison:
             wins = [positive(self._said(place, b), self.minus(place, a, b)) for b in rivals]
             asked = f"{place}: {self._said(place, a)} above all others but {rank - 1}"
             wanted = (len(rivals) - rank + 1) / len(rivals)
@@ -188,28 +190,28 @@ class Numbers:
     def leads(self, a: str, low: Real, high: Real, **where: Any) -> list[Comparison]:
         """a is ahead of the best other editor by a stated size (see `reaches`)."""
 
-        def compare(place: Place, rivals: list[str]) -> Comparison:
+        def compare(place: Condition, rivals: list[str]) -> Comparison:
             text = f"{place}: {self._said(place, a)} ahead of {self._said(place, rivals[0])} by {low:g} to {high:g}"
             return self.reaches(text, self.minus(place, a, rivals[0]), low, high)
 
         return self._against_rivals(compare, a, **where)
 
     def _against_rivals(
-        self, compare: Callable[[Place, list[str]], Comparison], a: str, besides: Names = (), **where: Any
+        self, compare: Callable[[Condition, list[str]], Comparison], a: str, besides: Names = (), **where: Any
     ) -> list[Comparison]:
-        def found(place: Place) -> Comparison:
+        def found(place: Condition) -> Comparison:
             rivals = self.rivals(place, a, besides)
             return compare(place, rivals) if rivals else not_run(f"an editor besides {a} on {place}")
 
         return self.over(found, a, **where)
 
-    def _said(self, place: Place, editor: str) -> str:
+    def _said(self, place: Condition, editor: str) -> str:
         return f"{editor} {self.at(place, editor)}"
 
-    def reaches(self, text: str, number: Quantity, low: Real, high: Real) -> Comparison:
+    def reaches(self, text: str, number: Estimate, low: Real, high: Real) -> Comparison:
         """A stated size: a printed number lies in [low, high] (bounds of rounding); one of ours is at least low."""
-        parts = [more(text, number, exactly(low), ties=True)]
-        parts += [more(text, exactly(high), number, ties=True)] if self.exact else []
+        parts = [greater(text, number, exactly(low), ties=True)]
+        parts += [greater(text, exactly(high), number, ties=True)] if self.exact else []
         return all_of(f"{text}: {number}", parts)
 
     def mean_gain(self, a: str, b: str, stated: Real, **where: Any) -> list[Comparison]:

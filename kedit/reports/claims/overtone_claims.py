@@ -4,8 +4,8 @@ from itertools import pairwise
 from typing import Any
 
 from kedit.reports.claims import claim
-from kedit.reports.claims.estimates import Comparison, Quantity, all_of, mean, more, not_run
-from kedit.reports.claims.numbers import Numbers, Place, Where
+from kedit.reports.claims.estimates import Comparison, Estimate, all_of, greater, mean, not_run
+from kedit.reports.claims.numbers import Condition, Numbers, Where
 
 LLAMA2, LLAMA3, ZSRE = "llama2-7b-chat", "llama3-8b-instruct", "zsre_mend_portability"
 ON_PAR = 5  # points of the average
@@ -108,15 +108,15 @@ def ot_13(n: Numbers) -> list[Comparison]:
 def ot_14(n: Numbers) -> list[Comparison]:
     n = recomputed(n)
 
-    def larger(place: Place) -> Comparison:
+    def larger(place: Condition) -> Comparison:
         single = place._replace(T=1, setting="single")
         methods = [a for a in n.with_suffix("_overtone") if not (gain(place, a).missing or gain(single, a).missing)]
         if not methods:
             return not_run(f"a method with and without OVERTONE on {place} and at T=1")
         many, one = (mean([gain(there, a) for a in methods]) for there in (place, single))
-        return more(f"{place}: mean gain of {len(methods)} methods {many} > {one} at T=1", many, one)
+        return greater(f"{place}: mean gain of {len(methods)} methods {many} > {one} at T=1", many, one)
 
-    def gain(place: Place, editor: str) -> Quantity:
+    def gain(place: Condition, editor: str) -> Estimate:
         return n.minus(place, f"{editor}_overtone", editor)
 
     several: Where = {"T": (10, 100), "dataset": lambda name: name not in ("wikibio", "average"), "metric": "avg"}
@@ -186,9 +186,9 @@ def ot_20(n: Numbers) -> list[Comparison]:
     tables=[4, 5],
 )
 def ot_21(n: Numbers) -> list[Comparison]:
-    def collapses(place: Place) -> Comparison:
+    def collapses(place: Condition) -> Comparison:
         lora, single = n.at(place, "lora"), n.at(place._replace(T=1, setting="single"), "lora")
-        return more(f"{place}: lora {lora} < 0.5 x {single} at T=1", 0.5 * single, lora)
+        return greater(f"{place}: lora {lora} < 0.5 x {single} at T=1", 0.5 * single, lora)
 
     where: Where = {"T": (10, 100), "dataset": ZSRE, "metric": "avg"}
     return n.over(collapses, "lora", **where) + n.higher("lora_overtone", "lora", times=2, **where)
@@ -204,7 +204,7 @@ def with_overtone(n: Numbers, **how: Any) -> list[Comparison]:
 
 
 def conditions(how: dict[str, Any]) -> dict[str, Any]:
-    return {key: want for key, want in how.items() if key in Place._fields}
+    return {key: want for key, want in how.items() if key in Condition._fields}
 
 
 def smoothed(n: Numbers) -> list[str]:
@@ -214,11 +214,11 @@ def smoothed(n: Numbers) -> list[str]:
 def nearly(n: Numbers, k: int, editor: str, **where: Any) -> list[Comparison]:
     """With OVERTONE the method has k - 0.5 to k times what it has without; of ours, at least the former."""
 
-    def compare(place: Place) -> Comparison:
+    def compare(place: Condition) -> Comparison:
         before, after = n.at(place, editor), n.at(place, f"{editor}_overtone")
         text = f"{place}: {editor} {before}, with OVERTONE nearly {k} times that: {after}"
-        above = more(text, after, (k - 0.5) * before, ties=True)
-        return all_of(text, [above, more(text, k * before, after, ties=True)] if n.exact else [above])
+        above = greater(text, after, (k - 0.5) * before, ties=True)
+        return all_of(text, [above, greater(text, k * before, after, ties=True)] if n.exact else [above])
 
     return n.over(compare, editor, f"{editor}_overtone", **where)
 

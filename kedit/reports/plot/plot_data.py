@@ -11,7 +11,7 @@ import pandas as pd
 from kedit.common.errors import InputError
 from kedit.results.bootstrap import interval, over_seeds, resampled_means
 from kedit.results.cells import Cell
-from kedit.results.scores import FLOOR, per_case
+from kedit.results.scores import UNEDITED_ROW, per_case
 
 KNOWN = (("reliability", "generality", "portability", "locality"), ("efficacy", "paraphrase", "neighborhood"))
 BOTH = "prompt and paraphrases"  # KDPO's edit success (§4)
@@ -54,9 +54,9 @@ def scores(cells: Sequence[Cell]) -> pd.DataFrame:
         for T, rows in tests.groupby("T"):
             parts[editor, int(T), seed] = _by_case(rows)
         floor = _by_case(cell.rows[cell.rows["when"] == "before"])
-        if len(floor) > len(parts.get((FLOOR, 0, seed), ())):
-            parts[FLOOR, 0, seed] = floor
-    if all(editor == FLOOR for editor, _, _ in parts):
+        if len(floor) > len(parts.get((UNEDITED_ROW, 0, seed), ())):
+            parts[UNEDITED_ROW, 0, seed] = floor
+    if all(editor == UNEDITED_ROW for editor, _, _ in parts):
         raise Nothing("nothing was tested yet")
     return pd.concat(parts, names=["editor", "T", "seed", "step", "case"])
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from kedit.reports.plot.plot_data import BOTH, Nothing, editors, horizons, scores
 from kedit.reports.plot.style import GREY, UNEDITED, legend, looks, title
 from kedit.results.cells import Cell
-from kedit.results.scores import FLOOR
+from kedit.results.scores import UNEDITED_ROW
 
 AXES = {  # KDPO's four, and what ROME's evaluation has in their place
     BOTH: "edit success",
@@ -76,7 +76,7 @@ def _figure(tables: Mapping[str, pd.DataFrame], cells: Sequence[Cell], says: str
     figure.get_layout_engine().set(w_pad=0.2)  # type: ignore[union-attr,call-arg]
     for axis, (name, means) in zip(panels[0], tables.items(), strict=True):
         _circle(axis, kinds, name)
-        _around(axis, means.loc[FLOOR], color=GREY, ls=":", label=UNEDITED)
+        _around(axis, means.loc[UNEDITED_ROW], color=GREY, ls=":", label=UNEDITED)
         for editor, look in looks(editors(cells)).items():
             if editor in means.index:
                 line = _around(axis, means.loc[editor], **look.line, marker=look.marker, ms=4, mfc=look.face)

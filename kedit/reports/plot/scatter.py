@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from kedit.reports.plot.plot_data import Nothing, editors, horizons, resampled, scores, spread
 from kedit.reports.plot.style import Look, legend, looks, title
 from kedit.results.cells import Cell
-from kedit.results.scores import COLUMNS, FLOOR
+from kedit.results.scores import COLUMNS, UNEDITED_ROW
 
 PAIRS = (("reliability", "locality"), ("efficacy", "neighborhood"))
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")  # one a T
@@ -38,7 +38,7 @@ def scatter(cells: Sequence[Cell]) -> Figure:
     axis.margins(0.08)
     axis.set_xlim(right=min(axis.get_xlim()[1], 102))
     axis.set_ylim(top=min(axis.get_ylim()[1], 102))
-    floor = frame.loc[FLOOR][pair].mean()
+    floor = frame.loc[UNEDITED_ROW][pair].mean()
     note = f"\nbars: 95 % intervals over cases; the unedited model: {floor.iloc[0]:.1f}, {floor.iloc[1]:.1f}"
     handles = [Line2D([], [], marker="o", ls="", color=k.colour, mfc=k.face, label=e) for e, k in appearance.items()]
     if len(shapes) > 1:

@@ -8,14 +8,14 @@ from kedit.results.cells import Cell
 from kedit.results.measured import AVERAGE
 from kedit.results.mixing import mixed
 from kedit.results.samples import asked_T
-from kedit.results.scores import SAID, Score
+from kedit.results.scores import SCORING_CAPTIONS, Score
 
 
 def facts(frame: pd.DataFrame, cells: Sequence[Cell], score: Score) -> list[str]:
     """Of these measured numbers; an average's are those of its datasets."""
     own = _own(frame)
     settings = ", ".join(map(str, dict.fromkeys(own["setting"])))
-    said = [f"{settings}, {_horizons(own, cells)}", f"N={_counts(own)} cases", SAID[score]]
+    said = [f"{settings}, {_horizons(own, cells)}", f"N={_counts(own)} cases", SCORING_CAPTIONS[score]]
     orders = sorted({str(cell.meta["order_seed"]) for cell in cells} - {"None"})
     options = sorted({cell.meta["overrides"] for cell in cells} - {""})
     said += [f"order seed {', '.join(orders)}"] if orders else []

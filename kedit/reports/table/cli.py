@@ -7,7 +7,7 @@ from typing import get_args
 
 from kedit.common.errors import InputError
 from kedit.reports.table.show import output
-from kedit.results.scores import SAID, Merge, Score
+from kedit.results.scores import SCORING_CAPTIONS, Merge, Score
 
 VIEWS = ("ours", "paper", "difference", "all")
 FORMATS = ("terminal", "markdown", "csv", "latex", "html")
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("place", nargs="?", help="a sweep's name, or a directory of runs (default: quickstart); of claims a paper")
     add("--view", choices=VIEWS, default="all", help="of a paper's table")
-    add("--scoring", choices=get_args(Score), default="token", help="of the answers: " + str(SAID))
+    add("--scoring", choices=get_args(Score), default="token", help="of the answers: " + str(SCORING_CAPTIONS))
     add("--merge", choices=get_args(Merge), help="how probes become one number, of a table without a paper")
     add("--versus", nargs=2, metavar=("EDITOR", "EDITOR"), help="the difference of two, on the same cases")
     add("--mix", action="append", default=[], metavar="WHAT", help="allow cells that differ in this: " + ", ".join(MIX))

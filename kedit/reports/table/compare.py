@@ -9,7 +9,7 @@ import pandas as pd
 
 from kedit.common.errors import InputError
 from kedit.reports.table.captions import facts, failures
-from kedit.reports.table.formats import DASH, Entry, Grid, Line
+from kedit.reports.table.formats import DASH, Grid, Line, TableCell
 from kedit.reports.table.layout import named
 from kedit.results.cells import Cell
 from kedit.results.measured import frame_of, number
@@ -97,6 +97,6 @@ def _line(record: dict[str, Any], paper: str) -> Line:
     sure = known and not record["low"] <= 0 <= record["high"]
     ends = f"{text(record['low'], '+')} to {text(record['high'], '+')}" if known else DASH
     texts = [text(record["one"]), text(record["other"]), text(record["difference"], "+"), ends]
-    entries = [Entry(value, bold=sure and i == 2) for i, value in enumerate(texts)]
+    entries = [TableCell(value, bold=sure and i == 2) for i, value in enumerate(texts)]
     head = tuple(named(key, record[key], paper).removeprefix("T=") for key in STUBS)
-    return Line(head, (*entries, Entry(str(record["n"])), Entry(str(record["seeds"]))))
+    return Line(head, (*entries, TableCell(str(record["n"])), TableCell(str(record["seeds"]))))

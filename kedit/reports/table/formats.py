@@ -23,7 +23,7 @@ BROKEN = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableCell:
     """One cell of a grid: what it says, how it looks, and for a page what lies behind it."""
 
     text: str = DASH
@@ -36,7 +36,7 @@ class Entry:
 @dataclass(frozen=True)
 class Line:
     head: tuple[str, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[TableCell, ...]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def markdown(grid: Grid) -> str:
     return f"{title}{table}{grid.caption}\n" + (f"{commands}\n" if commands else "")
 
 
-def _markdown(entry: Entry) -> str:
+def _markdown(entry: TableCell) -> str:
     text = f"<u>{entry.text}</u>" if entry.underline else entry.text
     return f"**{text}**" if entry.bold else text
 
@@ -137,7 +137,7 @@ def _multicolumn(name: str, n: int) -> str:
     return _escape(name) if n == 1 else rf"\multicolumn{{{n}}}{{c}}{{{_escape(name)}}}"
 
 
-def _tex(entry: Entry) -> str:
+def _tex(entry: TableCell) -> str:
     text = re.sub(r"(?<!\w)-(?=\d)", "$-$", _escape(entry.text))
     text = rf"\underline{{{text}}}" if entry.underline else text
     return rf"\textbf{{{text}}}" if entry.bold else text
@@ -168,7 +168,7 @@ def show(grids: Sequence[Grid]) -> None:
 def _part(grid: Grid, name: str, last: bool) -> Grid:
     chosen = [i for i, names in enumerate(grid.columns) if names[0] == name]
     lines = [Line(line.head, tuple(line.entries[i] for i in chosen)) for line in grid.lines]
-    filled = [line for line in lines if any(entry != Entry("") for entry in line.entries)]
+    filled = [line for line in lines if any(entry != TableCell("") for entry in line.entries)]
     columns = tuple(grid.columns[i] for i in chosen)
     return Grid(grid.title, grid.stubs, columns, tuple(filled), grid.caption if last else "")
 
@@ -215,7 +215,7 @@ def _broken(name: str) -> str:
     return BROKEN.get(name, name.replace(" ", "\n"))
 
 
-def _text(entry: Entry) -> Text:
+def _text(entry: TableCell) -> Text:
     return Text(entry.text, style=" ".join(["bold"] * entry.bold + ["underline"] * entry.underline))
 
 

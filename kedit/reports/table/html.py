@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from kedit.reports.table.formats import DASH, Entry, Grid, Line, spans
+from kedit.reports.table.formats import DASH, Grid, Line, TableCell, spans
 
 STYLE = """
 :root { color-scheme: light }
@@ -137,7 +137,7 @@ def _line(line: Line, above: Line | None, firsts: set[int], prose: set[int]) -> 
     return f"<tr{group}>{heads}{cells}</tr>"
 
 
-def _cell(entry: Entry, first: bool, prose: bool) -> str:
+def _cell(entry: TableCell, first: bool, prose: bool) -> str:
     classes = [*(["first"] if first else []), *(["empty"] if entry.text == DASH else [])]
     classes += ["text"] if prose else []
     attributes = f' class="{" ".join(classes)}"' if classes else ""

@@ -83,7 +83,7 @@ def layouts(folder: Path = ROOT / "sweeps") -> Iterator[Layout]:
 
 # --- order -----------------------------------------------------------------------------------------------------------
 
-Place = tuple[Any, ...]
+Position = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ class Block:
     """One grid's places, in order, and what is there: (row, column) -> record."""
 
     title: str
-    rows: list[Place]
-    columns: list[Place]
-    records: dict[tuple[Place, Place], dict[str, Any]]
+    rows: list[Position]
+    columns: list[Position]
+    records: dict[tuple[Position, Position], dict[str, Any]]
 
 
 def blocks(frame: pd.DataFrame, layout: Layout) -> list[Block]:
@@ -117,13 +117,13 @@ def blocks(frame: pd.DataFrame, layout: Layout) -> list[Block]:
     return [Block("", in_order([row for row, _ in records]), in_order([col for _, col in records]), records)]
 
 
-def _at(record: Mapping[str, Any], keys: Sequence[str]) -> Place:
+def _at(record: Mapping[str, Any], keys: Sequence[str]) -> Position:
     return tuple(None if pd.isna(record[key]) else record[key] for key in keys)
 
 
-def in_order(places: Sequence[Place]) -> list[Place]:
+def in_order(places: Sequence[Position]) -> list[Position]:
     """Each once: by first appearance of the outermost value, then of the next one within it."""
-    rank: dict[Place, int] = {}
+    rank: dict[Position, int] = {}
     for place in places:
         for i in range(len(place)):
             rank.setdefault(place[: i + 1], len(rank))
@@ -149,7 +149,7 @@ def belongs(frame: pd.DataFrame, layout: Layout) -> pd.Series:
     return pd.Series([_key(record) in known for record in frame[PLACE].to_dict("records")], frame.index, dtype=bool)
 
 
-def _key(record: Mapping[str, Any]) -> Place:
+def _key(record: Mapping[str, Any]) -> Position:
     return _at(record, PLACE)
 
 

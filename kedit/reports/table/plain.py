@@ -9,9 +9,9 @@ import pandas as pd
 
 from kedit.reports.table import formats
 from kedit.reports.table.captions import noise
-from kedit.reports.table.formats import Entry, Grid, Line
+from kedit.reports.table.formats import Grid, Line, TableCell
 from kedit.results.cells import SAME, Cell
-from kedit.results.scores import COLUMNS, FLOOR, SAID, SCORE, Merge, Score, summary
+from kedit.results.scores import COLUMNS, SCORE, SCORING_CAPTIONS, UNEDITED_ROW, Merge, Score, summary
 
 MEANING = {  # column -> what a caption says of it
     "edit success": "edit success = reliability",
@@ -46,7 +46,7 @@ def together(cells: Sequence[Cell]) -> list[list[Cell]]:
 def _lines(cell: Cell, score: Score, merge: Merge) -> pd.DataFrame:
     lines = summary(cell.rows, score=score, merge=merge, kinds=cell.kinds)
     return lines.assign(
-        model=[FLOOR if model == FLOOR else cell.meta["editor"] for model in lines["model"]],
+        model=[UNEDITED_ROW if model == UNEDITED_ROW else cell.meta["editor"] for model in lines["model"]],
         seconds=[_seconds(cell, T) for T in lines["T"]],
         perplexity=[_perplexity(cell, T) for T in lines["T"]],
         seed=cell.meta["seed"],
@@ -70,8 +70,8 @@ def _perplexity(cell: Cell, T: int) -> float:
 
 def _pool(lines: pd.DataFrame) -> pd.DataFrame:
     """Mean over edit seeds. The floor comes first, and once: on the largest set of cases that a cell has tested."""
-    floor = lines[lines["model"] == FLOOR].sort_values("N").groupby("seed").tail(1)
-    chosen = pd.concat([floor, lines[lines["model"] != FLOOR]])
+    floor = lines[lines["model"] == UNEDITED_ROW].sort_values("N").groupby("seed").tail(1)
+    chosen = pd.concat([floor, lines[lines["model"] != UNEDITED_ROW]])
     groups = chosen.groupby(["model", "T"], sort=False)
     pooled = groups.mean(numeric_only=True).assign(seeds=groups["seed"].nunique())
     order = [*COLUMNS.values(), "HM", "Score", "N", "seconds", "perplexity", "seeds"]
@@ -83,7 +83,7 @@ def _caption(cells: Sequence[Cell], lines: pd.DataFrame, score: Score, merge: Me
     meta, rome = cells[0].meta, any(kind in lines for kind in SCORE)
     parts = [
         place(cells),
-        f"{SAID[score]} x100, {merge}, N cases",
+        f"{SCORING_CAPTIONS[score]} x100, {merge}, N cases",
         *([SUCCESS] if score == "token" and rome else []),
         *(said for name, said in MEANING.items() if name in lines),
         *([BRACKETS] if rome else []),
@@ -114,7 +114,7 @@ def _other_counts(lines: pd.DataFrame) -> list[str]:
 def _alarms(cells: Sequence[Cell], lines: pd.DataFrame) -> list[str]:
     """What a reader must know before believing a number."""
     worst = lines.groupby("model")["perplexity"].max()
-    collapsed = worst.index[worst > 2 * worst.get(FLOOR, math.nan)]
+    collapsed = worst.index[worst > 2 * worst.get(UNEDITED_ROW, math.nan)]
     said = [f"perplexity of a held-out text more than doubled under {model}" for model in collapsed]
     for cell in cells:
         failed = int(cell.steps["failed"].sum()) if "failed" in cell.steps else 0
@@ -147,7 +147,7 @@ def _texts(column: pd.Series) -> list[str]:
 def grid(caption: str, table: pd.DataFrame) -> Grid:
     """As the table is printed: each line's model, then its numbers."""
     text = shown(table)
-    lines = [Line((head,), tuple(map(Entry, entries))) for head, *entries in text.to_numpy().tolist()]
+    lines = [Line((head,), tuple(map(TableCell, entries))) for head, *entries in text.to_numpy().tolist()]
     return Grid("", ("model",), tuple((name,) for name in text if name != "model"), tuple(lines), f"{caption}.")
 
 

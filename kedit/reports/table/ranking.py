@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from kedit.reports.table.formats import Entry
-from kedit.reports.table.layout import Block, Place
+from kedit.reports.table.formats import TableCell
+from kedit.reports.table.layout import Block, Position
 from kedit.results.samples import COSTS, UNEDITED
 
-Record = Mapping[str, Any]
+TidyRow = Mapping[str, Any]
 GROUP = ("model", "setting", "T", "dataset", "metric")  # what is ranked: editors on the same
 BOLD = (
     "bold: the best editor on the same model, setting, T, dataset and metric, underlined: the second best of three or "
@@ -20,15 +20,15 @@ BOLD = (
 
 
 def ranked(
-    block: Block, entry: Callable[[Record], Entry], text: Callable[[Record], str]
-) -> dict[tuple[Place, Place], Entry]:
+    block: Block, entry: Callable[[TidyRow], TableCell], text: Callable[[TidyRow], str]
+) -> dict[tuple[Position, Position], TableCell]:
     """Each place's entry, marked; `text` is what is compared, empty where there is no number."""
-    groups: dict[Place, list[tuple[Place, Place]]] = {}
+    groups: dict[Position, list[tuple[Position, Position]]] = {}
     for at, record in block.records.items():
         if text(record) and record["editor"] != UNEDITED:
             group = tuple(None if pd.isna(record[key]) else record[key] for key in GROUP)
             groups.setdefault(group, []).append(at)
-    marks: dict[tuple[Place, Place], tuple[bool, bool]] = {}
+    marks: dict[tuple[Position, Position], tuple[bool, bool]] = {}
     for group, places in groups.items():
         sign = -1 if group[-1] in COSTS else 1  # of a cost, less is better
         marks |= zip(places, ranks([sign * float(text(block.records[at])) for at in places]), strict=True)

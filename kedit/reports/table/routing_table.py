@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from kedit.reports.table import formats, plain
-from kedit.reports.table.formats import Entry, Grid, Line
+from kedit.reports.table.formats import Grid, Line, TableCell
 from kedit.results.cells import Cell
 from kedit.results.routing import MEASURES, routing
 
@@ -48,7 +48,7 @@ def grid(caption: str, table: pd.DataFrame) -> Grid:
     text = plain.shown(table)
     stubs, columns = _HEAD, [name for name in text if name not in _HEAD]
     heads, entries = text[stubs].to_numpy().tolist(), text[columns].to_numpy().tolist()
-    lines = [Line(tuple(head), tuple(map(Entry, line))) for head, line in zip(heads, entries, strict=True)]
+    lines = [Line(tuple(head), tuple(map(TableCell, line))) for head, line in zip(heads, entries, strict=True)]
     return Grid("", tuple(stubs), tuple((name,) for name in columns), tuple(lines), f"{caption}.")
 
 

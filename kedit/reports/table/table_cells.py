@@ -11,14 +11,14 @@ import pandas as pd
 
 from kedit.papers import KEYS
 from kedit.reports.table import fill_commands as fill
-from kedit.reports.table.formats import DASH, Entry
+from kedit.reports.table.formats import DASH, TableCell
 from kedit.reports.table.layout import Layout, as_printed, belongs
 from kedit.reports.table.ranking import GROUP
 from kedit.results.cells import Cell
 from kedit.results.samples import UNEDITED
 from kedit.results.scores import Score
 
-Record = Mapping[str, Any]
+TidyRow = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,31 +79,31 @@ def gaps(given: Shown) -> pd.DataFrame:
 # --- what they say --------------------------------------------------------------------------------------------------
 
 
-def text_of(given: Shown, record: Record) -> str:
+def text_of(given: Shown, record: TidyRow) -> str:
     if pd.isna(record["value"]):
         return ""
     return f"{record['value']:.{_decimals(given, record)}f}"
 
 
-def _decimals(given: Shown, record: Record) -> int:
+def _decimals(given: Shown, record: TidyRow) -> int:
     return max(1, given.layout.decimals.get(record["metric"], 1))
 
 
-def measured_entry(given: Shown, record: Record) -> Entry:
+def measured_entry(given: Shown, record: TidyRow) -> TableCell:
     text = text_of(given, record) + _bracket(record["ci"], _decimals(given, record))
-    return Entry(text, hint=_behind(record), link=_link(given, record["directories"]))
+    return TableCell(text, hint=_behind(record), link=_link(given, record["directories"]))
 
 
-def difference_entry(given: Shown, record: Record) -> Entry:
+def difference_entry(given: Shown, record: TidyRow) -> TableCell:
     if pd.isna(record["value"]) or pd.isna(record.get("theirs")):
-        return Entry(DASH)
+        return TableCell(DASH)
     digits = _decimals(given, record)
     text = f"{record['value'] - record['theirs']:+.{digits}f}" + _bracket(record["ci"], digits)
     hint = f"ours {text_of(given, record)}, the paper {record['text']}; {_behind(record)}"
-    return Entry(text, bold=_outside(record), hint=hint, link=_link(given, record["directories"]))
+    return TableCell(text, bold=_outside(record), hint=hint, link=_link(given, record["directories"]))
 
 
-def _outside(record: Record) -> bool:
+def _outside(record: TidyRow) -> bool:
     """Is the paper's number, as far as it is printed, surely not ours? Both as intervals that do not meet."""
     rounding = 0.5 * 10 ** -len(record["text"].partition(".")[2])
     theirs = max(rounding, 0 if pd.isna(record["their_ci"]) else record["their_ci"])
@@ -114,7 +114,7 @@ def _bracket(width: float, digits: int) -> str:
     return f" ({width:.{digits}f})" if math.isfinite(width) else ""
 
 
-def _behind(record: Record) -> str:
+def _behind(record: TidyRow) -> str:
     """N and the interval of one number."""
     seeds = f" of {int(record['seeds'])} seeds" if record["seeds"] > 1 else ""
     ends = f", 95 % interval {record['low']:.2f} to {record['high']:.2f}" if math.isfinite(record["ci"]) else ""
@@ -122,12 +122,12 @@ def _behind(record: Record) -> str:
     return f"N={int(record['n'])} cases{seeds}{ends}{failed}"
 
 
-def of_paper(record: Record) -> bool:
+def of_paper(record: TidyRow) -> bool:
     """Is it a place of the paper's table?"""
     return isinstance(record.get("text"), str)
 
 
-def hint_of(given: Shown, record: Record) -> str:
+def hint_of(given: Shown, record: TidyRow) -> str:
     """What fills an empty place, or why nothing does."""
     if record.get("dash") is True:
         return "the paper prints none"

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from kedit.papers import PAPERS
-from kedit.reports.table.formats import Entry, Grid, Line
+from kedit.reports.table.formats import Grid, Line, TableCell
 
 CAPTION = (
     "Paper: the verdict on the paper's own printed numbers; ours: on what was run here, from the 95 % intervals: a "
@@ -62,13 +62,13 @@ def _grid(paper: str, verdicts: Sequence[Any], home: Path) -> Grid:
 
 def _line(on_paper: Any, on_ours: Any | None, home: Path) -> Line:
     tables = f"{on_paper.source}; table {', '.join(map(str, on_paper.tables))}"
-    entries = [Entry(on_paper.text, hint=tables), Entry(on_paper.verdict, hint="\n".join(_outcomes(on_paper)))]
+    entries = [TableCell(on_paper.text, hint=tables), TableCell(on_paper.verdict, hint="\n".join(_outcomes(on_paper)))]
     if on_ours is None:
-        return Line((on_paper.id,), (*entries, Entry("not run"), Entry("0")))
+        return Line((on_paper.id,), (*entries, TableCell("not run"), TableCell("0")))
     bold = on_ours.verdict in ("holds", "does not")
     link = _link(_directories(on_ours.cells), home)
-    said = Entry(on_ours.verdict, bold=bold, hint="\n".join(_outcomes(on_ours)), link=link)
-    return Line((on_paper.id,), (*entries, said, Entry(str(len(on_ours.cells)))))
+    said = TableCell(on_ours.verdict, bold=bold, hint="\n".join(_outcomes(on_ours)), link=link)
+    return Line((on_paper.id,), (*entries, said, TableCell(str(len(on_ours.cells)))))
 
 
 def _rests(paper: str, verdicts: Sequence[Any], home: Path) -> Grid:
@@ -78,9 +78,9 @@ def _rests(paper: str, verdicts: Sequence[Any], home: Path) -> Grid:
         for comparison in verdict.comparisons:
             paths = _directories(verdict.cells.loc[list(comparison.cells)])
             entries = (
-                Entry(_outcome(comparison)),
-                Entry(comparison.text),
-                Entry(_named(paths), link=_link(paths, home)),
+                TableCell(_outcome(comparison)),
+                TableCell(comparison.text),
+                TableCell(_named(paths), link=_link(paths, home)),
             )
             lines += [Line((verdict.id,), entries)] if paths else []
     columns = (("outcome",), ("comparison",), ("cells",))

@@ -7,12 +7,12 @@ import pandas as pd
 
 from kedit.reports.table import fill_commands as fill
 from kedit.reports.table.captions import facts, failures, over_seeds
-from kedit.reports.table.formats import DASH, Entry, Grid, Line
-from kedit.reports.table.layout import Block, Layout, Place, blocks, named
+from kedit.reports.table.formats import DASH, Grid, Line, TableCell
+from kedit.reports.table.layout import Block, Layout, Position, blocks, named
 from kedit.reports.table.ranking import BOLD, ranked
 from kedit.reports.table.table_cells import (
-    Record,
     Shown,
+    TidyRow,
     difference_entry,
     gaps,
     hint_of,
@@ -30,10 +30,10 @@ def paper(layout: Layout) -> list[Grid]:
     """As printed; best and second best are found from the numbers, not from the paper's typography."""
     texts = f"the paper's numbers as printed; {DASH}: the paper prints none, or the source text lost it; {BOLD}"
 
-    def entry(record: Record) -> Entry:
+    def entry(record: TidyRow) -> TableCell:
         text = record["text"] + (f" ({record['ci_text']})" if record["ci_text"] else "")
         hint = "; ".join(filter(None, [record["note"], record["printed_as"]]))
-        return Entry(text if record["text"] else DASH, hint=hint)
+        return TableCell(text if record["text"] else DASH, hint=hint)
 
     return [
         _grid(block, layout, "the paper", ranked(block, entry, lambda record: record["text"]), f"{texts}.")
@@ -75,8 +75,10 @@ def difference(given: Shown) -> list[Grid]:
 
 
 def _ours(given: Shown, block: Block, frame: pd.DataFrame) -> Grid:
-    def entry(record: Record) -> Entry:
-        return measured_entry(given, record) if pd.notna(record["value"]) else Entry(DASH, hint=hint_of(given, record))
+    def entry(record: TidyRow) -> TableCell:
+        return (
+            measured_entry(given, record) if pd.notna(record["value"]) else TableCell(DASH, hint=hint_of(given, record))
+        )
 
     entries = ranked(block, entry, lambda record: text_of(given, record))
     missing = [r for r in block.records.values() if pd.isna(r["value"]) and r.get("dash") is not True]
@@ -121,17 +123,17 @@ def _grid(
     block: Block,
     layout: Layout,
     view: str,
-    entries: Mapping[tuple[Place, Place], Entry],
+    entries: Mapping[tuple[Position, Position], TableCell],
     caption: str,
     commands: Sequence[str] = (),
 ) -> Grid:
     """A place that the block does not have (WikiBio has no portability) says nothing."""
 
-    def names(keys: Sequence[str], place: Place) -> tuple[str, ...]:
+    def names(keys: Sequence[str], place: Position) -> tuple[str, ...]:
         return tuple(named(key, value, layout.paper) for key, value in zip(keys, place, strict=True))
 
     lines = tuple(
-        Line(names(layout.rows, row), tuple(entries.get((row, column), Entry("")) for column in block.columns))
+        Line(names(layout.rows, row), tuple(entries.get((row, column), TableCell("")) for column in block.columns))
         for row in block.rows
     )
     title = f"{layout.name}: {view}" + (f" ({block.title})" if block.title else "")

@@ -33,7 +33,7 @@ def named(texts: Mapping[str, str]) -> list[Form]:
 class Augmentation:
     """A source of wordings besides the QA form."""
 
-    def foresee(self, edits: Sequence[Edit]) -> None:
+    def prepare(self, edits: Sequence[Edit]) -> None:
         """Once, before the first edit: all that the run will make, for what is better done in bulk."""
 
     def forms(self, edits: Sequence[Edit]) -> list[list[Form]]:
@@ -41,7 +41,7 @@ class Augmentation:
         raise NotImplementedError
 
 
-def worded(edits: Sequence[Edit], augmentation: Augmentation | None) -> list[list[Form]]:
+def with_augmentations(edits: Sequence[Edit], augmentation: Augmentation | None) -> list[list[Form]]:
     """Of each edit: its QA form, and those of the source, if there is one."""
     more = augmentation.forms(edits) if augmentation else [[] for _ in edits]
     return [[qa(edit), *forms] for edit, forms in zip(edits, more, strict=True)]

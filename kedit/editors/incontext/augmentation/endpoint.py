@@ -11,14 +11,20 @@ from typing import Any
 from kedit.common.errors import InputError, first_line
 from kedit.common.progress import progress
 from kedit.editors.incontext.augmentation import qa
-from kedit.editors.incontext.augmentation.language_model import PARAPHRASES, Asked, Keep, Request, Unanswered
+from kedit.editors.incontext.augmentation.language_model import (
+    PARAPHRASES,
+    Keep,
+    LanguageModelAugmentation,
+    Request,
+    Unanswered,
+)
 
 log = logging.getLogger(__name__)
 CHARACTERS = 4  # of a token, about, in English
 
 
 @dataclass(kw_only=True, eq=False)
-class Endpoint(Asked):
+class Endpoint(LanguageModelAugmentation):
     """`base_url` null is OpenAI's own; the key is in the environment variable `api_key_env` (null: it needs none).
 
     `workers` requests are under way at a time; each waits `timeout_s`, and is sent again up to `retries` times, later

@@ -11,10 +11,10 @@ from kedit.common.errors import InputError
 from kedit.data.records import Record, read_records
 from kedit.editors.incontext.augmentation import QA, Augmentation, Form, named
 
-Key = tuple[str, str]
+EditKey = tuple[str, str]
 
 
-def key(edit: Edit) -> Key:
+def key(edit: Edit) -> EditKey:
     """What the forms of an edit belong to: prompt and answer, without edge blanks."""
     return edit.prompt.strip(), edit.target_new.strip()
 
@@ -27,7 +27,7 @@ class GivenForms(Augmentation):
 
     def __post_init__(self) -> None:
         self._file = Path(self.path).expanduser()
-        self._forms: dict[Key, list[Form]] = {}
+        self._forms: dict[EditKey, list[Form]] = {}
         for record in read_records(self._file, "editor.augmentation.path"):
             self._add(record)
 
@@ -40,7 +40,7 @@ class GivenForms(Augmentation):
         if self._forms.setdefault((record.text("prompt").strip(), record.text("target_new").strip()), found) != found:
             raise InputError(f"{record.where}: another record gives other forms of the same edit; keep one of them")
 
-    def foresee(self, edits: Sequence[Edit]) -> None:
+    def prepare(self, edits: Sequence[Edit]) -> None:
         missing = [edit for edit in edits if key(edit) not in self._forms]
         if missing:
             raise InputError(
@@ -49,7 +49,7 @@ class GivenForms(Augmentation):
             )
 
     def forms(self, edits: Sequence[Edit]) -> list[list[Form]]:
-        self.foresee(edits)
+        self.prepare(edits)
         return [self._forms[key(edit)] for edit in edits]
 
 

@@ -11,13 +11,13 @@ from typing import Any, Literal, get_args
 from kedit.cases import Edit
 from kedit.common.errors import InputError
 from kedit.editors.incontext.augmentation import Augmentation, Form, named, qa
-from kedit.editors.incontext.augmentation.from_file import Key, key, write
+from kedit.editors.incontext.augmentation.from_file import EditKey, key, write
 from kedit.editors.incontext.augmentation.parsing import Unusable, sentence, sentences
 from kedit.editors.incontext.augmentation.reply_cache import Replies
 
 log = logging.getLogger(__name__)
-Kind = Literal["declarative", "paraphrased", "reversed"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+FormKind = Literal["declarative", "paraphrased", "reversed"]
+KINDS: tuple[FormKind, ...] = get_args(FormKind)
 PARAPHRASES = 3
 HOPELESS = 20  # unusable replies, if they are more than the usable ones: the model is asked no further
 FIELD = re.compile(r"\{(query|target_new|declaration)\}")
@@ -27,7 +27,7 @@ FIELD = re.compile(r"\{(query|target_new|declaration)\}")
 class Request:
     """One question to the model."""
 
-    kind: Kind
+    kind: FormKind
     edit: Edit
     prompt: str
 
@@ -44,7 +44,7 @@ Keep = Callable[[Request, str], None]
 
 
 @dataclass(kw_only=True, eq=False)
-class Asked(Augmentation):
+class LanguageModelAugmentation(Augmentation):
     """Asks for the declarative form of an edit, then for three paraphrases and the reversal of that.
 
     `prompts` are the questions by kind, with {query}, {target_new} and {declaration}. Replies are kept on disk as they
@@ -56,7 +56,7 @@ class Asked(Augmentation):
     prompts: Mapping[str, str]
     attempts: int
     save_to: str | None = None
-    _known: dict[Key, list[Form]] = field(default_factory=dict, init=False)
+    _known: dict[EditKey, list[Form]] = field(default_factory=dict, init=False)
 
     def asked(self) -> Mapping[str, Any]:
         """All that a reply depends on besides the prompt: the model, and how it decodes."""
@@ -75,7 +75,7 @@ class Asked(Augmentation):
     def finish(self) -> None:
         """Nothing more is asked for now."""
 
-    def foresee(self, edits: Sequence[Edit]) -> None:
+    def prepare(self, edits: Sequence[Edit]) -> None:
         forms = self.forms(edits)
         if self.save_to:
             write(Path(self.save_to).expanduser(), edits, forms)
@@ -130,7 +130,7 @@ class Asked(Augmentation):
     def _requests(self, edits: Sequence[Edit]) -> list[Request]:
         return [self._request(kind, edit) for edit in edits for kind in KINDS]
 
-    def _request(self, kind: Kind, edit: Edit) -> Request:
+    def _request(self, kind: FormKind, edit: Edit) -> Request:
         declaration = "" if kind == "declarative" else self._declaration(edit) or qa(edit).text
         fields = {"query": key(edit)[0], "target_new": key(edit)[1], "declaration": declaration}
         return Request(kind, edit, FIELD.sub(lambda found: fields[found[1]], self.prompts[kind]))
@@ -151,7 +151,7 @@ class Asked(Augmentation):
 class Attempt:
     """Asking until all replies can be used, or the attempts are."""
 
-    def __init__(self, source: Asked):
+    def __init__(self, source: LanguageModelAugmentation):
         self.source = source
         self.wrong: dict[Request, str] = {}  # why the last reply could not be used
         self.unusable = self.usable = 0

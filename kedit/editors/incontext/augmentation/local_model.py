@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kedit.common.progress import progress
-from kedit.editors.incontext.augmentation.language_model import Asked, Keep, Request
+from kedit.editors.incontext.augmentation.language_model import Keep, LanguageModelAugmentation, Request
 from kedit.lm import LM, load
 from kedit.lm.loading import identity_of
 
@@ -15,7 +15,7 @@ SAVED = 64  # replies that are written together
 
 
 @dataclass(kw_only=True, eq=False)
-class LocalModel(Asked):
+class LocalModel(LanguageModelAugmentation):
     """Greedy replies of the model in `path` (a folder or hub id), in its tokenizer's chat template where it has one.
 
     It is in memory only while something is asked: edits whose replies are kept do not load it.

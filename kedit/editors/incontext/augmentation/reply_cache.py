@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kedit.common.cache import cache, digest, used
+from kedit.common.cache import cache_folder, digest, mark_used
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +24,10 @@ class Replies:
     """
 
     def __init__(self, asked: Mapping[str, Any]):
-        self.folder: Path = cache() / "replies" / digest(dict(asked))
+        self.folder: Path = cache_folder() / "replies" / digest(dict(asked))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / ".lock")
-        used(self.folder)
+        mark_used(self.folder)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

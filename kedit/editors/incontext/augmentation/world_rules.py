@@ -10,7 +10,7 @@ from kedit.editors.incontext.augmentation import Augmentation, Form, named
 class WorldRules(Augmentation):
     """The wordings are in kedit.world.wordings."""
 
-    def foresee(self, edits: Sequence[Edit]) -> None:
+    def prepare(self, edits: Sequence[Edit]) -> None:
         self.forms(edits)
 
     def forms(self, edits: Sequence[Edit]) -> list[list[Form]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kedit.common.cache import artefact, cache, remembered_sha256
+from kedit.common.cache import cache_folder, cached, remembered_sha256
 from kedit.common.errors import InputError
 
 
@@ -22,10 +22,10 @@ def build(folder: Path) -> None:
 
 
 def test_an_artefact_is_built_once_for_each_key() -> None:
-    home = artefact("thing", {"a": 1}, build)
+    home = cached("thing", {"a": 1}, build)
     assert (home / "built").read_text() == "once"
-    assert artefact("thing", {"a": 1}, lambda _: pytest.fail("built again")) == home
-    assert artefact("thing", {"a": 2}, build) != home
+    assert cached("thing", {"a": 1}, lambda _: pytest.fail("built again")) == home
+    assert cached("thing", {"a": 2}, build) != home
 
 
 def test_a_failed_build_leaves_nothing(own_cache: Path) -> None:
@@ -34,16 +34,16 @@ def test_a_failed_build_leaves_nothing(own_cache: Path) -> None:
         raise RuntimeError("out of disk")
 
     with pytest.raises(RuntimeError, match="out of disk"):
-        artefact("thing", {}, broken)
+        cached("thing", {}, broken)
     assert [p.name for p in (own_cache / "thing").iterdir() if p.suffix != ".lock"] == []
-    assert artefact("thing", {}, build).exists()
+    assert cached("thing", {}, build).exists()
 
 
 @pytest.mark.parametrize("damage", [lambda f: f.write_text("torn"), lambda f: f.unlink()])
 def test_a_damaged_artefact_is_built_again(damage: object, caplog: pytest.LogCaptureFixture) -> None:
-    home = artefact("thing", {}, build)
+    home = cached("thing", {}, build)
     damage(home / "built")  # type: ignore[operator]
-    artefact("thing", {}, build)
+    cached("thing", {}, build)
     assert (home / "built").read_text() == "once"
     assert "damaged" in caplog.text
 
@@ -56,7 +56,7 @@ def slow(folder: Path) -> None:
 
 
 def job(_: int) -> str:
-    return (artefact("thing", {"shared": True}, slow) / "built").read_text()
+    return (cached("thing", {"shared": True}, slow) / "built").read_text()
 
 
 def test_jobs_that_start_together_build_once(own_cache: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_cache_that_cannot_be_made_is_said(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(InputError, match="KEDIT_CACHE"):
-        cache()
+        cache_folder()
 
 
 def test_the_hash_of_a_large_file_is_remembered(tmp_path: Path, own_cache: Path) -> None:
