@@ -24,6 +24,7 @@ from transformers import (
     Qwen2Config,
 )
 
+import kedit.run.main  # registers what its configs interpolate
 from kedit import world
 from kedit.lm import LM
 from kedit.lm.sentence_encoder import MINILM

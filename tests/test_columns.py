@@ -110,7 +110,7 @@ def test_prediction_can_be_read_after_an_earlier_layer(shaped: LM) -> None:
         shaped.model(input_ids=torch.tensor([row.ids]), output_hidden_states=True).hidden_states[2][0, row.reads]
         for row in batch
     ]
-    norm, head = shaped.model.get_submodule(shaped.anatomy.norm), shaped._head
+    norm, head = shaped.model.get_submodule(shaped.anatomy.norm), shaped.head
     assert torch.allclose(found, head(norm(torch.cat(hidden))), atol=1e-5)
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kedit.common.errors import InputError
 from kedit.evaluation.easyedit_scoring import score_group
 from kedit.lm import LM, Route, load
-from kedit.lm.model import fill
+from kedit.lm.batching import Budget
 from kedit.lm.text import Text
 
 PROMPTS = ["Lucy Kelden was born in", "The occupation of Lena Ostker is", "Where was L. Kelden born?", "Nina"] * 16
@@ -30,7 +30,7 @@ def ids(lm: LM, cases: list[tuple[str, str]], **attributes: Any) -> list[tuple[l
 def test_scores_do_not_depend_on_batch_size_order_or_padding_side(shaped: LM) -> None:
     one_by_one = ids(shaped, CASES, token_budget=1)
     longest = max(len(pair.ids) for pair in shaped.text.pairs([p for p, _ in CASES], [a for _, a in CASES]))
-    assert fill([longest] * 64, 7 * longest) == 7
+    assert Budget(7 * longest, "tokens").rows([longest] * 64) == 7
     for side in ("right", "left"):
         for size in (1, 7, 64):
             assert ids(shaped, CASES, token_budget=size * longest, padding_side=side) == one_by_one
@@ -88,7 +88,7 @@ def test_an_answer_without_tokens_is_refused(lm: LM, answer: str) -> None:
 
 def test_a_text_beyond_the_models_context_is_refused(shaped: LM) -> None:
     shaped.context = 8
-    with pytest.raises(InputError, match="tokens, the model reads 8"):
+    with pytest.raises(InputError, match=r"longer than the model's context \(8\)"):
         shaped.encode(["Lucy was born in the far north"], ["Velport, Norland"])
 
 

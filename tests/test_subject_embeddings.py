@@ -14,8 +14,8 @@ from kedit.cases import Edit
 from kedit.common.errors import InputError
 from kedit.editors.extra_examples import RandomFacts
 from kedit.editors.swea import SubjectEmbeddings
+from kedit.editors.swea.embedding_deltas import EmbeddingDeltas, lengths, longest
 from kedit.lm import LM
-from kedit.lm.embedding_deltas import lengths, longest
 from kedit.loop.journal import Journal, load_checkpoint
 
 PROMPTS = ["Lucy Kelden was born in", "Where was Lucy Kelden born?", "The occupation of Lena Ostker is", "Nina"]
@@ -26,6 +26,12 @@ def deltas(lm: LM, *subjects: str, size: float = 3.0) -> dict[tuple[int, ...], t
     special = len(lm.text.special_ids)
     keys = [tuple(ids[special:]) for ids in lm.text.prompts(list(subjects))]
     return {key: size * torch.randn(len(key), 64, generator=torch.Generator().manual_seed(0)) for key in keys}
+
+
+def install(lm: LM, known: dict[tuple[int, ...], torch.Tensor], everywhere: bool = False) -> None:
+    hook = EmbeddingDeltas(everywhere)
+    hook.set(known)
+    lm.intervene(lm.embedding_module, hook)
 
 
 def scores(lm: LM, **attributes: Any) -> list[list[float]]:
@@ -48,7 +54,7 @@ def embedded(lm: LM, prompt: str, known: dict[tuple[int, ...], torch.Tensor]) ->
 def test_a_known_subject_is_altered_in_scoring_whatever_the_batch(shaped: LM) -> None:
     before = scores(shaped, token_budget=1)
     known = deltas(shaped, "Lucy Kelden")
-    shaped.add_embedding_deltas(known)
+    install(shaped, known)
     one_by_one = scores(shaped, token_budget=1)
     assert [then == now for then, now in zip(before, one_by_one, strict=True)] == [False, False, True, True]
     for side in ("left", "right"):
@@ -64,14 +70,13 @@ def test_a_known_subject_is_altered_in_scoring_whatever_the_batch(shaped: LM) ->
 def test_a_continuation_reads_the_altered_prompt_and_nothing_else(shaped: LM) -> None:
     """With a cache, padded: as the whole text read anew for every token, with the prompt's embeddings altered."""
     known = deltas(shaped, "Lucy Kelden", "Nina")
-    shaped.add_embedding_deltas(known)
+    install(shaped, known)
     generated = [g.text for g in shaped.generate(PROMPTS, 5, stop=False)]
     for prompt, text in zip(PROMPTS, generated, strict=True):
         values, ids = embedded(shaped, prompt, known), []
         for _ in range(5):
             ids.append(int(shaped.model(inputs_embeds=values).logits[0, -1].argmax()))
-            with shaped.embedding_deltas.disabled():
-                values = torch.cat([values, shaped.embedding_deltas.module(torch.tensor([[ids[-1]]]))], dim=1)
+            values = torch.cat([values, shaped.embeddings(ids[-1:])[None]], dim=1)
         assert shaped.text.decode(ids) == text
 
 
@@ -82,15 +87,18 @@ def test_of_several_known_subjects_the_longest_is_altered_and_answers_are_not_se
     assert altered(shaped, short, "Lucy was born in") == altered(shaped, both, "Lucy was born in")
     known = deltas(shaped, "Velport")
     plain = [s.logprob for s in shaped.answer(["Nina lives in"], ["Velport, Norland"])]
-    shaped.add_embedding_deltas(known)
+    install(shaped, known)
     assert [s.logprob for s in shaped.answer(["Nina lives in"], ["Velport, Norland"])] == plain
-    shaped.add_embedding_deltas(known, everywhere=True)
+    shaped.restore()
+    install(shaped, known, everywhere=True)
     assert [s.logprob for s in shaped.answer(["Nina lives in"], ["Velport, Norland"])] != plain
 
 
 def altered(lm: LM, known: dict[tuple[int, ...], torch.Tensor], prompt: str) -> list[list[float]]:
-    lm.add_embedding_deltas(known)
-    return [s.logprob for s in lm.answer([prompt], ["Velport"])]
+    install(lm, known)
+    found = [s.logprob for s in lm.answer([prompt], ["Velport"])]
+    lm.restore()
+    return found
 
 
 def test_a_sequence_is_found_where_it_stands_first() -> None:
@@ -106,7 +114,7 @@ def test_layers_below_an_edit_are_not_taken_from_before_it(lm: LM) -> None:
     lm.cache_lower_layers([lm.anatomy.mlp_out.format(3) + ".weight"], *asked)
     before = lm.answer(*asked)
     [ids] = lm.text.prompts(["Lucy"])
-    lm.add_embedding_deltas({tuple(ids[-1:]): torch.ones(1, 128)})
+    install(lm, {tuple(ids[-1:]): torch.ones(1, 128)})
     assert lm.answer(*asked) != before
     lm.cache_lower_layers([])
 
@@ -144,7 +152,7 @@ def test_no_weight_changes_and_restore_forgets(lm: LM) -> None:
     assert all(now < then for now, then in zip(nll(lm, EDITS)[:2], before[:2], strict=True))
     assert all(torch.equal(value, weights[name]) for name, value in lm.model.state_dict().items())
     assert list(lm.model.state_dict()) == list(weights)
-    assert lm.changed == list(editor.edited_parameters(lm))
+    assert lm.changed == [lm.embedding_module]
     lm.restore()
     assert nll(lm, EDITS) == before
 
@@ -198,7 +206,7 @@ def test_the_memory_of_subjects_comes_back_from_a_journal(lm: LM, tmp_path: Path
     again.edit(lm, [third])
     continued = nll(lm, [EDITS[0], third])
     lm.restore()
-    lm.add_embedding_deltas(editor._deltas)
+    editor.load_state(lm, editor.state())
     editor.edit(lm, [third])
     assert nll(lm, [EDITS[0], third]) == continued
 

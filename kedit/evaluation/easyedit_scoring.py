@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from kedit.lm.model import LM, Route, Scored
+from kedit.lm import LM, Pass, Route, Scored
+from kedit.lm.forward import with_prefix
 from kedit.lm.text import Side, collate
 
 
@@ -16,8 +17,9 @@ from kedit.lm.text import Side, collate
 def score_group(lm: LM, routes: Sequence[Route], answers: Sequence[str], side: Side) -> list[Scored]:
     """Scores of one group's questions as EasyEdit's token accuracy sees them."""
     pairs = lm.text.pairs([route.prompt for route in routes], answers)
+    pairs = [with_prefix(pair, route.reading) for pair, route in zip(pairs, routes, strict=True)]
     batch = collate(pairs, lm.text.pad, side, lm.device)
-    with lm.adapters.reading([route.adapter for route in routes]):
+    with lm.passing(Pass(batch.mask, batch.in_prompt, who=[pair.reading for pair in pairs])):
         logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask.long()).logits.float()
     scores = []
     for row, (pair, route) in enumerate(zip(pairs, routes, strict=True)):
@@ -26,5 +28,5 @@ def score_group(lm: LM, routes: Sequence[Route], answers: Sequence[str], side: S
         logprob = seen.log_softmax(-1).gather(-1, gold[:, None])[:, 0]
         pred = seen.argmax(-1).tolist()
         texts = lm.text.decode(gold.tolist()), lm.text.decode(pred)
-        scores.append(Scored(gold.tolist(), pred, logprob.tolist(), *texts, info=route.info))
+        scores.append(Scored(gold.tolist(), pred, logprob.tolist(), *texts, info={**route.info, **pair.reading.info}))
     return scores

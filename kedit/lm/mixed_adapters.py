@@ -17,7 +17,7 @@ from kedit.lm.hooks import hook
 BASE = "__base__"  # peft's name for the model without any adapter
 
 
-class Adapters:
+class MixedAdapters:
     """Low-rank adapters by name. None of them is active but inside `reading`."""
 
     def __init__(self, model: PreTrainedModel):

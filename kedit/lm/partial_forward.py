@@ -121,7 +121,7 @@ class TrainingForward:
     """Forward passes over batches while these parameters are trained: the layers below them are computed once."""
 
     def __init__(self, lm: "LM", names: Sequence[str]):
-        self.lm, self.tail = lm, partial_forward_of(lm.model, lm.anatomy, names)
+        self.lm, self.tail = lm, lm.partial_forward(names)
         self.records: dict[Batch, LayerCache] = {}
 
     def logits(self, batch: Batch) -> Float[Tensor, "k v"]:
@@ -198,7 +198,7 @@ def partial_forward_of(model: nn.Module, anatomy: Anatomy, names: Sequence[str])
     matrix = anatomy.mlp_out.format(first) + "."
     block = anatomy.block.format(first) + "."
     return PartialForward(
-        model, anatomy, first, all(name.startswith(matrix) for name in names if name.startswith(block))
+        model, anatomy, first, all(f"{name}.".startswith(matrix) for name in names if f"{name}.".startswith(block))
     )
 
 

@@ -5,7 +5,7 @@ many tokens as the prompt alone has. It holds for byte-level and SentencePiece t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kedit.common.errors import InputError
+from kedit.lm.route import Reading
 
 Side = Literal["left", "right"]
 Mask = Literal["positional", "token_membership", "none"]
@@ -21,12 +22,11 @@ Mask = Literal["positional", "token_membership", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt and its answer as one token sequence; the answer is `ids[start:]`. It is read with the adapter of this
-    name (None: with none)."""
+    """A prompt and its answer as one token sequence; the answer is `ids[start:]`. `reading`: what it is read with."""
 
     ids: list[int]
     start: int
-    adapter: str | None = None
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def answer(self) -> list[int]:
@@ -59,9 +59,12 @@ class Batch:
 
     @property
     def in_prompt(self) -> Bool[Tensor, "n t"]:
-        """The prompts' tokens."""
-        starts = torch.tensor([pair.start for pair in self.pairs], device=self.mask.device)
-        return self.mask & (self.mask.cumsum(-1) <= starts[:, None])
+        """The prompts' tokens, without soft prompts."""
+        prefixes = [0 if p.reading.prefix is None else len(p.reading.prefix) for p in self.pairs]
+        spans = [(prefix, pair.start) for prefix, pair in zip(prefixes, self.pairs, strict=True)]
+        begin, end = torch.tensor(spans, device=self.mask.device).unbind(1)
+        place = self.mask.cumsum(-1)
+        return self.mask & (place > begin[:, None]) & (place <= end[:, None])
 
     @property
     def first(self) -> Int[Tensor, " n"]:

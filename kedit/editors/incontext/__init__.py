@@ -144,7 +144,7 @@ class InContext(Editor):
             "in_scope": int(in_scope),
             "adapter": adapter,
         }
-        return Route(written, adapter, info)
+        return Route(written, adapter, info=info)
 
 
 def _told(candidate: Candidate) -> dict[str, Any]:

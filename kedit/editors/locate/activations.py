@@ -50,7 +50,7 @@ def _subject_activations(
             module = lm.model.get_submodule(getattr(lm.anatomy, part).format(layer))
             hooks.enter_context(hook(module.register_forward_hook(_reader(i, end, note))))
         last = PartialForward(lm.model, lm.anatomy, max(layer for _, layer, _ in wanted) + 1)
-        last.entering(lambda: lm._body(input_ids=block.ids, **block.kwargs))
+        last.entering(lambda: lm.body(input_ids=block.ids, **block.kwargs))
     return [[seen[i][row] for i in range(len(wanted))] for row in range(len(rows))]
 
 

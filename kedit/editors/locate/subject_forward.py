@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from kedit.editors.subject import SubjectSequence
 from kedit.lm.hooks import hook, instead
+from kedit.lm.intervention import Pass
 from kedit.lm.partial_forward import LayerCache, PartialForward
 
 if TYPE_CHECKING:
@@ -87,8 +88,8 @@ class SubjectForward:
             for above in range(self.until + 1 if self.until is not None else 1 << 30, self.lm.anatomy.n_layers):
                 module = self.lm.model.get_submodule(self.lm.anatomy.block.format(above))
                 stack.enter_context(instead(module, self.tail._returning(lambda passed: passed)))
-            states = self.lm._body(input_ids=block.ids, **block.kwargs)[0]
-        return self.lm._head(states[block.read_row, block.reads])
+            states = self.lm.body(input_ids=block.ids, **block.kwargs)[0]
+        return self.lm.head(states[block.read_row, block.reads])
 
     def _begin(self) -> None:
         """Find where the changes enter, and what the columns bring there."""
@@ -108,7 +109,7 @@ class SubjectForward:
 
     @torch.no_grad()
     def _run(self) -> None:
-        self.lm._body(input_ids=self.block.ids, **self.block.kwargs)
+        self.lm.body(input_ids=self.block.ids, **self.block.kwargs)
 
     def _site(self, site: OutputSite) -> nn.Module:
         return self.lm.model.get_submodule(getattr(self.lm.anatomy, site).format(self.layer))
@@ -189,7 +190,8 @@ def _prefixed(lm: "LM", prefixes: Sequence[list[int]], before: int, length: int)
     real = torch.tensor([[0] * (before - len(p)) + [1] * len(p) for p in prefixes], device=lm.device)
     cache: Any = DynamicCache()
     positions = (real.cumsum(-1) - 1).clamp(min=0)
-    lm._body(input_ids=ids, attention_mask=real, position_ids=positions, past_key_values=cache, use_cache=True)
+    inputs = {"input_ids": ids, "attention_mask": real, "position_ids": positions}
+    lm.body(Pass.over(ids, real), **inputs, past_key_values=cache, use_cache=True)
     pads = real[:, None, :, None] == 0
     layers = [
         (layer.keys.masked_fill(pads.to(layer.keys.device), 0), layer.values.masked_fill(pads.to(layer.keys.device), 0))

@@ -19,9 +19,9 @@ from kedit.editors.attribution import points
 from kedit.editors.extra_examples import WithExamples
 from kedit.editors.finetune.base import finite
 from kedit.editors.locate.context_templates import BARE, Sampling, given
+from kedit.editors.swea.embedding_deltas import EmbeddingDeltas, TokenKey
 from kedit.editors.swea.subject_batch import SubjectBatch, SubjectForwards, attributions, subject_batch
 from kedit.lm import LM
-from kedit.lm.embedding_deltas import TokenKey
 
 
 @dataclass(kw_only=True, eq=False)
@@ -31,8 +31,9 @@ class SubjectEmbeddings(WithExamples):
     Adam minimises NLL of the new answer (summed over its tokens, mean over the context templates, see
     kedit.editors.locate.context_templates) + `kl_factor` · KL of what follows the bare subject from what the unedited
     model says there + `weight_decay` · ‖δ‖/‖e‖², in `steps` evaluations, or until the sum is below `stop` ·
-    `kl_factor`; ‖δ‖ stays within `clamp_norm_factor` · ‖e‖. Then δ loses `suppression` times the embedding where attribution of the old
-    answer exceeds `threshold` times its largest; a fact without an old answer suppresses nothing.
+    `kl_factor`; ‖δ‖ stays within `clamp_norm_factor` · ‖e‖. Then δ loses `suppression` times the embedding where the
+    attribution of the old answer exceeds `threshold` times its largest; a fact without an old answer suppresses
+    nothing.
 
     All facts that a subject was given share its δ, which is optimised anew with each. `examples` (random facts) are
     learnt in the same way, of subjects that no edit is about.
@@ -59,6 +60,7 @@ class SubjectEmbeddings(WithExamples):
 
     def __post_init__(self) -> None:
         self.templates = given(self.context_templates if self.context_templates is not None else [BARE])
+        self._installed = EmbeddingDeltas(self.search_answers)
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         if self.context_templates is None and self.sampling is not None:
@@ -69,10 +71,11 @@ class SubjectEmbeddings(WithExamples):
         return {"context_templates": self.templates}
 
     def edited_parameters(self, lm: LM) -> Sequence[str]:
-        return [lm.embedding_deltas.name]
+        return [f"{lm.embedding_module}.weight"]
 
     def reset(self) -> None:
         self._facts, self._deltas = {}, {}
+        self._installed.set({})
 
     def state(self) -> dict[str, Tensor | str]:
         facts = {subject: [asdict(edit) for edit in some] for subject, some in self._facts.items()}
@@ -82,7 +85,7 @@ class SubjectEmbeddings(WithExamples):
         facts = json.loads(str(state.get("facts", "{}")))
         self._facts = {subject: [Edit(**edit) for edit in some] for subject, some in facts.items()}
         self._deltas = {tuple(map(int, key.split())): v for key, v in state.items() if isinstance(v, Tensor)}
-        lm.add_embedding_deltas(self._deltas, everywhere=self.search_answers)
+        self._install(lm)
 
     def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
         if not edits:
@@ -99,8 +102,14 @@ class SubjectEmbeddings(WithExamples):
         learnt = lm.batched([each.size for each in lessons], run)
         for each, deltas in zip(lessons, learnt, strict=True):
             self._deltas |= zip(each.keys, deltas, strict=True)
-        lm.add_embedding_deltas(self._deltas, everywhere=self.search_answers)
+        self._install(lm)
         return {"steps": max(steps for steps, _ in costs), "loss": mean(loss for _, loss in costs)}
+
+    def _install(self, lm: LM) -> None:
+        """From now on, until `lm.restore`, prompts are read with the deltas."""
+        self._installed.set(self._deltas)
+        if self._deltas:
+            lm.intervene(lm.embedding_module, self._installed, lost="what the editor adds to subjects' embeddings")
 
     def _to_learn(self, edits: Sequence[Edit]) -> dict[str, list[Edit]]:
         """By subject: all its facts so far; and the random facts of subjects that no edit is about."""

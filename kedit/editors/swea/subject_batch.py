@@ -15,7 +15,8 @@ from torch import Tensor
 from kedit.cases import Edit
 from kedit.editors.attribution import HookPoint, asked, integrated_gradients
 from kedit.editors.subject import ends
-from kedit.lm.embedding_deltas import TokenKey, lengths, longest
+from kedit.editors.swea.embedding_deltas import TokenKey, adding, lengths, longest
+from kedit.lm.intervention import Change
 from kedit.lm.text import Pair
 
 if TYPE_CHECKING:
@@ -103,12 +104,13 @@ class SubjectForwards:
 
     def logprobs(self, deltas: Sequence[Float[Tensor, "_ d"]] | None) -> Float[Tensor, "k v"]:
         """Of the tokens at the answers' places; None: of the model as it was."""
-        with self.lm.embedding_deltas.disabled():
-            if deltas is None:
-                return self.lm.answer_logits(self.batch).float().log_softmax(-1)
-            values = torch.cat(list(deltas))[self.which]
-            with self.lm.embedding_deltas.adding(self.row, self.col, values):
-                return self.lm.answer_logits(self.batch).float().log_softmax(-1)
+        with self.lm.only_intervening(self._changes(deltas)):
+            return self.lm.answer_logits(self.batch).float().log_softmax(-1)
+
+    def _changes(self, deltas: Sequence[Float[Tensor, "_ d"]] | None) -> dict[str, Change]:
+        if deltas is None:
+            return {}
+        return {self.lm.embedding_module: adding(self.row, self.col, torch.cat(list(deltas))[self.which])}
 
     def mean(self, values: Float[Tensor, " n"], bare: bool) -> Float[Tensor, " lessons"]:
         """Over each subject_batch's fact rows, or over its bare ones; 0 where there are none."""
@@ -129,8 +131,8 @@ def attributions(
     sites = []
     for pair, key in asked_of:
         start, _ = longest(pair.prompt, [key], lengths([key]))
-        sites.append([HookPoint(lm.embedding_deltas.module, start + j, output=True) for j in range(len(key))])
-    with lm.embedding_deltas.disabled():
+        sites.append([HookPoint(lm.embedding, start + j, output=True) for j in range(len(key))])
+    with lm.without_interventions():
         found = iter(integrated_gradients(lm, [pair for pair, _ in asked_of], sites, at))
     return [
         [(key, torch.stack([next(found)[0] for _ in tokens]).mean(0)) for key, tokens in each.old] for each in lessons

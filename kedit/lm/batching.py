@@ -1,0 +1,67 @@
+"""Batches that fit into memory: formed by length within a budget that halves itself when memory runs out."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+@dataclass
+class Budget:
+    """How much a batch may hold: its rows times the size of its largest one."""
+
+    limit: int
+    unit: str  # of sizes, in a message
+    most_rows: int = 1 << 30
+
+    def rows(self, sizes: Sequence[int]) -> int:
+        """How many of the first `sizes` (ascending) fit one batch; at least one."""
+        count = 1
+        while count < min(len(sizes), self.most_rows) and sizes[count] * (count + 1) <= self.limit:
+            count += 1
+        return count
+
+    def halve(self, used: int) -> None:
+        self.limit = max(1, used // 2)
+        log.warning("out of memory: batches now hold %.4g %s", self.limit, self.unit)
+
+
+def in_batches(sizes: Sequence[int], run: Callable[[list[int]], list[Result]], budget: Budget) -> list[Result]:
+    """`run` on batches of indices, smallest first, each within the budget. Returns the results in the given order.
+
+    When memory runs out the budget is halved for good and the batch is formed again; a single row that does not fit
+    raises what torch raised.
+    """
+    results: dict[int, Result] = {}
+    order = sorted(range(len(sizes)), key=lambda i: sizes[i])
+    while order:
+        now = order[: budget.rows([sizes[i] for i in order])]
+        done = _tried(now, run)
+        if done is None:
+            _free_memory()
+            budget.halve(len(now) * sizes[now[-1]])
+            continue
+        results |= zip(now, done, strict=True)
+        order = order[len(now) :]
+    return [results[i] for i in range(len(sizes))]
+
+
+def _tried(now: list[int], run: Callable[[list[int]], list[Result]]) -> list[Result] | None:
+    """None if memory ran out. What the failed batch held is free when this returns: no traceback refers to it."""
+    try:
+        return run(now)
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error) or len(now) == 1:
+            raise
+    return None
+
+
+def _free_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,309 @@
+"""Passes of the model: which rows it reads, who acts inside, which layers are run, where logits are computed."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kedit.common.errors import InputError
+from kedit.lm.anatomy import inspect_anatomy
+from kedit.lm.batching import Budget, Result, in_batches
+from kedit.lm.hooks import entering, hook
+from kedit.lm.intervention import Change, Intervention, Interventions, Pass
+from kedit.lm.mixed_adapters import MixedAdapters
+from kedit.lm.partial_forward import LowerLayerCache, PartialForward, partial_forward_of
+from kedit.lm.route import Reading
+from kedit.lm.text import Batch, Mask, Pair, Side, Text, collate
+from kedit.lm.undo import UndoLog, no_suspension
+
+
+class Forward(UndoLog):
+    """A causal language model as something that is run: the part of LM below scoring and generation.
+
+    Interventions act in every pass that goes through it: scoring, generation, perplexity, benchmarks.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        token_budget: int | None = None,
+        padding_side: Side = "right",
+        keep_edge_spaces: bool = False,
+        keep_mb: float = 1024.0,
+    ):
+        super().__init__(model.eval().requires_grad_(False))
+        self.text = Text(tokenizer, keep_edge_spaces)
+        self.anatomy = inspect_anatomy(model)
+        self.padding_side = padding_side
+        # larger batches are slower on a CPU: what they compute leaves its cache
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        self.scoring_budget = Budget(token_budget or (512 if on_cpu else 8192), "tokens")
+        self.context = getattr(model.config, "max_position_embeddings", sys.maxsize)  # the most tokens that it reads
+        self.interventions = Interventions(model)
+        self.adapters = MixedAdapters(model)
+        self._body = model.get_submodule(self.anatomy.body)
+        self._head_module = model.get_submodule(self.anatomy.head)
+        self.embedding: nn.Module = model.get_input_embeddings()
+        self._lower_layers = LowerLayerCache(model, self.anatomy, int(keep_mb * 2**20))
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return device_of(self.embedding)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a scoring batch."""
+        return self.scoring_budget.limit
+
+    @token_budget.setter
+    def token_budget(self, tokens: int) -> None:
+        self.scoring_budget.limit = tokens
+
+    @property
+    def embedding_module(self) -> str:
+        """The name of the input embeddings."""
+        return next(name for name, module in self.model.named_modules() if module is self.embedding)
+
+    # --- acting inside passes -----------------------------------------------------------------------------------------
+
+    def intervene(self, module: str, change: Change, *, lost: str = "") -> None:
+        """From now on, until `restore`, `change(pass, entered, output)` is what this module puts out, in every pass.
+
+        Doing it twice with the same function changes nothing. `lost`: what a saved model lacks, in words.
+        """
+        one = Intervention(module, change, lost)
+        self.model.get_submodule(module)  # raises AttributeError if there is none
+        if one in self.interventions.active:
+            return
+        self.interventions.active.append(one)
+        self.on_restore(partial(self.interventions.active.remove, one), [module], self.interventions.disabled)
+
+    @contextmanager
+    def only_intervening(self, changes: Mapping[str, Change]) -> Iterator[None]:
+        """Inside, these changes (by their modules) act, and no others."""
+        active = self.interventions.active
+        self.interventions.active = [Intervention(module, change) for module, change in changes.items()]
+        try:
+            yield
+        finally:
+            self.interventions.active = active
+
+    @contextmanager
+    def without_interventions(self) -> Iterator[None]:
+        """Inside, interventions are off; weights stay as they are."""
+        with self.interventions.disabled():
+            yield
+
+    def adapt(self, name: str, folder: Any) -> None:
+        """Put a low-rank adapter that peft has saved into the model, until `restore`; it reads the prompts whose Route
+        names it, and no others. Nothing happens if one of this name is there."""
+        if name in self.adapters:
+            return
+        if not self.adapters.active:
+            self.on_restore(self.adapters.remove, ["adapters"], no_suspension)
+        self.adapters.add(name, folder)
+
+    @contextmanager
+    def passing(self, this: Pass) -> Iterator[None]:
+        """Inside, one forward pass of the model: adapters, soft prompts and interventions act on its rows."""
+        adapters = self.adapters.reading([reading.adapter for reading in this.who])
+        with adapters, self._prefixed(this), self.interventions.hung(this):
+            yield
+
+    def body(self, this: Pass | None = None, **kwargs: Any) -> Any:
+        """One pass through everything below the head; the keywords are transformers'."""
+        this = this or Pass.over(kwargs["input_ids"])
+        with self.passing(this):
+            return self._body(**kwargs)
+
+    def head(self, states: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
+        """Logits of last hidden states."""
+        logits = self._head_module(states)
+        cap = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma 2
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    def _prefixed(self, this: Pass) -> AbstractContextManager[None]:
+        """Soft prompts take the places that `with_prefix` left for them."""
+        rows = [(i, r.prefix) for i, r in enumerate(this.who) if r.prefix is not None and not this.continues]
+        if not rows:
+            return nullcontext()
+        first = this.real.long().argmax(-1)
+
+        def put(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            output = output.clone()
+            for i, prefix in rows:
+                output[i, first[i] : first[i] + len(prefix)] = prefix.to(output)
+            return output
+
+        return hook(self.embedding.register_forward_hook(put))
+
+    # --- batches ------------------------------------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[str], answers: Sequence[str], mask: Mask = "positional") -> Batch:
+        """Tokenise once; the batch serves any number of forward passes. `mask` says whether its k places are the
+        answers' alone."""
+        return self.batch(self.text.pairs(prompts, answers), mask)
+
+    def encode_texts(self, texts: Sequence[str], max_tokens: int) -> Batch:
+        """The beginning of each text, every token of it but the first to be predicted."""
+        length = min(max_tokens, self.context)
+        pairs = [Pair(ids[:length], 1) for ids in self.text.prompts(texts) if len(ids) > 1]
+        return self.batch(pairs)
+
+    def joined(self, *batches: Batch) -> Batch:
+        """The rows of all of them, in order."""
+        return self.batch([pair for batch in batches for pair in batch.pairs])
+
+    def batch(self, pairs: Sequence[Pair], mask: Mask = "positional") -> Batch:
+        """A padded batch of token sequences."""
+        self.check_length(max(len(pair.ids) for pair in pairs))
+        return collate(pairs, self.text.pad, self.padding_side, self.device, device_of(self._head_module), mask)
+
+    def check_length(self, longest: int) -> None:
+        """Raises InputError if the model cannot read so many tokens."""
+        if longest > self.context:
+            raise InputError(
+                f"prompt + answer is {longest} tokens, longer than the model's context ({self.context}); drop it, or "
+                "use a model with a longer context"
+            )
+
+    def batched(self, lengths: Sequence[int], run: Callable[[list[int]], list[Result]]) -> list[Result]:
+        """`run` on batches of indices within the token budget; results in the given order (see kedit.lm.batching)."""
+        return in_batches(lengths, run, self.scoring_budget)
+
+    # --- passes over batches ------------------------------------------------------------------------------------------
+
+    def answer_logits(self, batch: Batch) -> Float[Tensor, "k v"]:
+        """Logits at the k positions that predict `batch.gold`, and nowhere else."""
+        return self.head(self.answer_states(batch))
+
+    def answer_states(self, batch: Batch) -> Float[Tensor, "k d"]:
+        """Last hidden states there. Padded on the right, no mask is needed: attention is causal, pads come later."""
+        kwargs = {}
+        if self.padding_side == "left":
+            kwargs = {"attention_mask": batch.mask, "position_ids": (batch.mask.cumsum(-1) - 1).clamp(min=0)}
+        this = Pass(batch.mask, batch.in_prompt, who=[pair.reading for pair in batch.pairs])
+        hidden = self.body(this, input_ids=batch.ids, use_cache=False, **kwargs)[0]
+        return hidden[batch.row.to(hidden.device), batch.col.to(hidden.device)]
+
+    def partial_forward(self, names: Sequence[str]) -> PartialForward | None:
+        """The layers from the first one on that these parameters, or interventions, can change; None: all layers."""
+        acting = [one.module for one in self.interventions.active]
+        return partial_forward_of(self.model, self.anatomy, [*names, *acting])
+
+    def embeddings(self, tokens: Sequence[int]) -> Float[Tensor, "t d"]:
+        """The model's own input embeddings of these tokens."""
+        with torch.no_grad():
+            return self.embedding(torch.tensor(tokens, device=self.device))
+
+    @torch.no_grad()
+    def hidden(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]],
+        module: str,
+        *,
+        at: Literal["last", "all"] = "last",
+        end: Literal["in", "out"] = "out",
+    ) -> list[Float[Tensor, "_ w"]]:
+        """What enters or leaves a module while each prompt (text, or token ids) is read: at its last token, [1 w], or
+        at every token, [t w]."""
+        ids = [self.text.prompts([p])[0] if isinstance(p, str) else list(p) for p in prompts]
+        found = self.batched(
+            [len(tokens) for tokens in ids], lambda now: self._hidden([ids[i] for i in now], module, end)
+        )
+        return [states[-1:] for states in found] if at == "last" else found
+
+    def _hidden(self, ids: Sequence[list[int]], name: str, end: str) -> list[Tensor]:
+        batch, seen = self.batch([Pair(tokens, len(tokens)) for tokens in ids]), []
+
+        def note(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+            out = output[0] if isinstance(output, tuple) else output
+            seen.append((args[0] if args else next(iter(kwargs.values()))) if end == "in" else out)
+
+        this = Pass(batch.mask, batch.mask, who=[pair.reading for pair in batch.pairs])
+        module = self.model.get_submodule(name)
+        with self.passing(this), hook(module.register_forward_hook(note, with_kwargs=True)):
+            self._body(input_ids=batch.ids, use_cache=False, **self._mask_of(batch))
+        return [states[real.to(states.device)] for states, real in zip(seen[-1], batch.mask, strict=True)]
+
+    def _mask_of(self, batch: Batch) -> dict[str, Tensor]:
+        if self.padding_side == "right":
+            return {}
+        return {"attention_mask": batch.mask, "position_ids": (batch.mask.cumsum(-1) - 1).clamp(min=0)}
+
+    @torch.no_grad()
+    def matrix_inputs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        take: Callable[[Mapping[int, Float[Tensor, "t f"]]], None],
+    ) -> None:
+        """Give `take`, a batch at a time, what enters the MLP's output matrix of each of these layers at every token
+        of these token sequences. A pass goes no further than the last of the matrices."""
+        pairs = [Pair(list(ids), len(ids)) for ids in sequences]
+        matrices = {layer: self.model.get_submodule(self.anatomy.mlp_out.format(layer)) for layer in sorted(layers)}
+
+        def run(now: list[int]) -> list[bool]:
+            batch = self.batch([pairs[i] for i in now])
+            entered = entering(matrices, lambda: self.answer_states(batch))
+            take({layer: states[batch.mask.to(states.device)] for layer, states in entered.items()})
+            return [True] * len(now)
+
+        self.batched([len(pair.ids) for pair in pairs], run)
+
+    # --- lower layers -------------------------------------------------------------------------------------------------
+
+    def keep_lower_layers(self, names: Sequence[str], pairs: Sequence[Pair]) -> None:
+        """Compute once what these token sequences bring to the first layer of these parameters."""
+        if self._lower_layers.begin(names, pairs):
+            self.batched([len(pair.ids) for pair in pairs], lambda now: self._keep([pairs[i] for i in now]))
+
+    def _keep(self, pairs: Sequence[Pair]) -> list[bool]:
+        batch = self.batch(pairs)
+        self._lower_layers.add(batch, lambda: self.answer_states(batch))
+        return [True] * len(pairs)
+
+    def using_cache(self, batch: Batch) -> AbstractContextManager[None]:
+        """A pass over the batch inside begins with the cached lower layers of all its rows, if they still hold: nothing
+        below has changed, and no row carries a soft prompt, an adapter or another model.
+
+        The edits of a run are among its questions, so their lower layers are computed for all, in batches, before the
+        first.
+        """
+        plain = all(pair.reading.key == PLAIN for pair in batch.pairs)
+        return self._lower_layers.using(batch, self.changed) if plain else nullcontext()
+
+    @property
+    def cache_bytes(self) -> int:
+        return self._lower_layers.bytes
+
+
+PLAIN = Reading().key
+
+
+def with_prefix(pair: Pair, reading: Reading) -> Pair:
+    """The pair as a row that carries `reading`: places are left in front for its soft prompt."""
+    if reading.prefix is None:
+        return replace(pair, reading=reading)
+    places = [pair.ids[0]] * len(reading.prefix)
+    return Pair(places + pair.ids, pair.start + len(places), reading)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes: an offloaded one says so in accelerate's hook only."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return torch.device(device) if device is not None else next(module.parameters()).device
