@@ -8,6 +8,7 @@ from conftest import quick
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from transformers import set_seed
 
 from kedit import world
 from kedit.cases import Edit
@@ -29,7 +30,7 @@ def editor(request: pytest.FixtureRequest, lm: LM) -> Editor:
     read = {"prompt.template": SUPPOSED} if "{facts}" in str(OmegaConf.select(cfg, "prompt.template")) else {}
     quick(cfg, FAST | read)
     editor = instantiate(cfg, _convert_="all")
-    torch.manual_seed(0)
+    set_seed(0)
     editor.fit(lm, DATA.train)
     return editor
 
