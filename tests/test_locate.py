@@ -168,9 +168,9 @@ def test_memits_error_falls_from_layer_to_layer(shaped: LM, spread: Any) -> None
     [found] = editor.values.find(shaped, batch, 2)
     left, real = [], shaped.track
 
-    def track(names: Sequence[str]) -> Any:
+    def track(names: Sequence[str], **options: Any) -> Any:
         left.append(missing())
-        return real(names)
+        return real(names, **options)
 
     def missing() -> float:
         out = editor.keys.outputs(shaped, batch, "block", 2)[:, 0]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kedit.cases import Edit
 from kedit.lm import LM
-from kedit.lm.start_weights import StartWeights
 from kedit.lm.text import Pair, collate
+from kedit.lm.trained import nothing_trained
 from kedit.losses import LossInputs
 from kedit.losses.cross_entropy import CrossEntropy
 from kedit.losses.dpo import DPO, PreferNewAnswer
@@ -25,7 +25,7 @@ PAIRS = [Pair([5, 6, 1, 2], 2), Pair([5, 3, 4, 0], 1)]  # answers (1, 2) and (3,
 @pytest.fixture
 def view(lm: LM) -> LossInputs:
     """Of the two answers, at the start of an edit."""
-    return LossInputs(lm, [], collate(PAIRS, 0, "right", CPU), StartWeights([], keep=False))
+    return LossInputs(lm, [], collate(PAIRS, 0, "right", CPU), nothing_trained())
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_overtone_without_dyn_mixes_with_the_model_as_the_edit_found_it(view: Lo
 def facts(lm: LM) -> LossInputs:
     edits = [Edit("Aaron lives in", "Paris", None, "London"), Edit("The capital is", "Oslo")]
     batch = lm.encode([e.prompt for e in edits], [e.target_new for e in edits])
-    return LossInputs(lm, edits, batch, StartWeights([], keep=False))
+    return LossInputs(lm, edits, batch, nothing_trained())
 
 
 def test_dpos_rejected_answer_is_generated_and_has_its_own_context(lm: LM) -> None:

@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from kedit.cases import Edit
 from kedit.common.errors import InputError
 from kedit.editors.attribution import asked, integrated_gradients, points
 from kedit.editors.extra_examples import Paraphrases
 from kedit.editors.knowledge_neurons import KnowledgeNeurons
-from kedit.editors.mlp_neurons import neuron_sites, neuron_vectors
+from kedit.editors.mlp_neurons import neuron_sites
 from kedit.lm import LM
 from kedit.lm.text import Pair
 
@@ -66,6 +67,13 @@ def test_attributions_do_not_depend_on_the_batch(shaped: LM, side: str) -> None:
         assert torch.allclose(alone, together, atol=1e-5 * float(alone.abs().max()), rtol=0)
 
 
+def vectors(lm: LM, layer: int) -> torch.Tensor:
+    """What each neuron adds to the residual stream, [f d]."""
+    matrix = lm.model.get_submodule(lm.anatomy.mlp_out.format(layer))
+    weight = matrix.weight.detach()
+    return (weight if isinstance(matrix, Conv1D) else weight.T).clone()
+
+
 NEW = Edit("Lucy Kelden was born in", "Eastford", "Lucy Kelden", "Velport")
 
 
@@ -76,10 +84,10 @@ def test_only_the_found_neurons_change_by_the_difference_of_embeddings(shaped: L
     [pair] = shaped.text.pairs([NEW.prompt], [NEW.target_new])
     [said] = shaped.greedy_continuation(shaped.batch([pair])).pairs
     change = 2 * shaped.embeddings(pair.answer).sum(0) - shaped.embeddings(said.answer).sum(0)
-    before = [neuron_vectors(shaped, layer).clone() for layer in range(3)]
+    before = [vectors(shaped, layer) for layer in range(3)]
     assert editor.edit(shaped, [NEW])["neurons"] == int((score > 0.3 * score.max()).sum()) > 0
     for layer in range(3):
-        moved = neuron_vectors(shaped, layer) - before[layer]
+        moved = vectors(shaped, layer) - before[layer]
         sign = value[layer].sign() if signed else torch.ones_like(value[layer])
         expected = (score[layer] > 0.3 * score.max())[:, None] * sign[:, None] * change
         assert torch.allclose(moved, expected, atol=1e-5)

@@ -17,7 +17,7 @@ from kedit.data import counterfact, knowedit, load, zsre_mend
 from kedit.editors import Editor
 from kedit.editors.finetune.base import Tuner
 from kedit.lm import LM
-from kedit.lm.start_weights import StartWeights
+from kedit.lm.trained import nothing_trained
 from kedit.losses import LossInputs
 from kedit.losses.cross_entropy import CrossEntropy
 
@@ -69,7 +69,7 @@ def better(lm: LM, editor: Tuner, cases: Sequence[Case], *, restore: bool) -> in
     for step, case in enumerate(cases):
         [edit] = case.edits
         batch = lm.encode([edit.prompt], [edit.target_new], editor.mask)
-        view = LossInputs(lm, [edit], batch, StartWeights([], keep=False))
+        view = LossInputs(lm, [edit], batch, nothing_trained())
         losses = deepcopy(editor.loss), CrossEntropy()
         for loss in losses:
             loss.refresh(view, view.logits().detach(), cycle=0)

@@ -196,7 +196,7 @@ def test_a_model_without_identity_is_computed_without_the_cache(shaped: LM, own_
 
 def test_an_edited_model_is_refused(lm: LM) -> None:
     lm.track(lm.anatomy.parameters(lm.model, "mlp_out", [1]))
-    with pytest.raises(RuntimeError, match="pristine"):
+    with pytest.raises(InputError, match="needs the unedited model"):
         Covariance(corpus="world", tokens=200).second_moment(lm, [1])
 
 

@@ -68,8 +68,7 @@ class Covariance:
     def _over_corpus(self, lm: LM, layers: Sequence[int]) -> dict[int, Tensor]:
         if self.corpus is None:
             raise InputError(f"statistics.files has nothing for layers {list(layers)}; add them, or give a corpus")
-        if lm.changed:
-            raise RuntimeError("second moments are the pristine model's; this one is edited")
+        lm.check_unedited("the covariance")
         if lm.identity is None:
             return second_moments(lm, layers, stream(self.corpus), self.tokens, self.window)[0]
         homes = self.build(lm, layers)

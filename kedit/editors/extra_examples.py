@@ -65,6 +65,7 @@ class Paraphrases(Examples):
         self.said = list(self.prefixes) if self.prefixes is not None else self._sampled(lm)
 
     def _sampled(self, lm: LM) -> list[str]:
+        lm.check_unedited("sampling the sentences before an edit")
         lengths = [5] * (self.n // 3) + [10] * (self.n - self.n // 3)
         seeds = [random.randrange(2**31) for _ in lengths]
         texts = lm.generate([lm.text.opening] * self.n, lengths, top_k=5, seeds=seeds, stop=False)

@@ -12,7 +12,7 @@ from kedit.cases import Edit
 from kedit.common.errors import InputError
 from kedit.editors.attribution import asked, integrated_gradients, points
 from kedit.editors.extra_examples import WithExamples
-from kedit.editors.mlp_neurons import neuron_sites, neuron_vectors
+from kedit.editors.mlp_neurons import add_to_neurons, neuron_sites
 from kedit.lm import LM
 from kedit.lm.text import Pair
 
@@ -62,8 +62,9 @@ class KnowledgeNeurons(WithExamples):
             change = self._change(lm, now.answer, before.answer)
             for layer in neurons[:, 0].unique().tolist():
                 here = neurons[:, 0] == layer
-                vectors = neuron_vectors(lm, layer)
-                vectors[neurons[here, 1]] += (signs[here, None] * change).to(vectors)
+                changes = change.new_zeros(lm.anatomy.mlp_width(lm.model, layer), len(change))
+                changes[neurons[here, 1].to(change.device)] = signs[here, None].to(change.device) * change
+                add_to_neurons(lm, layer, changes)
         return {"neurons": sum(len(neurons) for neurons, _ in found)}
 
     def _change(self, lm: LM, new: list[int], old: list[int]) -> Float[Tensor, " d"]:

@@ -19,8 +19,8 @@ def neuron_sites(lm: "LM", pair: Pair) -> list[HookPoint]:
     return [HookPoint(lm.model.get_submodule(name), pair.start - 1) for name in names]
 
 
-def neuron_vectors(lm: "LM", layer: int) -> Float[Tensor, "f d"]:
-    """What each neuron of the layer adds to the residual stream, times its value: a view of the tracked weight."""
+def add_to_neurons(lm: "LM", layer: int, change: Float[Tensor, "f d"]) -> None:
+    """Change the value vectors of the layer: what a neuron adds to the residual stream, times its activation."""
     name = lm.anatomy.mlp_out.format(layer)
-    [weight] = lm.track([f"{name}.weight"])
-    return weight.data if isinstance(lm.model.get_submodule(name), Conv1D) else weight.data.T
+    stored_by_neuron = isinstance(lm.model.get_submodule(name), Conv1D)
+    lm.add({f"{name}.weight": change if stored_by_neuron else change.T})

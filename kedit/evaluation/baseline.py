@@ -22,11 +22,12 @@ FORM = 2  # of a cached answer
 
 
 def baseline_answers(lm: LM, evaluator: Evaluator, asked: Sequence[Question]) -> dict[Question, Answer]:
-    """Answers of `lm`, which must be unedited. What a former run has asked is read, the rest is asked and kept.
+    """Answers of `lm`, which must be unedited. What a former run asked is read from the cache, the rest is computed.
 
     Nothing is kept for a model without identity (one built in memory), nor of EasyEdit's padded groups, where an answer
     depends on the other questions.
     """
+    lm.check_unedited("the baseline (the unedited model's answers)")
     asked = list(dict.fromkeys(asked))
     if lm.identity is None or evaluator.easyedit_padding:
         return dict(zip(asked, evaluator.answer(lm, asked), strict=True))

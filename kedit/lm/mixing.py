@@ -97,8 +97,7 @@ class Steps:
                 self.memo[key] = value[which.to(value.device)]
             elif isinstance(value, list):
                 self.memo[key] = [value[i] for i in which.tolist()]
-        cache.batch_select_indices(which)
-        return cache
+        return selected(cache, which)
 
 
 class _LentSteps:
@@ -142,8 +141,16 @@ class _LentSteps:
         """Drop the rows that have ended."""
         if list(rows) != self.rows:
             which = torch.tensor([self.rows.index(row) for row in rows], device=self.mask.device)
-            self.cache.batch_select_indices(which)
+            self.cache = selected(self.cache, which)
             self.mask = self.mask[which]
+
+
+def selected(cache: Any, which: Int[Tensor, " m"]) -> Any:
+    """Some rows of a KV cache whose layers may lie on several devices."""
+    for layer in cache.layers:
+        if layer.is_initialized:
+            layer.batch_select_indices(which.to(layer.keys.device))
+    return cache
 
 
 def _pass(lm: "LM", this: Pass, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Float[Tensor, "n v"], Any]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kedit.common.errors import InputError
+from kedit.lm.trained import LOW
 
 Suspend = Callable[[], AbstractContextManager[None]]
 ATTACHED = "+"  # before the names of attached tensors in a saved state
@@ -57,9 +58,20 @@ class UndoLog:
                 self._originals[name] = parameter.detach().clone()
             if self._edit_start is not None:
                 self._edit_start.note(name, parameter, self.masters.get(name))
-            if master and name not in self.masters and parameter.dtype in (torch.bfloat16, torch.float16):
+            if master and name not in self.masters and parameter.dtype in LOW:
                 self.masters[name] = parameter.detach().float()
         return parameters
+
+    @torch.no_grad()
+    def add(self, changes: Mapping[str, Tensor]) -> None:
+        """Add to parameters, by their names: of a lower precision to their float32 masters, so that small changes add
+        up."""
+        for (name, change), parameter in zip(changes.items(), self.track(list(changes), master=True), strict=True):
+            master = self.masters.get(name)
+            changed = parameter if master is None else master
+            changed.add_(change.to(changed))
+            if master is not None:
+                parameter.copy_(master)
 
     def attach(self, name: str, value: Tensor | None) -> None:
         """Keep a tensor that edits made beside the model's parameters; None: drop it.

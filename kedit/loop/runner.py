@@ -39,12 +39,13 @@ def experiment(
     journal: InMemoryJournal | None = None,
     tracker: Tracker | None = None,
 ) -> list[Row]:
-    """Run `steps` on a pristine `lm` and return all rows; with a Journal they are on disk, and a killed run continues.
+    """Run `steps` on an unedited `lm` and return all rows; with a Journal they are on disk, and a killed run continues.
 
     Step 0 is the unedited model: its rows are the floor. Randomness is seeded for each step from (seed, step). An
     edit that fails numerically is undone, marked `failed`, and the run goes on. The model is left as the last step
     left it.
     """
+    lm.check_unedited("experiment")
     steps, journal, tracker = list(steps), journal or InMemoryJournal(), tracker or Tracker()
     asked = all_questions(steps, evaluator)
     evaluator.prepare(lm, asked, editor.edited_parameters(lm))

@@ -10,8 +10,8 @@ from torch import Tensor
 from kedit.cases import Edit
 from kedit.lm import LM
 from kedit.lm.partial_forward import TrainingForward
-from kedit.lm.start_weights import StartWeights
 from kedit.lm.text import Batch
+from kedit.lm.trained import StartWeights
 
 
 @dataclass(frozen=True, slots=True, eq=False)

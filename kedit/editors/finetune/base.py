@@ -1,12 +1,14 @@
 """What all fine-tuning shares: which parameters, which loss, which examples; how they are trained is a subclass's."""
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from kedit.cases import Edit
 from kedit.common.errors import InputError
@@ -14,7 +16,10 @@ from kedit.editors.extra_examples import WithExamples
 from kedit.editors.finetune.lora import LoRA
 from kedit.lm import LM
 from kedit.lm.text import Mask
+from kedit.lm.trained import Trained
 from kedit.losses import Loss
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -24,7 +29,8 @@ class Tuner(WithExamples):
     `parameters` is a part of the model ("mlp_out.weight", "block", "model", ...: see kedit.lm.anatomy) in `layers`, or
     in the one layer at relative `depth` where layers is null. With an `adapter` its parameters are trained instead, in
     `layers` (null: all). `examples` are trained with each edit (kedit.editors.extra_examples). `mask`: which tokens of
-    a prompt and answer are trained.
+    a prompt and answer are trained. `trained_dtype`: of a model in bfloat16 or float16, float32 trains a master copy of
+    the parameters that lives for the whole run; "model" lets the optimiser step the low-precision weights themselves.
     """
 
     loss: Loss
@@ -37,6 +43,7 @@ class Tuner(WithExamples):
     adapter: LoRA | None = None
     weight_decay: float | str = 0.0
     mask: Mask = "positional"
+    trained_dtype: Literal["float32", "model"] = "float32"
 
     def __post_init__(self) -> None:
         if not isinstance(self.loss, Loss):
@@ -65,23 +72,26 @@ class Tuner(WithExamples):
         return range(lm.anatomy.n_layers) if self.adapter else [lm.anatomy.layer(self.depth)]
 
     @contextmanager
-    def tuned(self, lm: LM) -> Iterator[list[nn.Parameter]]:
+    def tuned(self, lm: LM) -> Iterator[Trained]:
         """The parameters to train; they, and no others, receive gradients inside, and nothing of it is left behind."""
-        parameters = self.adapter.open(lm, self.layers) if self.adapter else lm.track(self.edited_parameters(lm))
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        trained = self._trained(lm)
         try:
-            yield parameters
+            with trained.receiving():
+                yield trained
             if self.adapter:
                 self.adapter.close(lm)
         except BaseException:
             if self.adapter:
                 self.adapter.abandon(lm)
             raise
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_(False)
-                parameter.grad = None
+
+    def _trained(self, lm: LM) -> Trained:
+        masters = self.trained_dtype == "float32"
+        if self.adapter:
+            return Trained(self.adapter.open(lm, self.layers, masters))
+        names = self.edited_parameters(lm)
+        parameters = lm.track(names, master=masters)
+        return Trained(parameters, [lm.masters.get(name) if masters else None for name in names])
 
     def decay(self, n_edits: int) -> float:
         """The weight decay; "power_law" is that of FT-W, fitted by the MEMIT authors: n^-0.870 · e^0.156."""
@@ -97,6 +107,15 @@ class Tuner(WithExamples):
     def load_state(self, lm: LM, state: Mapping[str, Tensor | str]) -> None:
         if self.adapter:
             self.adapter.load_state(lm, self.layers, {k: v for k, v in state.items() if isinstance(v, Tensor)})
+
+
+def moved(trained: Trained) -> dict[str, float]:
+    """For the report of an edit: which share of low-precision weights it moved; empty for a float32 model."""
+    share = trained.moved_share()
+    if share is None:
+        return {}
+    log.info("%.1f %% of the trained entries moved", 100 * share)
+    return {"moved_share": round(share, 4)}
 
 
 def finite(loss: Float[Tensor, ""]) -> float:

@@ -22,10 +22,10 @@ from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
 from kedit.common.progress import progress
 from kedit.editors.extra_examples import Texts
-from kedit.editors.finetune.base import Tuner, finite
+from kedit.editors.finetune.base import Tuner, finite, moved
 from kedit.editors.finetune.training_checkpoint import Checkpoint
 from kedit.lm import LM
-from kedit.lm.start_weights import StartWeights
+from kedit.lm.trained import StartWeights, Trained
 from kedit.losses import LossInputs
 
 
@@ -67,8 +67,8 @@ class StandardFineTune(Tuner):
     def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
         if not edits:
             return {}
-        with self.tuned(lm) as parameters, checkpointing(lm) if self.gradient_checkpointing else nullcontext():
-            return TrainingRun(self, lm, Composed(self, edits), parameters).run()
+        with self.tuned(lm) as trained, checkpointing(lm) if self.gradient_checkpointing else nullcontext():
+            return TrainingRun(self, lm, Composed(self, edits), trained).run() | moved(trained)
 
 
 class Composed(Sequence[Edit]):
@@ -110,20 +110,20 @@ class Objective(nn.Module):
 class TrainingRun:
     """One training: optimiser, schedule, order of batches, checkpoints."""
 
-    def __init__(self, tuner: StandardFineTune, lm: LM, data: Composed, parameters: Sequence[nn.Parameter]):
-        self.tuner, self.data, self.parameters = tuner, data, parameters
+    def __init__(self, tuner: StandardFineTune, lm: LM, data: Composed, trained: Trained):
+        self.tuner, self.data, self.trained = tuner, data, trained
         self.seed = torch.initial_seed() % 2**31
-        self.start = StartWeights(parameters, keep=tuner.loss.uses_reference)
+        self.start = StartWeights(trained, keep=tuner.loss.uses_reference)
         AcceleratorState._reset_state()  # the editor of an earlier cell may have asked for another precision
         self.accelerator = Accelerator(cpu=lm.device.type == "cpu", mixed_precision=tuner.mixed_precision)
         self.batches = ceil(ceil(len(data) / tuner.batch_size) / self.accelerator.num_processes)  # an epoch, a process
         self.steps = min(self.batches * tuner.epochs, tuner.max_steps or sys.maxsize)
-        optimizer = torch.optim.AdamW(parameters, lr=tuner.lr, weight_decay=tuner.decay(len(data.edits)))
+        optimizer = torch.optim.AdamW(trained.leaves, lr=tuner.lr, weight_decay=tuner.decay(len(data.edits)))
         updates = ceil(self.steps / tuner.gradient_accumulation)
         warmup = ceil(updates * tuner.warmup_ratio)
         self.schedule = get_scheduler(tuner.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=updates)
         self.checkpoint = Checkpoint(
-            tuner.scratch, data.edits, parameters, optimizer, self.schedule, tuner.checkpoint_s
+            tuner.scratch, data.edits, trained.leaves, optimizer, self.schedule, tuner.checkpoint_s
         )
         objective = Objective(tuner, lm, self.start, data.per_edit)
         self.model = self.accelerator.prepare_model(objective, device_placement=False)
@@ -132,6 +132,7 @@ class TrainingRun:
     def run(self) -> dict[str, float | int]:
         """Steps taken, the last epoch's mean loss, examples a second."""
         done, losses = self.checkpoint.load()  # losses: of the epoch so far
+        self.trained.write()
         self.start.moved = done > 0
         size = self.tuner.batch_size * self.accelerator.num_processes
         began, number = time.perf_counter(), done - 1
@@ -167,9 +168,11 @@ class TrainingRun:
             value = finite(loss)
             self.accelerator.backward(loss / accumulate)
         if update:
+            self.trained.hand_over()
             if self.tuner.max_grad_norm is not None:
-                self.accelerator.clip_grad_norm_(self.parameters, self.tuner.max_grad_norm)
+                self.accelerator.clip_grad_norm_(self.trained.leaves, self.tuner.max_grad_norm)
             self.optimizer.step()
+            self.trained.write()
             self.schedule.step()
             self.start.moved = True
             if self.tuner.adapter:

@@ -35,10 +35,14 @@ class LoRA:
     merge: bool = False
     _tuner: Any = field(default=None, init=False, repr=False)
 
-    def open(self, lm: LM, layers: Sequence[int] | None) -> list[nn.Parameter]:
-        """The adapter's parameters, ready to be trained; put into the model where it has none."""
+    def open(self, lm: LM, layers: Sequence[int] | None, single: bool = True) -> list[nn.Parameter]:
+        """The adapter's parameters, ready to be trained; put into the model if it has none. `single`: in float32,
+        whatever the model's precision."""
         if self._tuner is None:
             self._attach(lm, layers)
+            if single:
+                for parameter in self._adapted().values():
+                    parameter.data = parameter.data.float()
         for layer in self._layers():
             layer.lora_dropout.train()
         return list(self._adapted().values())
@@ -116,6 +120,8 @@ class LoRA:
     def _attach(self, lm: LM, layers: Sequence[int] | None) -> None:
         try:
             self._tuner = self._wrap(lm, self._config(layers, str(getattr(lm.model.config, "name_or_path", ""))))
+        except InputError:
+            raise
         except ValueError as error:
             raise InputError(f"editor.adapter does not fit ({first_line(error)}); change {self}") from error
         self._tuner.eval()
@@ -135,8 +141,7 @@ class LoRA:
         layers: dict[str, Any] = {n: m for n, m in lm.model.named_modules() if isinstance(m, BaseTunerLayer)}
         changes = {f"{name}.weight": layer.get_delta_weight(NAME) for name, layer in layers.items()}
         self._detach(lm)
-        for weight, change in zip(lm.track(list(changes)), changes.values(), strict=True):
-            weight.add_(change.to(weight.dtype))
+        lm.add(changes)
 
     def _adapted(self) -> dict[str, nn.Parameter]:
         """The adapter's parameters, by their names in the model."""
@@ -170,7 +175,7 @@ class AdaLoRA(LoRA):
         named = [(name, p) for name, p in self._tuner.model.named_parameters() if "lora_A" in name or "lora_B" in name]
         grams = [p @ p.T if "lora_A" in name else p.T @ p for name, p in named]
         distances = [torch.linalg.norm(g - torch.eye(len(g), device=g.device, dtype=g.dtype)) for g in grams]
-        return self.orthogonality * torch.stack(distances).mean()
+        return self.orthogonality * torch.stack([d.to(distances[0].device) for d in distances]).mean()
 
     def ranks(self) -> list[int]:
         """Of each adapted matrix: singular values that are not zero."""
@@ -185,4 +190,11 @@ class AdaLoRA(LoRA):
         )
 
     def _wrap(self, lm: LM, config: LoraConfig) -> Any:
-        return AdaLoraModel(lm.model, config, NAME)
+        made = AdaLoraModel(lm.model, config, NAME)
+        if self.total_steps is not None and len({p.device for n, p in made.named_parameters() if "lora_" in n}) > 1:
+            made.unload()
+            raise InputError(
+                "AdaLoRA's rank allocator (peft) needs all adapted layers on one device; load the model on one, choose "
+                "editor.layers there, or use editor=adalora_released, which keeps every rank"
+            )
+        return made

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from kedit.cases import Edit
 from kedit.common.errors import InputError
-from kedit.editors.finetune.base import Tuner, finite
+from kedit.editors.finetune.base import Tuner, finite, moved
 from kedit.lm import LM
 from kedit.lm.partial_forward import TrainingForward
-from kedit.lm.start_weights import StartWeights
+from kedit.lm.trained import StartWeights
 from kedit.losses import Loss, LossInputs
 
 
@@ -48,15 +48,15 @@ class FineTune(Tuner):
         if not edits:
             return {}
         chunks = [edits[i : i + self.batch_size] for i in range(0, len(edits), self.batch_size)]
-        with self.tuned(lm) as parameters:
+        with self.tuned(lm) as trained:
             keep = self.loss.uses_reference or self.norm_constraint is not None or self.delta_times != 1
-            start = StartWeights(parameters, keep)
+            start = StartWeights(trained, keep)
             tasks = [Task(self._view(lm, chunk, start), deepcopy(self.loss)) for chunk in chunks]
-            optimizer = torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.decay(len(edits)))
+            optimizer = torch.optim.Adam(trained.leaves, lr=self.lr, weight_decay=self.decay(len(edits)))
             losses = self._train(tasks, optimizer, start)
             if self.delta_times != 1:
                 start.scale_delta(self.delta_times)
-        return {"steps": len(losses), "loss": losses[-1] if losses else 0.0}
+        return {"steps": len(losses), "loss": losses[-1] if losses else 0.0} | moved(trained)
 
     def _view(self, lm: LM, edits: Sequence[Edit], start: StartWeights) -> LossInputs:
         facts = [fact for edit in edits for fact in self.facts(edit)]
@@ -93,7 +93,9 @@ class FineTune(Tuner):
     def _update(self, optimizer: torch.optim.Adam, loss: Tensor, start: StartWeights, step: int) -> None:
         optimizer.zero_grad()
         (loss + self.adapter.regulariser() if self.adapter else loss).backward()
+        start.trained.hand_over()
         optimizer.step()
+        start.trained.write()
         start.moved = True
         if self.adapter:
             self.adapter.stepped(step)

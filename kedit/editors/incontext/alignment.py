@@ -80,8 +80,7 @@ class Alignment:
         """Learn, once for each model, data and settings (a model without identity: not kept). Leaves `lm` pristine."""
         if self.trained is not None:
             return
-        if lm.changed:
-            raise RuntimeError("alignment begins with the pristine model; this one is edited")
+        lm.check_unedited("alignment")
         spoken, dropped = self._fitting(lm, self.conversations.build(train, self.prompt))
         data = [conversation for kind in spoken.values() for conversation in kind]
         if not data:

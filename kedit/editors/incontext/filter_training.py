@@ -100,6 +100,7 @@ class FilterTraining:
             use_cpu=mixed() and not torch.cuda.is_available(),
             dataloader_pin_memory=False,
         )
+        arguments._n_gpu = 1  # the same training however many GPUs are visible
         trainer = Trainer(
             model=encoder.model,
             args=arguments,

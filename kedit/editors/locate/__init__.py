@@ -89,9 +89,11 @@ class Locate(Editor):
         layers = self._layers(lm)
         for i, layer in enumerate(layers):
             [keys] = self.keys.keys(lm, batch, [layer])
-            residual = target_values - self.keys.outputs(lm, batch, self.values.sites[0], layers[-1])
+            residual = target_values - self.keys.outputs(lm, batch, self.values.sites[0], layers[-1]).to(
+                target_values.device
+            )
             share = SHARES[self.spread](len(layers) - i)
-            add_to_matrix(lm, {layer: self.solver.change(layer, keys, share * residual)})
+            add_to_matrix(lm, {layer: self.solver.change(layer, keys, (share * residual).to(keys.prompt_key.device))})
         if self.solver.stateful:
             for layer, keys in zip(layers, self.keys.keys(lm, batch, layers), strict=True):
                 self.solver.accumulate(layer, keys)

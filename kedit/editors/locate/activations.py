@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kedit.editors.locate.subject_forward import single, suffix_batch
-from kedit.editors.mlp_neurons import neuron_vectors
+from kedit.editors.mlp_neurons import add_to_neurons
 from kedit.editors.subject import SubjectSequence
 from kedit.lm.hooks import hook
 from kedit.lm.partial_forward import PartialForward
@@ -41,7 +41,7 @@ def _subject_activations(
     )
 
     def note(i: int, value: Tensor) -> None:
-        here = single(value[block.edit_row, block.at])
+        here = single(value[block.edit_row.to(value.device), block.at.to(value.device)])
         summed = here.new_zeros(len(rows), here.shape[-1]).index_add(0, block.edit_row.to(here.device), here)
         seen[i] = summed / counts[:, None].to(here.device)
 
@@ -65,5 +65,4 @@ def _reader(i: int, end: str, note: Callable[[int, Tensor], None]) -> Any:
 def add_to_matrix(lm: "LM", changes: Mapping[int, Float[Tensor, "d f"]]) -> None:
     """Add to the MLP output matrices of these layers, written as matrices that map f inputs to d outputs."""
     for layer, change in changes.items():
-        vectors = neuron_vectors(lm, layer)
-        vectors += change.T.to(vectors)
+        add_to_neurons(lm, layer, change.T)

@@ -20,6 +20,7 @@ class Sampling:
     words: Sequence[str] | None = ("The", "Therefore", "Because", "I", "You")
 
     def __call__(self, lm: LM) -> list[str]:
+        lm.check_unedited("sampling context templates")
         words = [lm.text.opening] if self.words is None else list(self.words)
         templates = [BARE]
         for length, number in self.lengths:

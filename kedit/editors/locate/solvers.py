@@ -7,7 +7,7 @@ is decomposed once, and a batch then costs a system of n equations instead of f.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -204,13 +204,16 @@ class NullSpace(Solver):
 
     def accumulate(self, layer: int, keys: Keys) -> None:
         ours = self._projected(layer, keys.average).float()
-        held = torch.cat([self._earlier.get(layer, ours[:, :0]), ours], dim=1)
+        held = torch.cat([self._earlier.get(layer, ours[:, :0]).to(ours.device), ours], dim=1)
         if held.shape[1] > 2 * len(held):  # G Gᵀ is all that counts: f columns are enough for it
             held = torch.linalg.qr(held.T.double(), mode="r").R.T.float()
         self._earlier[layer] = held
 
     def _projected(self, layer: int, keys: Float[Tensor, "f n"]) -> Float[Tensor, "f n"]:
-        return self.projectors[layer].matrix.to(keys) @ keys
+        projector = self.projectors[layer]
+        if projector.matrix.device != keys.device:  # uploaded once
+            self.projectors[layer] = projector = replace(projector, matrix=projector.matrix.to(keys.device))
+        return projector.matrix.to(keys) @ keys
 
     def reset(self) -> None:
         self._earlier = {}

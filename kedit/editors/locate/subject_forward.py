@@ -70,7 +70,10 @@ class SubjectForward:
     def of(self, rows: Int[Tensor, " m"]) -> "SubjectForward":
         """The same, of some of the rows, in ascending order."""
         some = object.__new__(SubjectForward)
-        some.__dict__ = self.__dict__ | {"block": _some(self.block, rows), "entered": self.entered[rows]}
+        some.__dict__ = self.__dict__ | {
+            "block": _some(self.block, rows),
+            "entered": self.entered[rows.to(self.entered.device)],
+        }
         return some
 
     def logits(self, changes: Sequence[Float[Tensor, "n d"]]) -> Float[Tensor, "k v"]:
@@ -78,9 +81,7 @@ class SubjectForward:
         block, hidden = self.block, self.entered
         with ExitStack() as stack:
             if self.entry > self.layer:
-                hidden = hidden.index_put(
-                    (block.edit_row, block.at), changes[0][block.edit_row].to(hidden.dtype), accumulate=True
-                )
+                hidden = _added(hidden, block, changes[0])
             else:
                 for site, change in zip(self.sites, changes, strict=True):
                     stack.enter_context(self._adding(site, change))
@@ -89,7 +90,7 @@ class SubjectForward:
                 module = self.lm.model.get_submodule(self.lm.anatomy.block.format(above))
                 stack.enter_context(instead(module, self.tail._returning(lambda passed: passed)))
             states = self.lm.body(input_ids=block.ids, **block.kwargs)[0]
-        return self.lm.head(states[block.read_row, block.reads])
+        return self.lm.head(_at(states, block.read_row, block.reads))
 
     def _begin(self) -> None:
         """Find where the changes enter, and what the columns bring there."""
@@ -120,7 +121,7 @@ class SubjectForward:
 
         def note(module: nn.Module, args: tuple, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
-            self.original[site] = hidden[self.block.edit_row, self.block.at].detach()
+            self.original[site] = _at(hidden, self.block.edit_row, self.block.at).detach()
 
         with hook(self._site(site).register_forward_hook(note)):
             yield
@@ -132,10 +133,8 @@ class SubjectForward:
 
         def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             if site not in self.original:
-                self.original[site] = output[block.edit_row, block.at].detach()
-            return output.index_put(
-                (block.edit_row, block.at), change[block.edit_row].to(output.dtype), accumulate=True
-            )
+                self.original[site] = _at(output, block.edit_row, block.at).detach()
+            return _added(output, block, change)
 
         with hook(self._site(site).register_forward_hook(add)):
             yield
@@ -153,7 +152,7 @@ class _Kept(DynamicCache):
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
     def of(self, rows: Int[Tensor, " m"]) -> "_Kept":
-        return _Kept([(keys[rows], values[rows]) for keys, values in self.kept])
+        return _Kept([(keys[rows.to(keys.device)], values[rows.to(keys.device)]) for keys, values in self.kept])
 
 
 def suffix_batch(lm: "LM", rows: Sequence[SubjectSequence], keep: bool) -> SuffixBatch:
@@ -225,6 +224,17 @@ def _some(block: SuffixBatch, rows: Int[Tensor, " m"]) -> SuffixBatch:
         reads=block.reads[read],
         gold=block.gold[read],
     )
+
+
+def _at(hidden: Tensor, row: Tensor, col: Tensor) -> Tensor:
+    """At these places, on whatever device the hidden state is."""
+    return hidden[row.to(hidden.device), col.to(hidden.device)]
+
+
+def _added(hidden: Tensor, block: SuffixBatch, change: Tensor) -> Tensor:
+    """With each row's change at its subject."""
+    place = block.edit_row.to(hidden.device), block.at.to(hidden.device)
+    return hidden.index_put(place, change[block.edit_row.to(change.device)].to(hidden), accumulate=True)
 
 
 def single(values: Tensor) -> Tensor:

@@ -71,7 +71,9 @@ class Search:
 
     def run(self) -> list[Found]:
         n, width = len(self.facts), self.columns.entered.shape[-1]
-        deltas = [single(self.columns.entered.new_zeros(n, width)).requires_grad_(True) for _ in self.values.sites]
+        here = self.columns.block.ids.device  # searched where the ids are; the layers and the head may be elsewhere
+        zeros = single(self.columns.entered.new_zeros(n, width)).to(here)
+        deltas = [zeros.clone().requires_grad_(True) for _ in self.values.sites]
         optimizer = torch.optim.Adam(deltas, lr=self.values.lr)
         done: dict[int, Found] = {}
         alive = torch.arange(n, device=deltas[0].device)
@@ -99,7 +101,7 @@ class Search:
         """Of each fact that is not done, and whether PMET's rule says that it is."""
         per = self.asked + 1
         edit_row = alive.repeat_interleave(per)
-        logits = single(columns.logits([delta[edit_row] for delta in deltas])).log_softmax(-1)
+        logits = single(columns.logits([delta[edit_row] for delta in deltas])).log_softmax(-1).to(edit_row.device)
         if self.before is None:
             self.before = logits[columns.block.gold < 0].detach()
             self.start = [self._start(site, len(alive)) for site in self.values.sites]
@@ -135,7 +137,8 @@ class Search:
 
     def _start(self, site: OutputSite, n: int) -> Float[Tensor, "n d"]:
         """v₀: the mean over the bare prompt's occurrences of its subject."""
-        original, block = single(self.columns.original[site]), self.columns.block
+        block = self.columns.block
+        original = single(self.columns.original[site]).to(block.ids.device)
         bare = block.edit_row % (self.asked + 1) == 0
         fact = block.edit_row[bare] // (self.asked + 1)
         summed = original.new_zeros(n, original.shape[-1]).index_add(0, fact, original[bare])
