@@ -1,6 +1,5 @@
 """Passes of the model: which rows it reads, who acts inside, which layers are run, where logits are computed."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.common.errors import InputError
-from kedit.lm.anatomy import inspect_anatomy
+from kedit.lm.anatomy import context_length, inspect_anatomy, vocabulary_size
 from kedit.lm.batching import Budget, Result, in_batches
+from kedit.lm.head import wrapper_logits
 from kedit.lm.hooks import entering, hook
 from kedit.lm.intervention import Change, Intervention, Interventions, Pass
 from kedit.lm.mixed_adapters import MixedAdapters
@@ -41,13 +41,13 @@ class Forward(UndoLog):
         keep_mb: float = 1024.0,
     ):
         super().__init__(model.eval().requires_grad_(False))
-        self.text = Text(tokenizer, keep_edge_spaces)
+        self.text = Text(tokenizer, keep_edge_spaces, vocabulary_size(model))
         self.anatomy = inspect_anatomy(model)
         self.padding_side = padding_side
         # larger batches are slower on a CPU: what they compute leaves its cache
         on_cpu = next(model.parameters()).device.type == "cpu"
         self.scoring_budget = Budget(token_budget or (512 if on_cpu else 8192), "tokens")
-        self.context = getattr(model.config, "max_position_embeddings", sys.maxsize)  # the most tokens that it reads
+        self.context = context_length(model.config)
         self.interventions = Interventions(model)
         self.adapters = MixedAdapters(model)
         self._body = model.get_submodule(self.anatomy.body)
@@ -132,9 +132,8 @@ class Forward(UndoLog):
 
     def head(self, states: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
         """Logits of last hidden states."""
-        logits = self._head_module(states)
-        cap = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma 2
-        return torch.tanh(logits / cap) * cap if cap else logits
+        states = states.to(device_of(self._head_module))
+        return wrapper_logits(self.model, self._body, states)  # type: ignore[arg-type]
 
     def _prefixed(self, this: Pass) -> AbstractContextManager[None]:
         """Soft prompts take the places that `with_prefix` left for them."""
