@@ -64,8 +64,14 @@ class Parts:
 def assemble(cfg: DictConfig) -> Parts:
     """Everything that can be built and checked before a model is loaded and a directory made."""
     editor, evaluator, tracker = (instantiate(cfg[part], _convert_="all") for part in ("editor", "eval", "tracker"))
+    if cfg.save == "adapter" and not editor.keeps_adapter:
+        raise InputError(
+            "save=adapter: this editor leaves no adapter in the model; give save=true for the edited model"
+        )
     dataset = instantiate(cfg.dataset, _convert_="all")(train=editor.needs_train)
     steps = list(instantiate(cfg.setting, _convert_="all")(dataset.cases, cfg.T))
+    if cfg.save == "adapter" and steps and steps[-1].restore:
+        raise InputError("save=adapter: this setting restores the model after its last edit; choose setting=sequential")
     if editor.needs_subject:
         check_subjects(case for step in steps for case in step.edit)
     if evaluator.each_step and not editor.reports_steps:
@@ -100,7 +106,7 @@ def compute(cfg: DictConfig, names: Mapping[str, str], journal: Journal, parts: 
     experiment_of(cfg, parts, lm, journal, parts.tracker)
     journal.describe(meta | costs(lm, journal.steps, len(journal.rows), load_s, time.perf_counter() - started))
     if cfg.save:
-        lm.save(journal.directory / "model")
+        lm.save(journal.directory / "model", adapter=cfg.save == "adapter")
     [(_, table), *_] = present_cells(journal.directory)
     parts.tracker.finish(report(Cell(journal.directory), table))
     journal.finish()

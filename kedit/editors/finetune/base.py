@@ -58,6 +58,10 @@ class Tuner(WithExamples):
         if isinstance(self.weight_decay, str) and self.weight_decay != "power_law":
             raise InputError(f"editor.weight_decay={self.weight_decay}: give a number, or power_law")
 
+    @property
+    def keeps_adapter(self) -> bool:  # type: ignore[override]
+        return self.adapter is not None and not self.adapter.merge
+
     def facts(self, edit: Edit) -> list[Edit]:
         """What is trained for one edit: the edit, and its examples."""
         return [edit, *self.examples_of(edit)]
