@@ -28,12 +28,12 @@ class Stream:
     documents: Callable[[], Iterator[str]]
 
 
-def stream(source: str) -> Stream:
+def stream(source: str, option: str = "editor.statistics.corpus") -> Stream:
     """Documents of `source` one after another: "wikipedia" (a hub dataset, shuffled), "world" (endless text of the kind
     that the embedded model was trained on), or a file: .jsonl with a field "text", or plain text with blank lines
-    between documents. A long document comes in pieces."""
+    between documents. A long document comes in pieces. `option` is where the user names the source."""
     if source == "wikipedia":
-        return Stream(source, {"dataset": WIKIPEDIA, "shuffled": 0}, lambda: _pieces(_wikipedia_stream()))
+        return Stream(source, {"dataset": WIKIPEDIA, "shuffled": 0}, lambda: _pieces(_wikipedia_stream(option)))
     if source == "world":
         from kedit.world import running_text
 
@@ -43,11 +43,11 @@ def stream(source: str) -> Stream:
 
 
 @cache
-def texts(source: str) -> Sequence[str]:
+def texts(source: str, option: str = "editor.texts.source") -> Sequence[str]:
     """Documents of `source`, to draw from: as `stream`, but Wikipedia in its own order, of "world" 2000 biographies and
     contexts about people who are kept for training, and long documents whole."""
     if source == "wikipedia":
-        return _wikipedia()["text"]
+        return _wikipedia(option)["text"]
     if source == "world":
         from kedit.world import documents
 
@@ -105,8 +105,8 @@ def _pieces(documents: Iterator[str]) -> Iterator[str]:
         yield document[begin:]
 
 
-def _wikipedia_stream() -> Iterator[str]:
-    """Articles, shuffled, from the hub as they are needed; where it cannot be reached, from a copy that `datasets` has
+def _wikipedia_stream(option: str) -> Iterator[str]:
+    """Articles, shuffled, from the hub as they are needed; if it cannot be reached, from a copy that `datasets` has
     downloaded before."""
     from datasets import load_dataset
 
@@ -114,11 +114,11 @@ def _wikipedia_stream() -> Iterator[str]:
     try:
         rows = load_dataset(name, subset, split="train", streaming=True).shuffle(seed=0, buffer_size=SHUFFLE)
     except (OSError, ValueError):
-        rows = _wikipedia().shuffle(seed=0)
+        rows = _wikipedia(option).shuffle(seed=0)
     return (row["text"] for row in rows)
 
 
-def _wikipedia() -> Any:
+def _wikipedia(option: str) -> Any:
     from datasets import load_dataset
 
     name, subset = WIKIPEDIA
@@ -126,6 +126,6 @@ def _wikipedia() -> Any:
         return load_dataset(name, subset, split="train")
     except (OSError, ValueError) as error:
         raise InputError(
-            f"Wikipedia ({name}, {subset}) cannot be loaded ({first_line(error)}); give a file of texts instead, e.g. "
-            "editor.texts.source=FILE or editor.statistics.corpus=FILE"
+            f"Wikipedia ({name}, {subset}) cannot be loaded ({first_line(error)}); give a file of texts instead with "
+            f"{option}=FILE"
         ) from error

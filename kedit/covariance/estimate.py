@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Covariance:
     tokens: int = 0
     files: Mapping[int, str] | None = None
     window: int = 512
+    tokens_read: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)  # by layer
 
     def __post_init__(self) -> None:
         given = f"statistics.corpus={self.corpus}, tokens={self.tokens}, window={self.window}"
@@ -70,8 +71,13 @@ class Covariance:
             raise InputError(f"statistics.files has nothing for layers {list(layers)}; add them, or give a corpus")
         lm.check_unedited("the covariance")
         if lm.identity is None:
-            return second_moments(lm, layers, stream(self.corpus), self.tokens, self.window)[0]
+            moments, read = second_moments(lm, layers, stream(self.corpus), self.tokens, self.window)
+            self.tokens_read.update(dict.fromkeys(layers, read.tokens))
+            return moments
         homes = self.build(lm, layers)
+        self.tokens_read.update(
+            {n: _json(home / ABOUT)["read"]["tokens"] for n, home in zip(layers, homes, strict=True)}
+        )
         return {layer: load_file(home / FILE)[NAME] for layer, home in zip(layers, homes, strict=True)}
 
     def build(self, lm: LM, layers: Sequence[int]) -> list[Path]:

@@ -117,7 +117,13 @@ def second_moments(
         raise InputError(f"the corpus {corpus.name} has no text; give another")
     if read.tokens < tokens:
         log.warning("the corpus %s has %d tokens, %d were asked for", corpus.name, read.tokens, tokens)
-    return {layer: sums.mean(layer, read.tokens) for layer in layers}, read
+    means = {layer: sums.mean(layer, read.tokens) for layer in layers}
+    if broken := [layer for layer, mean in means.items() if not bool(mean.isfinite().all())]:
+        raise InputError(
+            f"the second moments of layers {broken} are not finite over {corpus.name}; load the model with "
+            "model.dtype=float32, and check its weights"
+        )
+    return means, read
 
 
 def _parts(

@@ -68,7 +68,11 @@ class Paraphrases(Examples):
         lm.check_unedited("sampling the sentences before an edit")
         lengths = [5] * (self.n // 3) + [10] * (self.n - self.n // 3)
         seeds = [random.randrange(2**31) for _ in lengths]
-        texts = lm.generate([lm.text.opening] * self.n, lengths, top_k=5, seeds=seeds, stop=False)
+        try:
+            opening = lm.text.opening
+        except InputError as error:
+            raise InputError(f"{error}; give the prefixes with editor.examples.<name>.prefixes") from error
+        texts = lm.generate([opening] * self.n, lengths, top_k=5, seeds=seeds, stop=False)
         return [" ".join(text.text.replace("{", "").replace("}", "").split()).rstrip(" .") + ". " for text in texts]
 
     def of(self, edit: Edit) -> list[Edit]:

@@ -64,7 +64,8 @@ class Locate(Editor):
         self.templates = self.sampling(lm) if self.context_templates is None else list(self.context_templates)
         layers = self._layers(lm)
         if self.solver.needs_covariance and self.statistics is not None:
-            self.solver.fit(self.statistics.second_moment(lm, layers))
+            moments = self.statistics.second_moment(lm, layers)
+            self.solver.fit(moments, self.statistics.tokens_read)
         else:
             self.solver.read({layer: lm.anatomy.mlp_width(lm.model, layer) for layer in layers})
 

@@ -21,7 +21,7 @@ class Sampling:
 
     def __call__(self, lm: LM) -> list[str]:
         lm.check_unedited("sampling context templates")
-        words = [lm.text.opening] if self.words is None else list(self.words)
+        words = [self._opening(lm)] if self.words is None else list(self.words)
         templates = [BARE]
         for length, number in self.lengths:
             openings = [words[i % len(words)] for i in range(number)]
@@ -29,6 +29,13 @@ class Sampling:
             said = lm.generate(openings, max_tokens=length, top_k=5, seeds=seeds, stop=False)
             templates += [" ".join(text.full.translate(BRACES).split()) + ". {}" for text in said]
         return templates
+
+    @staticmethod
+    def _opening(lm: LM) -> str:
+        try:
+            return lm.text.opening
+        except InputError as error:
+            raise InputError(f"{error}; name the first words with editor.sampling.words") from error
 
 
 BRACES = str.maketrans("{}", "  ")
