@@ -57,11 +57,11 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda p: [*FILE, f"dataset.path={file(p, json.dumps([GOOD | {'target_new': ''}]))}"],
         "record 0: the edit 's is' has an empty target",
     ),
-    "unknown editor": (lambda p: ["editor=rnome"], "Could not find 'editor/rnome'"),
-    "unknown key": (lambda p: ["editor.lrr=1"], "lrr"),
+    "unknown editor": (lambda p: ["editor=rnome"], "editor=rnome: no such choice; nearest is rome"),
+    "unknown key": (lambda p: ["editor.lrr=1"], "nearest is editor.lr"),
     "T above the data": (lambda p: [*TINY, "T=1000"], "T=1000 edits were asked for, the dataset offers 20 cases"),
-    "T that is no number": (lambda p: [*TINY, "T=many"], "'many' edits"),
-    "setting.short": (lambda p: [*TINY, "T=3", "setting.short=shrink"], "choose from error, cap"),
+    "T that is no number": (lambda p: [*TINY, "T=many"], "T=many: give a whole number of at least 1 or all"),
+    "setting.short": (lambda p: [*TINY, "T=3", "setting.short=shrink"], "choose error or cap"),
     "model folder without tokenizer": (
         lambda p: [
             "model=local",
@@ -77,29 +77,25 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda p: [*NEEDS, f"dataset.path={file(p, json.dumps([GOOD | {'subject': 'x'}]))}"],
         "the subject 'x' is not in the prompt 's is'",
     ),
-    "loss with a dot": (lambda p: ["editor.loss=kdpo", *TINY], "losses are chosen with a slash: editor/loss=kdpo"),
-    "evaluation switch": (lambda p: ["eval.aliases=all", *TINY], "eval.aliases=['all']: choose from first, any"),
+    "loss with a dot": (lambda p: ["editor.loss=kdpo", *TINY], "a part is chosen with a slash: editor/loss=kdpo"),
+    "evaluation switch": (lambda p: ["eval.aliases=all", *TINY], "eval.aliases=all: choose first or any"),
     "layer": (lambda p: [*QUICK, "editor.layers=[9]"], "the model has layers 0 to 3"),
 }
 
 
+AFTER_THE_CELL_IS_MADE = ("no model folder", "model folder without tokenizer")  # only loading the model tells
+
+
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_said_in_one_sentence(kedit: Kedit, tmp_path: Path, name: str) -> None:
+def test_bad_input_is_said_in_one_sentence(refusal: Callable[..., str], tmp_path: Path, name: str) -> None:
     arguments, said = BAD[name]
     own = tmp_path / "conf" / "editor" / "needs_subject.yaml"  # an editor of the user's own: one class and one yaml
     own.parent.mkdir(parents=True)
     own.write_text("_target_: test_run.NeedsSubject\n")
-    done = kedit("--config-dir", tmp_path / "conf", *arguments(tmp_path), PYTHONPATH=str(TESTS))
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    rows = list((tmp_path / "runs").rglob("rows.jsonl"))
-    assert all(row.stat().st_size == 0 or name == "layer" for row in rows)
-    assert not list((tmp_path / "runs").rglob("status")) or name in (
-        "layer",
-        "no model folder",
-        "model folder without tokenizer",
-    )
+    text = refusal("--config-dir", tmp_path / "conf", *arguments(tmp_path))
+    assert said in text
+    assert "\n" not in text
+    assert not list((tmp_path / "runs").rglob("status")) or name in AFTER_THE_CELL_IS_MADE
 
 
 @pytest.mark.parametrize("arguments", [QUICK, ["-m", *QUICK, "seed=1,2"]], ids=["run", "multirun"])

@@ -12,22 +12,23 @@ from transformers.utils.logging import disable_progress_bar
 
 from kedit.common.cache import digest, remembered_sha256
 from kedit.common.errors import InputError, first_line
+from kedit.common.options import Amount, Count, DeviceMap, Dtype, Name, PathText
 from kedit.lm.model import LM
 from kedit.lm.text import Side
 
 
 def load(
-    path: str,
+    path: PathText,
     *,
-    revision: str = "main",
-    dtype: str = "float32",
-    device_map: str | dict[str, Any] = "auto",
-    offload_folder: str | None = None,
+    revision: Name = "main",
+    dtype: Dtype = "float32",
+    device_map: DeviceMap | dict[str, Any] = "auto",
+    offload_folder: PathText | None = None,
     trust_remote_code: bool = False,
-    token_budget: int | None = None,
+    token_budget: Count | None = None,
     padding_side: Side = "right",
     keep_edge_spaces: bool = False,
-    keep_mb: float = 1024.0,
+    keep_mb: Amount = 1024.0,
 ) -> LM:
     """An LM from a local directory or a hub id; weights are read from safetensors only.
 

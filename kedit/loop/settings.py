@@ -9,9 +9,10 @@ from typing import Literal, get_args
 
 from kedit.cases import Case
 from kedit.common.errors import InputError
+from kedit.common.options import Count, Several
 
 Cases = Sequence[Case]
-Horizon = int | Literal["all"]
+Horizon = Count | Literal["all"]
 Short = Literal["error", "cap"]  # fewer cases than T: refuse, or run with the effective T
 
 
@@ -39,7 +40,7 @@ def single(cases: Cases, T: Horizon = 1, *, short: Short = "error") -> Iterator[
 
 
 def sequential(
-    cases: Cases, T: Horizon, *, batch_size: int = 1, checkpoints: Sequence[int] = (), short: Short = "error"
+    cases: Cases, T: Horizon, *, batch_size: Count = 1, checkpoints: Several[Count] = (), short: Short = "error"
 ) -> Iterator[Step]:
     """Edit the first T cases, `batch_size` at a time, then test all T on the final model (KDPO §4; KEDAS Eq. 6).
 
@@ -62,7 +63,7 @@ def sequential(
     )
 
 
-def blocks(cases: Cases, T: Horizon, *, batch_size: int = 1, short: Short = "error") -> Iterator[Step]:
+def blocks(cases: Cases, T: Horizon, *, batch_size: Count = 1, short: Short = "error") -> Iterator[Step]:
     """Consecutive blocks of T, each as sequential, restored in between; a short last block is kept. T=1 equals single.
 
     OVERTONE's continual editing, as WISE's authors describe the protocol it descends from.

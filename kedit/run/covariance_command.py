@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -21,17 +20,16 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from kedit.common.errors import InputError
-from kedit.common.paths import ROOT
 from kedit.covariance.estimate import Covariance, Moment, faults, kept_moments
 from kedit.run.cell import load_model, one_sentence
+from kedit.run.composition import composed
 
 log = logging.getLogger(__name__)
 
 
 def build(given: argparse.Namespace) -> None:
     """Make what is missing; one line for each layer's folder."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("config", given.overrides)
+    cfg = composed(given.overrides)
     with one_sentence():
         wanted = statistics(cfg, given)
         lm = load_model(cfg)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kedit.cases import Edit
 from kedit.common.errors import InputError
+from kedit.common.options import Amount, Count, Layers, ModelPart, Rate, ShareBelowOne
 from kedit.editors.extra_examples import WithExamples
 from kedit.editors.finetune.lora import LoRA
 from kedit.lm import LM
@@ -34,14 +35,14 @@ class Tuner(WithExamples):
     """
 
     loss: Loss
-    lr: float
-    batch_size: int = 1
-    stop_loss: float | None = None
-    parameters: str | None = "mlp_out.weight"
-    layers: Sequence[int] | None = None
-    depth: float = 21 / 32
+    lr: Rate
+    batch_size: Count = 1
+    stop_loss: Amount | None = None
+    parameters: ModelPart | None = "mlp_out.weight"
+    layers: Layers | None = None
+    depth: ShareBelowOne = 21 / 32
     adapter: LoRA | None = None
-    weight_decay: float | str = 0.0
+    weight_decay: Amount | Literal["power_law"] = 0.0
     mask: Mask = "positional"
     trained_dtype: Literal["float32", "model"] = "float32"
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
+from kedit.common.options import Count, Layers, OneOrMore, ShareBelowOne, Text
 from kedit.covariance.estimate import Covariance
 from kedit.editors import Editor
 from kedit.editors.locate.activations import add_to_matrix
@@ -42,14 +43,18 @@ class Locate(Editor):
     values: Values
     solver: Solver
     spread: Literal["even", "sqrt"] = "even"
-    layers: Sequence[int] | None = None
-    depth: float = 0.25
-    n_layers: int = 1
-    context_templates: Sequence[str] | None = None
+    layers: Layers | None = None
+    depth: ShareBelowOne = 0.25
+    n_layers: Count = 1
+    context_templates: OneOrMore[Text] | None = None
     sampling: Sampling
     statistics: Covariance | None = None
 
     def __post_init__(self) -> None:
+        several = self.n_layers if self.layers is None else len(self.layers)
+        if several > 1 and not self.solver.several_layers:
+            option = f"editor.n_layers={several}" if self.layers is None else f"editor.layers={list(self.layers)}"
+            raise InputError(f"{option}: {type(self.solver).__name__} changes one layer; give one, or another solver")
         if self.solver.needs_covariance and self.statistics is None:
             raise InputError(f"editor.solver={type(self.solver).__name__} needs second moments; give editor.statistics")
         if self.context_templates is not None:
