@@ -49,7 +49,7 @@ def _same(final: Any, given: Any) -> bool:
 def said(names: Mapping[str, str], numbers: Mapping[str, Any]) -> Iterator[str]:
     """One line for the log if the numbers are not the editor's own."""
     editor, model = names["editor"], names["model"]
-    inherited = [file for file in numbers["numbers"] if file.rpartition("/")[0] != editor]
+    inherited = [file for file in numbers["numbers"] if file.count("/") == 1 and file.partition("/")[0] != editor]
     if numbers["untuned"]:
         yield (
             f"editor={editor} has no numbers for model={model}, nor has an editor that it builds on: nothing is tuned, "
