@@ -5,15 +5,16 @@ nothing from the model. Everything else that must be given (`???`) is given a pa
 """
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, MissingConfigException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from kedit.common.errors import InputError
@@ -101,6 +102,30 @@ def test_every_choice_fits_its_target(path: Path) -> None:
     group, name = str(path.relative_to(CONF).parent), path.stem
     needed = datasets_for(name) if group == "model" else editors_with(group, name) if "/" in group else ()
     check(resolved(with_what_is_missing(f"{group}={name}", *needed), {}))
+
+
+def targets(node: Any) -> Iterator[str]:
+    """What is built below a node of a config."""
+    if isinstance(node, dict):
+        yield from [node["_target_"]] if "_target_" in node else []
+    for part in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from targets(part)
+
+
+@pytest.mark.parametrize("target", sorted({target for path in SOURCES for target in targets(read(path))} - {"???"}))
+def test_every_number_of_a_constructor_has_a_range(target: str) -> None:
+    """Its type is one of kedit.common.options, or has bounds of its own: an `int` takes -1, a `float` infinity."""
+    built = get_object(target)
+    hints = get_type_hints(built.__init__ if isinstance(built, type) else built, include_extras=True)
+    given_later = {"cases", "T", "record", "case_id", "dropped", "train", "return"}
+    bare = {name: hint for name, hint in hints.items() if name not in given_later and numbers_without_bounds(hint)}
+    assert not bare
+
+
+def numbers_without_bounds(hint: Any) -> bool:
+    return hint in (int, float) or (
+        get_origin(hint) is not Annotated and any(map(numbers_without_bounds, get_args(hint)))
+    )
 
 
 @pytest.mark.parametrize("editor", EDITORS)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import run_kedit
-
 from made_cells import make_cell
 
 from kedit.common.errors import InputError
