@@ -70,6 +70,16 @@ def check(config: Mapping[str, Any]) -> None:
     _check(options(config))
 
 
+def check_part(name: str, node: Any) -> None:
+    """The same of one part."""
+    _check(_part(name, node))
+
+
+def check_arguments(name: str, target: Any, given: Mapping[str, Any]) -> None:
+    """The same of what a constructor is given; `name` is said in front of each argument."""
+    _check(_arguments(name, target, given))
+
+
 def check_general(config: Mapping[str, Any]) -> None:
     """The same of what needs no import of what the parts are built by."""
     _check(_general(config))
@@ -105,16 +115,19 @@ def options(config: Mapping[str, Any]) -> Iterator[Option]:
     """Every option with its type. Raises InputError if something is built by nothing, or without what it needs."""
     yield from _general(config)
     for name in PARTS:
-        node = config.get(name)
-        if not isinstance(node, Mapping) or TARGET not in node:
-            raise InputError(f"{name}={shown(node)}: a run needs one; choose it with {name}=, kedit --help lists all")
-        yield from _node(name, node)
+        yield from _part(name, config.get(name))
 
 
 def _general(config: Mapping[str, Any]) -> Iterator[Option]:
     yield from _arguments("", General, {name: config[name] for name in General.__annotations__ if name in config})
     if config.get("table") is not None:
         yield from _arguments("table", TableOptions, config["table"])
+
+
+def _part(name: str, node: Any) -> Iterator[Option]:
+    if not isinstance(node, Mapping) or TARGET not in node:
+        raise InputError(f"{name}={shown(node)}: a run needs one; choose it with {name}=, kedit --help lists all")
+    yield from _node(name, node)
 
 
 def _is_node(value: Any) -> bool:
@@ -238,4 +251,4 @@ def _group(name: str) -> str:
 
 
 def _dotted(name: str, key: Any) -> str:
-    return f"{name}.{key}" if name else str(key)
+    return f"{name}{key}" if name == "--" else f"{name}.{key}" if name else str(key)
