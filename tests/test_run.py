@@ -65,7 +65,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "unknown editor": (lambda p: ["editor=rnome"], "editor=rnome: no such choice; nearest is rome"),
     "unknown key": (lambda p: ["editor.lrr=1"], "nearest is editor.lr"),
-    "T above the data": (lambda p: [*TINY, "T=1000"], "T=1000 edits were asked for, the dataset offers 20 cases"),
+    "T above the data": (lambda p: [*TINY, "T=1000"], "T=1000 is more than the dataset's 20 cases; lower T"),
     "T that is no number": (lambda p: [*TINY, "T=many"], "T=many: give a whole number of at least 1 or all"),
     "setting.short": (lambda p: [*TINY, "T=3", "setting.short=shrink"], "choose error or cap"),
     "model folder without tokenizer": (

@@ -189,7 +189,7 @@ def test_the_command_line_replaces_axes_and_a_failing_cell_stops_no_other(kedit:
     assert done.returncode == 1
     asked = {(editor, T, seed) for editor in ("dpo", "kdpo") for T in (1, 2) for seed in (101, 102)}
     assert {(cell["editor"], cell["T"], cell["seed"]) for cell in cells(tmp_path)} == asked
-    assert done.stdout.count("would test one of 20 cases") == 4
+    assert done.stdout.count("tests only the first of 20 cases") == 4
     assert "4 of 8 cells did not finish: python -m kedit.status kdpo_table6" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "KDPO, Table 6: ours" in done.stdout

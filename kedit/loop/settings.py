@@ -18,7 +18,7 @@ Short = Literal["error", "cap"]  # fewer cases than T: refuse, or run with the e
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Edit these cases together, then test those, then restore the pristine model (or not).
+    """Edit these cases together, then test those, then restore the unedited model (or not).
 
     `T` says to which T of a table the test belongs; a short last block counts as its block size.
     """
@@ -48,15 +48,17 @@ def sequential(
     """
     if T == 1 and len(cases) > 1:
         raise InputError(
-            f"setting=sequential T=1 would test one of {len(cases)} cases; for each on its own choose setting=single "
-            "(or setting=blocks in a grid over T), for just one give dataset.limit=1"
+            f"setting=sequential with T=1 tests only the first of {len(cases)} cases; use setting=single to test each "
+            "case (setting=blocks in a grid over T), or dataset.limit=1"
         )
     chosen = first_edits(cases, T, short)
     ends = _ends(len(chosen), batch_size)
     tests = {at for at in checkpoints if at < len(chosen)} | {len(chosen)}
     missed = sorted(tests - set(ends))
     if missed:
-        raise InputError(f"checkpoints={missed} fall inside a batch of batch_size={batch_size}; give multiples of it")
+        raise InputError(
+            f"setting.checkpoints={missed} are no multiples of setting.batch_size={batch_size}; give multiples of it"
+        )
     return (
         Step(chosen[end - n : end], chosen[:end], T=end) if end in tests else Step(chosen[end - n : end])
         for end, n in _sized(ends)
@@ -99,24 +101,23 @@ def first_edits(cases: Cases, T: Horizon, short: Short) -> Cases:
         raise InputError(f"T={T!r}: give a number of edits of at least 1, or all")
     if len(cases) < T and short == "error":
         raise InputError(
-            f"T={T} edits were asked for, the dataset offers {len(cases)} cases; lower T, or set setting.short=cap "
-            f"to use {len(cases)}"
+            f"T={T} is more than the dataset's {len(cases)} cases; lower T, or set setting.short=cap to use {len(cases)}"
         )
     return cases[:T]
 
 
 def _some(cases: Cases) -> None:
     if not cases:
-        raise InputError("the dataset offers no case to edit; look at dataset.limit and at what was dropped")
+        raise InputError("the dataset has no case to edit; check dataset.limit, and what was dropped")
 
 
 def _ends(n: int, batch_size: int) -> list[int]:
-    """After how many cases each step ends: 3, 6, 7 for n=7 in batches of 3."""
+    """The number of cases at the end of each step: 3, 6, 7 for n=7 in batches of 3."""
     if batch_size < 1:
-        raise InputError(f"batch_size={batch_size}: give at least 1")
+        raise InputError(f"setting.batch_size={batch_size}: give at least 1")
     return [*range(batch_size, n, batch_size), n]
 
 
 def _sized(ends: list[int]) -> Iterator[tuple[int, int]]:
-    """(end, size) of each step."""
+    """Yield (end, size) of each step."""
     return ((end, end - start) for start, end in zip([0, *ends], ends, strict=False))
