@@ -101,7 +101,7 @@ def first_edits(cases: Cases, T: Horizon, short: Short) -> Cases:
         raise InputError(f"T={T!r}: give a number of edits of at least 1, or all")
     if len(cases) < T and short == "error":
         raise InputError(
-            f"T={T} is more than the dataset's {len(cases)} cases; lower T, or set setting.short=cap to use {len(cases)}"
+            f"T={T} is more than the dataset's {len(cases)} cases; lower T, or set setting.short=cap to use all of them"
         )
     return cases[:T]
 

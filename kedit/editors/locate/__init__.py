@@ -51,16 +51,16 @@ class Locate(Editor):
     statistics: Covariance | None = None
 
     def __post_init__(self) -> None:
-        several = self.n_layers if self.layers is None else len(self.layers)
-        if several > 1 and not self.solver.several_layers:
-            option = f"editor.n_layers={several}" if self.layers is None else f"editor.layers={list(self.layers)}"
-            raise InputError(f"{option}: {type(self.solver).__name__} changes one layer; give one, or another solver")
         if self.solver.needs_covariance and self.statistics is None:
             raise InputError(f"editor.solver={type(self.solver).__name__} needs second moments; give editor.statistics")
         if self.context_templates is not None:
             self.context_templates = given(self.context_templates)
         if self.spread not in SHARES:
             raise InputError(f"editor.spread={self.spread}: choose one of {', '.join(SHARES)}")
+        several = self.n_layers if self.layers is None else len(self.layers)
+        if several > 1 and not self.solver.several_layers:
+            option = f"editor.n_layers={several}" if self.layers is None else f"editor.layers={list(self.layers)}"
+            raise InputError(f"{option}: {type(self.solver).__name__} changes one layer; give one, or another solver")
 
     def edited_parameters(self, lm: LM) -> Sequence[str]:
         return lm.anatomy.parameters(lm.model, "mlp_out.weight", self._layers(lm))
