@@ -520,7 +520,7 @@ def test_a_corpus_shorter_than_its_budget_is_not_verified(
         (["--layers", 7, "--corpus", "world", "--tokens", 10], "layers 0 to 2"),
         (["--layers", 1, "--corpus", "/nowhere", "--tokens", 10], "is no file"),
         (["--layers", 1], "neither a corpus nor files"),
-        (["model=nope"], "Could not find 'model/nope'"),
+        (["model=nope"], "model=nope: no such choice"),
     ],
 )
 def test_what_cannot_be_built_is_said(

@@ -189,7 +189,7 @@ def test_the_command_line_replaces_axes_and_a_failing_cell_stops_no_other(kedit:
     assert done.returncode == 1
     asked = {(editor, T, seed) for editor in ("dpo", "kdpo") for T in (1, 2) for seed in (101, 102)}
     assert {(cell["editor"], cell["T"], cell["seed"]) for cell in cells(tmp_path)} == asked
-    assert done.stdout.count("would test one of 20 cases") == 4
+    assert done.stdout.count("tests only the first of 20 cases") == 4
     assert "4 of 8 cells did not finish: python -m kedit.status kdpo_table6" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "KDPO, Table 6: ours" in done.stdout
@@ -205,13 +205,23 @@ def test_the_command_line_replaces_axes_and_a_failing_cell_stops_no_other(kedit:
 
 
 def test_a_cell_that_fails_at_work_leaves_its_error(kedit: Kedit, tmp_path: Path) -> None:
-    done = kedit("sweeps=kdpo_table6", *TINY, "T=2", "editor=kdpo", "editor.layers=[9],[3]", "table.number=7")
+    given = ["T=2", "editor=lora", "editor.adapter.target_modules=[nope],[q_proj]", "table.number=7"]
+    done = kedit("sweeps=kdpo_table6", *TINY, *given)
     assert done.returncode == 1
     homes = [tmp_path / "runs" / "kdpo_table6" / cell["directory"] for cell in cells(tmp_path)]
     [bad] = [home for home in homes if (home / "error").exists()]
     [good] = [home for home in homes if (home / "status").read_text() == "finished"]
-    assert (bad / "error").read_text() == "layers=[9]: the model has layers 0 to 3; choose from these\n"
+    assert (bad / "error").read_text().startswith("editor.adapter does not fit (")
     assert good != bad
+
+
+def test_a_cell_that_is_refused_stops_no_other_and_leaves_nothing(kedit: Kedit, tmp_path: Path) -> None:
+    done = kedit("-m", *TINY, "T=2,0", "editor=ft_m", "editor.layers=[3],[9]")
+    assert done.returncode == 1
+    assert "T=0: give a whole number of at least 1 or all" in done.stdout
+    assert "editor.layers=[9]: the model has layers 0 to 3; choose from these" in done.stdout
+    assert "3 of 4 cells did not finish" in done.stderr
+    assert len(list((tmp_path / "runs").rglob("rows.jsonl"))) == 1
 
 
 def test_a_grid_without_a_name_is_written_down_too(kedit: Kedit, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kedit.common.cache import MANIFEST, cache_folder, cached, cached_many, digest, intact
 from kedit.common.errors import InputError, first_line
+from kedit.common.options import Count, CountOrNone, Layer, PathText
 from kedit.covariance.corpora import Stream, stream
 from kedit.covariance.second_moments import second_moments
 from kedit.lm import LM
@@ -39,10 +40,10 @@ class Covariance:
     `window` tokens; or `files`, layer -> safetensors file with that layer's second moment, instead, for some layers or
     all."""
 
-    corpus: str | None = None
-    tokens: int = 0
-    files: Mapping[int, str] | None = None
-    window: int = 512
+    corpus: PathText | None = None
+    tokens: CountOrNone = 0
+    files: Mapping[Layer, PathText] | None = None
+    window: Count = 512
     tokens_read: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)  # by layer
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from types import ModuleType
 from kedit.cases import Case
 from kedit.common.cache import sha256
 from kedit.common.errors import InputError, first_line
+from kedit.common.options import Count, Name, PathText, Seed
 from kedit.data import counterfact, knowedit, zsre_mend
 from kedit.data.dataset import Dataset, Dedup, Overlap, drop_leaking, leakage_note, select
 from kedit.data.records import Record, read_records
@@ -19,14 +20,14 @@ FORMS = (knowedit, counterfact, zsre_mend)  # each with `recognises` and `parse`
 def load(
     parse: Parse,
     *,
-    path: str | None = None,
-    hub: str | None = None,
-    hub_file: str | None = None,
-    hub_revision: str = "main",
-    train_path: str | Sequence[str] | None = None,
+    path: PathText | None = None,
+    hub: Name | None = None,
+    hub_file: Name | None = None,
+    hub_revision: Name = "main",
+    train_path: PathText | Sequence[PathText] | None = None,
     dedup: Dedup = "none",
-    order_seed: int | None = None,
-    limit: int | None = None,
+    order_seed: Seed | None = None,
+    limit: Count | None = None,
     drop_empty_targets: bool = False,
     train_overlap: Overlap = "drop",
     train: bool = False,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kedit.cases import Case, Probe
 from kedit.common.errors import InputError
+from kedit.common.options import Count, PathText, Seed
 from kedit.data import counterfact, knowedit
 from kedit.data.files import parse_file
 from kedit.data.records import Record, read_any
@@ -24,7 +25,14 @@ class WikiRecent:
     neighbourhood prompts each case gets `neighbors`, drawn by `seed` and the case.
     """
 
-    def __init__(self, *, counterfact: str | None, paraphrases: str | None = None, neighbors: int = 10, seed: int = 0):
+    def __init__(
+        self,
+        *,
+        counterfact: PathText | None,
+        paraphrases: PathText | None = None,
+        neighbors: Count = 10,
+        seed: Seed = 0,
+    ):
         if counterfact is None:
             raise InputError(
                 "dataset.parse.counterfact is null: locality asks CounterFact's neighbourhood prompts; give a "

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
+from kedit.common.options import Count, Name, PathText, Seed, Share
 from kedit.covariance.corpora import NAMED, texts
 from kedit.editors import Editor
 from kedit.lm import LM
@@ -58,7 +59,7 @@ class Paraphrases(Examples):
     ". " (the released prefixes of the paper are of this kind). `prefixes` gives them instead.
     """
 
-    n: int = 15
+    n: Count = 15
     prefixes: Sequence[str] | None = None
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
@@ -83,8 +84,8 @@ class Paraphrases(Examples):
 class RandomFacts(Examples):
     """`n` facts of the training split with their true answers, drawn for each edit."""
 
-    n: int = 20
-    seed: int = 0
+    n: Count = 20
+    seed: Seed = 0
     needs_train: ClassVar[bool] = True
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
@@ -98,8 +99,8 @@ class RandomFacts(Examples):
 class SimilarFacts(Examples):
     """The `n` facts of the training split whose prompts are nearest to the edit's, by cosine of sentence embeddings."""
 
-    n: int = 15
-    encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    n: Count = 15
+    encoder: Name = "sentence-transformers/all-MiniLM-L6-v2"
     needs_train: ClassVar[bool] = True
     _near: dict[str, list[Edit]] = field(default_factory=dict, init=False, repr=False)
 
@@ -139,10 +140,10 @@ class Texts:
     `max_tokens`.
     """
 
-    source: str
-    gamma: float = 0.1
-    per_edit: int = 3
-    max_tokens: int = 256
+    source: PathText
+    gamma: Share = 0.1
+    per_edit: Count = 3
+    max_tokens: Count = 256
 
     def __post_init__(self) -> None:
         if self.source not in NAMED:

@@ -11,6 +11,7 @@ from typing import Any
 
 from kedit.cases import Question
 from kedit.common.errors import InputError
+from kedit.common.options import PathText
 
 
 class Consistency:
@@ -21,7 +22,7 @@ class Consistency:
     on all texts of `path`, as ROME's were.
     """
 
-    def __init__(self, path: str | None = None, idf: str | None = None, vocabulary: str | None = None):
+    def __init__(self, path: PathText | None = None, idf: PathText | None = None, vocabulary: PathText | None = None):
         if (idf is None) != (vocabulary is None):
             raise InputError(f"eval.consistency has idf={idf}, vocabulary={vocabulary}: give both, or neither")
         self.references = _references(path) if path else {}

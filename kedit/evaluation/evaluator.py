@@ -7,6 +7,7 @@ from zlib import crc32
 
 from kedit.cases import KINDS, KNOWEDIT, Kind, Question
 from kedit.common.errors import InputError
+from kedit.common.options import Count, CountOrNone, OneOrMore, Seed, Several
 from kedit.evaluation import metrics
 from kedit.evaluation.consistency import Consistency
 from kedit.evaluation.easyedit_scoring import score_group
@@ -45,10 +46,10 @@ class Evaluator:
         self,
         *,
         # what a test asks, as far as the dataset has it
-        kinds: Sequence[Kind] = KNOWEDIT,
+        kinds: OneOrMore[Kind] = KNOWEDIT,
         # forced: token match, exact match and NLL from one teacher-forced pass; generate: does the free greedy
         # continuation say the answer and stop?
-        scoring: Sequence[Scoring] = ("forced",),
+        scoring: OneOrMore[Scoring] = ("forced",),
         # the first answer counts, as in EasyEdit, or the best of any
         aliases: Aliases = "first",
         # locality is agreement with the unedited model, or with the answer
@@ -63,15 +64,15 @@ class Evaluator:
         routed_by: RoutedBy = "prompt",
         # length of a fluency text, prompt included (0: no fluency), sampled from the k most probable tokens, seeded
         # for each case
-        fluency_tokens: int = 100,
-        fluency_top_k: int = 5,
-        fluency_seed: int = 42,
+        fluency_tokens: CountOrNone = 100,
+        fluency_top_k: Count = 5,
+        fluency_seed: Seed = 42,
         # reference texts that a case's fluency texts are compared with
         consistency: Consistency | None = None,
         # kinds that the loop also asks of every edit right after it
-        each_edit: Sequence[Kind] = ("reliability",),
+        each_edit: Several[Kind] = ("reliability",),
         # kinds whose loss is followed over the optimiser steps of every edit (kedit/evaluation/step_trace.py)
-        each_step: Sequence[Kind] = (),
+        each_step: Several[Kind] = (),
     ):
         _known("kinds", kinds, KINDS)
         _known("scoring", scoring, get_args(Scoring))

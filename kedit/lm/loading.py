@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import (
@@ -23,27 +23,27 @@ from transformers.utils.logging import disable_progress_bar, get_logger
 from kedit.common.cache import digest, remembered_sha256
 from kedit.common.errors import InputError, first_line
 from kedit.lm.check import check_logits, check_tokenizer, check_weights
+from kedit.common.options import Amount, Count, DeviceMap, Dtype, Name, PathText
 from kedit.lm.model import LM
 from kedit.lm.text import Side
 
 log = logging.getLogger(__name__)
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 ADAPTER = "adapter_config.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def load(
-    path: str,
+    path: PathText,
     *,
-    revision: str = "main",
-    dtype: str = "float32",
-    device_map: str | dict[str, Any] = "auto",
-    offload_folder: str | None = None,
+    revision: Name = "main",
+    dtype: Dtype = "float32",
+    device_map: DeviceMap | dict[str, Any] = "auto",
+    offload_folder: PathText | None = None,
     trust_remote_code: bool = False,
-    token_budget: int | None = None,
+    token_budget: Count | None = None,
     padding_side: Side = "right",
     keep_edge_spaces: bool = False,
-    keep_mb: float = 1024.0,
+    keep_mb: Amount = 1024.0,
 ) -> LM:
     """An LM from a local directory or a hub id; weights are read from safetensors only.
 
@@ -52,8 +52,10 @@ def load(
     dtype are wrong, if weights are missing, if the tokenizer is not the model's, or if the model's log-probabilities
     are not those that its own class computes (see kedit.lm.check).
     """
-    if dtype not in DTYPES:
-        raise InputError(f"model.dtype={dtype}: not a dtype that weights can have; use one of {', '.join(DTYPES)}")
+    if dtype not in get_args(Dtype):
+        raise InputError(
+            f"model.dtype={dtype}: not a dtype that weights can have; use one of {', '.join(get_args(Dtype))}"
+        )
     if not sys.stderr.isatty():
         disable_progress_bar()
     source = _source(path)

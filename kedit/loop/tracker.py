@@ -7,15 +7,18 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies
+
+from kedit.common.options import Name, Positive
 
 if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
 
+Mode = Literal["offline", "online", "disabled"]
 TABLE_ROWS = 10_000  # that wandb shows of one table
 
 
@@ -55,7 +58,12 @@ class Wandb(Tracker):
     lost: ClassVar[bool] = False  # this process has met a server that does not answer
 
     def __init__(
-        self, *, project: str = "kedit", mode: str = "offline", init_timeout: float = 30.0, finish_timeout: float = 60.0
+        self,
+        *,
+        project: Name = "kedit",
+        mode: Mode = "offline",
+        init_timeout: Positive = 30.0,
+        finish_timeout: Positive = 60.0,
     ):
         self.project, self.mode, self.init_timeout, self.finish_timeout = project, mode, init_timeout, finish_timeout
         self.directory = Path()

@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from kedit.common.options import Positive, Share
 from kedit.lm.text import Batch
 from kedit.losses import Loss, LossInputs, log_p
 
@@ -17,7 +18,7 @@ class DPO(Loss):
 
     uses_reference = True
 
-    def __init__(self, beta: float):
+    def __init__(self, beta: Positive):
         self.beta = beta
 
     def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> bool:
@@ -45,7 +46,7 @@ class PreferNewAnswer(Loss):
 
     uses_reference = True
 
-    def __init__(self, other: Loss, alpha: float, beta: float):
+    def __init__(self, other: Loss, alpha: Share, beta: Positive):
         self.other, self.alpha, self.beta = other, alpha, beta
 
     def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> bool:

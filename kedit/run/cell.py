@@ -24,21 +24,35 @@ from kedit.loop.journal import InMemoryJournal, Journal, ReadOnlyJournal
 from kedit.reports.present import present_cells
 from kedit.results.cell_files import ERROR
 from kedit.run.naming import BOOKKEEPING, GROUPS, cell_directory
+from kedit.run.numbers import Files, described, said
+from kedit.run.options import check, check_general, check_layers, layer_count
+from kedit.run.references import resolved
+from kedit.run.rules import shown
 
 log = logging.getLogger(__name__)
 
 IS_WORKER = os.environ.get("RANK", "0") != "0"  # one of several processes that accelerate launched, and not the first
 
 
-def run(cfg: DictConfig, names: Mapping[str, str]) -> Path:
-    """Run a cell, continue it, or leave it alone when it is finished; returns its directory."""
+def run(cfg: DictConfig, names: Mapping[str, str], files: Files | None = None) -> Path:
+    """Run a cell, continue it, or leave it alone when it is finished; returns its directory.
+
+    `files`: those of conf/hparams that its config is made of (None: not known).
+    """
+    config = resolved(cfg, names)
+    check_general(config)
     directory = cell_directory(Path(cfg.runs), names, cfg.T, cfg.seed)
-    journal = Journal(directory, identity(cfg), every_s=cfg.commit_every_s, keep_state=cfg.keep_state)
+    journal = Journal(directory, identity(config), every_s=cfg.commit_every_s, keep_state=cfg.keep_state)
     journal.check()
     if journal.finished:
         log.info("finished before: %s", directory)
         return directory
+    check(config)
+    n_layers = layer_count(config["model"])
+    if n_layers is not None:
+        check_layers(config, n_layers)
     parts = assemble(cfg)
+    numbers = {} if files is None else described(files, config)
     if IS_WORKER:
         logging.disable(logging.INFO)
         experiment_of(cfg, parts, load_model(cfg), ReadOnlyJournal(directory))
@@ -46,7 +60,9 @@ def run(cfg: DictConfig, names: Mapping[str, str]) -> Path:
     with journal, log_file(directory / "run.log"):
         (directory / ERROR).unlink(missing_ok=True)  # of an attempt before
         log.info("%s: %d steps", directory, len(parts.steps))
-        compute(cfg, names, journal, parts)
+        for line in said(names, numbers) if numbers else ():
+            log.info("%s", line)
+        compute(cfg, {**names, **numbers}, journal, parts)
     return directory
 
 
@@ -70,8 +86,10 @@ def assemble(cfg: DictConfig) -> Parts:
         )
     dataset = instantiate(cfg.dataset, _convert_="all")(train=editor.needs_train)
     steps = list(instantiate(cfg.setting, _convert_="all")(dataset.cases, cfg.T))
-    if cfg.save == "adapter" and steps and steps[-1].restore:
-        raise InputError("save=adapter: this setting restores the model after its last edit; choose setting=sequential")
+    if cfg.save and steps and steps[-1].restore:
+        raise InputError(
+            f"save={shown(cfg.save)}: this setting restores the model after its last edit; choose setting=sequential"
+        )
     if editor.needs_subject:
         check_subjects(case for step in steps for case in step.edit)
     if evaluator.each_step and not editor.reports_steps:
@@ -83,7 +101,7 @@ def assemble(cfg: DictConfig) -> Parts:
     return Parts(editor, evaluator, tracker, dataset, steps)
 
 
-def compute(cfg: DictConfig, names: Mapping[str, str], journal: Journal, parts: Parts) -> None:
+def compute(cfg: DictConfig, names: Mapping[str, Any], journal: Journal, parts: Parts) -> None:
     """The part that needs the model."""
     from kedit.loop.provenance import costs, describe, named_files
     from kedit.reports.dashboard import flat_config, report
@@ -134,10 +152,9 @@ def experiment_of(cfg: DictConfig, parts: Parts, lm: Any, journal: InMemoryJourn
     experiment(lm, parts.steps, parts.editor, parts.evaluator, seed=cfg.seed, journal=journal, tracker=tracker, **data)
 
 
-def identity(cfg: DictConfig) -> str:
+def identity(config: Mapping[str, Any]) -> str:
     """What a cell is: the resolved config without what changes no row."""
-    whole: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return OmegaConf.to_yaml(without(whole, BOOKKEEPING))
+    return OmegaConf.to_yaml(without(config, BOOKKEEPING))
 
 
 def without(options: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

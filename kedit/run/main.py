@@ -1,38 +1,56 @@
 """kedit: the only entry that computes. One cell, or the cells of a grid one after another."""
 
 import logging
+import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from kedit.common.paths import ROOT
 from kedit.reports.present import show_cells
 from kedit.run.cell import IS_WORKER, one_sentence, run
+from kedit.run.composition import RAW, command_line
 from kedit.run.naming import cell_directory, names_of
+from kedit.run.numbers import number_files
+from kedit.run.options import check_general
+from kedit.run.references import check_added, resolved
 from kedit.run.sweep import Sweep, leave_error, outside
 
 log = logging.getLogger(__name__)
-OmegaConf.register_new_resolver("kedit.root", lambda: str(ROOT), replace=True)
 
 
-@hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
-def main(cfg: DictConfig) -> None:
-    """One cell, and its table; a multirun shows one table of all its cells when it is through."""
+def main() -> None:
+    """The command: what its line asks for, with Hydra."""
+    with command_line():
+        hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(cell)()
+
+
+def cell(cfg: DictConfig) -> None:
+    """One cell, and its table; a multirun shows one table of all its cells when it is through.
+
+    Launchers send this function to other processes by its name.
+    """
     job = HydraConfig.get()
-    names = names_of(job)
-    directory = cell_directory(Path(cfg.runs), names, cfg.T, cfg.seed)
-    alone = job.mode == RunMode.RUN
-    if not alone and outside(cfg, names):
-        log.info("not in the printed table (table.without): %s", directory)
-        return
+    names, alone = names_of(job), job.mode == RunMode.RUN
+    directory = Path("/".join(names[group] for group in ("sweeps", "model", "dataset", "editor", "setting")))
     try:
         with one_sentence():
-            run(cfg, names)
+            config = resolved(cfg, names)
+            directory = cell_directory(Path(config["runs"]), names, config["T"], config["seed"])
+            check_general(config)
+            check_added(job.overrides.task, config)
+            if not alone and outside(cfg, names):
+                log.info("not in the printed table (table.without): %s", directory)
+                return
+            run(cfg, names, number_files(job))
     except Exception as error:
         said = leave_error(directory, error)
+        if alone and isinstance(error, HydraException) and not RAW:
+            sys.exit(said)
         if alone:
             raise
         log.error("%s: %s", directory, said)

@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from kedit.common.axes import axis_values
 from kedit.common.errors import InputError, first_line
@@ -28,7 +29,9 @@ from kedit.common.text_files import write_text
 from kedit.reports.present import present_cells, show_cells
 from kedit.results.cell_files import CELLS, ERROR, is_finished, requested_cells
 from kedit.run.cell import IS_WORKER
+from kedit.run.composition import explained
 from kedit.run.naming import GROUPS, cell_directory, names_of
+from kedit.run.options import General, check_general
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +47,6 @@ def _absent(group: str, names: Sequence[str]) -> list[str]:
 
 
 OmegaConf.register_new_resolver("kedit.present", present, replace=True)
-OmegaConf.register_new_resolver("kedit.paper", lambda sweep: sweep.partition("_table")[0], replace=True)
 
 
 def left_out(config: DictConfig) -> list[str]:
@@ -84,8 +86,16 @@ def jobs(config: DictConfig) -> list[list[str]]:
 def planned(config: DictConfig) -> list[dict[str, Any]]:
     """The cells of a multirun, as cells.json has them."""
     general = list(config.hydra.overrides.hydra)
-    cells = (compose("config", [*general, *job], return_hydra_config=True) for job in jobs(config))
+    cells = (_composed([*general, *job], job) for job in jobs(config))
     return [_entry(cell) for cell in cells if not outside(cell, names_of(cell.hydra))]
+
+
+def _composed(overrides: Sequence[str], job: Sequence[str]) -> DictConfig:
+    """One cell. Raises InputError, which names it, if it cannot be composed."""
+    try:
+        return compose("config", list(overrides), return_hydra_config=True)
+    except Exception as error:
+        raise InputError(f"the cell {' '.join(job)}: {explained(error, overrides)}") from error
 
 
 def _entry(cfg: DictConfig) -> dict[str, Any]:
@@ -127,19 +137,19 @@ class Sweep(Callback):
         self.asked: list[Path] = []
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        self._check(config.runs)
+        self._check(config, config.runs)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         home = Path(config.hydra.sweep.dir)
-        self._check(str(home))
         if IS_WORKER:
             return
         for line in left_out(config):
             log.warning("%s", line)
         try:
             cells = planned(config)
-        except HydraException:
-            return  # Hydra says it in a moment
+        except InputError as error:  # an exception would only be warned of by Hydra
+            sys.exit(str(error))
+        self._check(config, str(home))
         self.asked = [home / cell["directory"] for cell in cells]
         record(home, cells)
 
@@ -174,10 +184,16 @@ class Sweep(Callback):
         except InputError as error:
             log.warning("no table: %s", error)
 
-    def _check(self, folder: str) -> None:
+    def _check(self, config: DictConfig, folder: str) -> None:
+        """Hydra would only warn of an exception."""
         try:
+            check_general({name: config[name] for name in General.__annotations__ if name in config})
             Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # an exception would only be warned of by Hydra
+        except InputError as error:
+            sys.exit(str(error))
+        except OmegaConfBaseException as error:
+            sys.exit(f"{error.full_key}: {first_line(error)}; give a value")
+        except OSError as error:
             sys.exit(f"{folder} cannot be made ({error.strerror}); set KEDIT_RUNS to a writable folder")
 
 

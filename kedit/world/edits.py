@@ -4,27 +4,35 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le, MultipleOf
 
 from kedit.cases import Case, Edit, Probe
 from kedit.common.errors import InputError
+from kedit.common.options import Count, CountOrNone, Rule, Seed
 from kedit.data import Dataset
 from kedit.data.dataset import leakage_note
 from kedit.world.corpus import Corpus
 from kedit.world.facts import GEO_TEMPLATES, TEMPLATES, Person, World
 
+People = Annotated[
+    int, Ge(4), Le(10_000), MultipleOf(2), Rule("an even number from 4 to 10000, because people come in couples")
+]
+Relations = Annotated[int, Ge(1), Le(len(TEMPLATES))]
 TRAIN_PEOPLE = 160
 NEIGHBORS = 5
 
 
 def load(
     *,
-    edits: int | str | None = None,
-    seed: int = 0,
-    limit: int | None = None,
-    train_people: int | None = None,
-    people: int = 520,
-    relations: int = 4,
-    world_seed: int = 0,
+    edits: Count | Literal["all"] | None = None,
+    seed: Seed = 0,
+    limit: Count | None = None,
+    train_people: CountOrNone | None = None,
+    people: People = 520,
+    relations: Relations = 4,
+    world_seed: Seed = 0,
     train: bool = False,
 ) -> Dataset:
     """Counterfactual edits about distinct people, drawn by `seed`; null or "all" `edits`: everybody not kept for
@@ -64,7 +72,7 @@ def load(
 
 
 def more_training(
-    train: Sequence[Case], *, draws: int, people: int = 520, relations: int = 4, world_seed: int = 0
+    train: Sequence[Case], *, draws: Count, people: People = 520, relations: Relations = 4, world_seed: Seed = 0
 ) -> list[Case]:
     """The training cases, and as many again about the same people with each further draw: other answers, and mostly
     other relations. For what is to learn how edits are read, from more of them than there are people."""

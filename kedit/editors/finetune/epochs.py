@@ -20,6 +20,7 @@ from transformers import get_scheduler, set_seed
 
 from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
+from kedit.common.options import Amount, Count, Positive, Share
 from kedit.common.progress import progress
 from kedit.editors.extra_examples import Texts
 from kedit.editors.finetune.base import Tuner, finite, moved
@@ -39,16 +40,16 @@ class StandardFineTune(Tuner):
     it. A killed training continues at its last checkpoint, one every `checkpoint_s` seconds.
     """
 
-    epochs: int
-    max_steps: int | None = None
+    epochs: Count
+    max_steps: Count | None = None
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup_ratio: float = 0.0
-    max_grad_norm: float | None = None
+    warmup_ratio: Share = 0.0
+    max_grad_norm: Positive | None = None
     texts: Texts | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    gradient_accumulation: int = 1
+    gradient_accumulation: Count = 1
     gradient_checkpointing: bool = False
-    checkpoint_s: float = 600.0
+    checkpoint_s: Amount = 600.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kedit.common.errors import InputError, first_line
+from kedit.common.options import Amount, Count, CountOrNone, Name, Rank, ShareBelowOne
 from kedit.lm import LM
 from kedit.lm.saving import no_adapter
 
@@ -30,10 +31,10 @@ class LoRA:
     otherwise one adapter stays in the model and every edit trains it on (EasyEdit).
     """
 
-    rank: int
-    alpha: int
-    dropout: float = 0.0
-    target_modules: Sequence[str] | str | None = None
+    rank: Rank
+    alpha: Count
+    dropout: ShareBelowOne = 0.0
+    target_modules: Sequence[Name] | Name | None = None
     merge: bool = False
     _tuner: Any = field(default=None, init=False, repr=False)
 
@@ -164,12 +165,19 @@ class AdaLoRA(LoRA):
     matrix keeps `init_rank`. The loss gets peft's penalty that keeps A and B orthogonal, times `orthogonality`.
     """
 
-    init_rank: int = 12
-    total_steps: int | None = None
-    warmup_steps: int = 0
-    final_steps: int = 0
-    every: int = 1
-    orthogonality: float = 0.5
+    init_rank: Rank = 12
+    total_steps: Count | None = None
+    warmup_steps: CountOrNone = 0
+    final_steps: CountOrNone = 0
+    every: Count = 1
+    orthogonality: Amount = 0.5
+
+    def __post_init__(self) -> None:
+        if self.total_steps is not None and self.warmup_steps + self.final_steps >= self.total_steps:
+            raise InputError(
+                f"editor.adapter.warmup_steps={self.warmup_steps} and final_steps={self.final_steps} leave no step of "
+                f"total_steps={self.total_steps} in which ranks can fall; lower them, or train for more steps"
+            )
 
     def stepped(self, step: int) -> None:
         if self.total_steps is not None:

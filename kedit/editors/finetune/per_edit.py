@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kedit.cases import Edit
 from kedit.common.errors import InputError
+from kedit.common.options import Amount, Count, Positive
 from kedit.editors.finetune.base import Tuner, finite, moved
 from kedit.lm import LM
 from kedit.lm.partial_forward import TrainingForward
@@ -32,11 +33,11 @@ class FineTune(Tuner):
 
     reports_steps: ClassVar[bool] = True
 
-    steps: int
-    cycles: int = 1
-    stuck_loss: float | None = None
-    norm_constraint: float | None = None
-    delta_times: int = 1
+    steps: Count
+    cycles: Count = 1
+    stuck_loss: Amount | None = None
+    norm_constraint: Positive | None = None
+    delta_times: Count = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

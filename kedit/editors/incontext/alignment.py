@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from kedit.cases import Case, Edit
 from kedit.common.cache import cache_folder, cached, digest
 from kedit.common.errors import InputError, first_line
+from kedit.common.options import Count, PathText, Seed
 from kedit.common.seeding import seeded
 from kedit.editors.finetune.epochs import StandardFineTune
 from kedit.editors.incontext.alignment_examples import Conversations
@@ -51,11 +52,11 @@ class Alignment:
     conversations: Conversations
     prompt: UpdatedInformation
     tuner: StandardFineTune
-    max_tokens: int
+    max_tokens: Count
     end: str = ""
     chat: bool = True
-    seed: int = 0
-    trained: str | None = None
+    seed: Seed = 0
+    trained: PathText | None = None
     _home: Path | None = field(default=None, init=False, repr=False)
     _unkept: TemporaryDirectory[str] | None = field(default=None, init=False, repr=False)
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
+from kedit.common.options import Count, CountOrNone, Name, PathText, Seed, Share, Shares
 from kedit.data.records import Record, read_records
 from kedit.editors.incontext.augmentation import Augmentation, qa, with_augmentations
 from kedit.editors.incontext.prompts import UpdatedInformation
@@ -38,7 +39,7 @@ class Released(Conversations):
     a list of {from: human or user, value} and {from: gpt or assistant, value}. The first question and the answer to it
     are taken; they are written in LTE's prompt already."""
 
-    path: str | None
+    path: PathText | None
     needs_train: ClassVar[bool] = False
 
     def build(self, train: Sequence[Case], prompt: UpdatedInformation) -> dict[str, list[Edit]]:
@@ -82,16 +83,16 @@ class FromCases(Conversations):
     `augmentation` each fact is shown in any of its wordings, all equally often.
     """
 
-    draws: Mapping[str, int]
-    rounds: int = 1
-    rewrites: float = 0.3
-    renamed: float = 0.0
-    facts: Sequence[float] = (0.5, 0.25, 0.25)
-    near: int = 5
-    encoder: str | None = MINILM
+    draws: Mapping[str, CountOrNone]
+    rounds: Count = 1
+    rewrites: Share = 0.3
+    renamed: Share = 0.0
+    facts: Shares = (0.5, 0.25, 0.25)
+    near: Count = 5
+    encoder: Name | None = MINILM
     augmentation: Augmentation | None = None
-    general: str | None = None
-    seed: int = 0
+    general: PathText | None = None
+    seed: Seed = 0
     needs_train: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from kedit.cases import Case
 from kedit.common.cache import cached, digest, sha256
 from kedit.common.errors import InputError
+from kedit.common.options import PathText, Share
 from kedit.editors.incontext import filter_training
 from kedit.editors.incontext.filter_pairs import FilterPair, FilterPairs
 from kedit.editors.incontext.filter_training import REPORT, FilterTraining, load_encoder, mixed, score, unloadable
@@ -30,11 +31,11 @@ class Filter:
     `threshold` is the probability from which an edit is accepted.
     """
 
-    model: str
+    model: PathText
     pairs: FilterPairs
     training: FilterTraining
-    trained: str | None = None
-    threshold: float = 0.5
+    trained: PathText | None = None
+    threshold: Share = 0.5
     _home: Path | None = field(default=None, init=False)
     _known: dict[tuple[str, str], float] = field(default_factory=dict, init=False, repr=False)
 

@@ -10,6 +10,7 @@ import torch
 
 from kedit.cases import Case
 from kedit.common.errors import InputError
+from kedit.common.options import CountOrNone, PathText, Seed, Share
 from kedit.data.records import Record, read_any
 from kedit.editors.incontext.augmentation import Augmentation, with_augmentations
 
@@ -36,12 +37,12 @@ class FilterPairs:
     characters with it, such as a retriever returns from a memory of many edits.
     """
 
-    general: str | None = None
-    general_share: float = 0.5
+    general: PathText | None = None
+    general_share: Share = 0.5
     rephrases: bool = False
     augmentation: Augmentation | None = None
-    mined: int = 0
-    seed: int = 0  # draws the general prompts
+    mined: CountOrNone = 0
+    seed: Seed = 0  # draws the general prompts
 
     def __post_init__(self) -> None:
         if not 0 <= self.general_share <= 1 or self.mined < 0:

@@ -15,6 +15,7 @@ from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, Trai
 from transformers.utils import logging as transformers_logging
 
 from kedit.common.errors import InputError, first_line
+from kedit.common.options import Count, Rate, Seed, Share, ShareBelowOne
 from kedit.common.progress import progress
 from kedit.common.seeding import seeded
 from kedit.editors.incontext.filter_pairs import FilterPair
@@ -34,14 +35,14 @@ class FilterTraining:
     are cut to `max_length` tokens, the longer text of a pair first; batches hold pairs of similar length.
     """
 
-    lr: float
-    epochs: int
-    batch_size: int
-    max_length: int
-    max_steps: int | None = None
-    warmup: float = 0.1  # share of the steps
-    validation: float = 0.1
-    seed: int = 0
+    lr: Rate
+    epochs: Count
+    batch_size: Count
+    max_length: Count
+    max_steps: Count | None = None
+    warmup: Share = 0.1  # share of the steps
+    validation: ShareBelowOne = 0.1
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1 or min(self.epochs, self.batch_size) < 1 or self.max_length < 8:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kedit.common.errors import InputError
+from kedit.common.options import Amount, Layer, PathText, Positive
 from kedit.covariance.estimate import Projector, null_space, projector_in
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ class Solver:
 
     batched: ClassVar[bool] = True  # can it solve for several facts at once?
     needs_covariance: ClassVar[bool] = True
+    several_layers: ClassVar[bool] = True  # can the change be spread over several layers?
 
     def fit(self, moments: Mapping[int, Float[Tensor, "f f"]], tokens: Mapping[int, int] = NOTHING) -> None:
         """`tokens`: how many tokens each layer's moment is a mean over, as far as that is known."""
@@ -158,6 +160,7 @@ class RankOne(Solver):
     EasyEdit ships it)."""
 
     batched: ClassVar[bool] = False
+    several_layers: ClassVar[bool] = False
     covariance: bool = True
 
     @property
@@ -173,7 +176,7 @@ class RankOne(Solver):
 class LeastSquares(Solver):
     """MEMIT and PMET; `weight` is λ: how many ordinary keys stand against the edits."""
 
-    weight: float
+    weight: Positive
 
     def change(self, layer: int, keys: Keys, residual: Float[Tensor, "d n"]) -> Float[Tensor, "d f"]:
         return least_squares(residual, keys.average, self.inverses[layer].times(keys.average) / self.weight)
@@ -183,8 +186,8 @@ class LeastSquares(Solver):
 class Equality(Solver):
     """EMMET; C is scaled by `weight`."""
 
-    weight: float
-    ridge: float
+    weight: Positive
+    ridge: Amount
 
     def change(self, layer: int, keys: Keys, residual: Float[Tensor, "d n"]) -> Float[Tensor, "d f"]:
         whitened = self.inverses[layer].times(keys.average) / self.weight
@@ -200,10 +203,10 @@ class NullSpace(Solver):
     """
 
     stateful: ClassVar[bool] = True
-    l2: float
-    threshold: float
+    l2: Amount
+    threshold: Amount
     relative: bool = False
-    files: Mapping[int, str] | None = None
+    files: Mapping[Layer, PathText] | None = None
     _earlier: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def fit(self, moments: Mapping[int, Float[Tensor, "f f"]], tokens: Mapping[int, int] = NOTHING) -> None:
