@@ -1,8 +1,9 @@
-"""Content-addressed cache: what is expensive and depends only on its key is built once and shared by every later run.
+"""Content-addressed cache: an artefact that is expensive and depends only on its key is built once and shared by every
+later run.
 
-An artefact is a directory `$KEDIT_CACHE/<kind>/<hash of its key>/` (default `~/.cache/kedit`), written under a file
-lock and moved into place whole, with a manifest of its files' hashes: jobs that start together build it once, and a
-damaged one is detected and built again.
+It is a directory `$KEDIT_CACHE/<kind>/<hash of its key>/` (default `~/.cache/kedit`), written under a file lock and
+moved into place whole, with a manifest of its files' hashes: jobs that start together build it once, and a damaged one
+is detected and built again.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ MANIFEST = "manifest.json"
 
 
 def cache_folder() -> Path:
-    """The cache's root, made if need be."""
+    """The cache's root. It is created if it does not exist."""
     root = Path(os.environ.get("KEDIT_CACHE") or Path.home() / ".cache" / "kedit").expanduser().absolute()
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -43,16 +44,15 @@ def digest(key: Any) -> str:
 
 
 def cached(kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
-    """The directory that `key` (everything it depends on) determines; `build` fills an empty one where there is
-    none."""
+    """The directory that `key` (everything it depends on) determines; if there is none, `build` fills an empty one."""
     return cached_many(kind, [key], lambda new: build(new[0]))[0]
 
 
 def cached_many(
     kind: str, keys: Sequence[Mapping[str, Any]], build: Callable[[Mapping[int, Path]], None]
 ) -> list[Path]:
-    """One directory for each of these distinct keys; `build` fills the empty ones of all that are missing, by their
-    places among the keys, in one go."""
+    """One directory for each of these distinct keys. One call of `build` fills those that are missing; it is given
+    {index of the key: empty directory}."""
     homes = [cache_folder() / kind / digest(key) for key in keys]
     with ExitStack() as locks:
         missing = {}
@@ -78,7 +78,7 @@ def cached_many(
 
 
 def _there(kind: str, home: Path) -> bool:
-    """Is it built, and undamaged? A damaged one is removed."""
+    """Whether the artefact is built and undamaged. A damaged one is removed."""
     if not home.exists() or intact(home):
         return home.exists()
     log.warning("the cached %s in %s is damaged and is built again", kind, home)
@@ -87,7 +87,8 @@ def _there(kind: str, home: Path) -> bool:
 
 
 def _emptied(home: Path) -> Path:
-    """Where it is built. Under its lock, what is there was left by a killed run."""
+    """The empty directory in which it is built. While its lock is held, only a killed run can have left something
+    there."""
     new = home.with_name(f".building-{home.name}")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
@@ -95,7 +96,7 @@ def _emptied(home: Path) -> Path:
 
 
 def mark_used(folder: Path) -> None:
-    """Note that a run has just used what is in a folder of the cache: see `cache_entries`."""
+    """Record that a run has just used a folder of the cache: see `cache_entries`."""
     os.utime(folder)
 
 
@@ -114,13 +115,13 @@ def cache_entries() -> Iterator[CacheEntry]:
     """All that the cache holds."""
     for path in sorted(path for path in cache_folder().glob("*/*") if path.is_dir()):
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        inside = path / ".lock"  # where what is there grows from run to run
+        inside = path / ".lock"  # of a folder that grows from run to run
         lock = inside if inside.exists() else path.with_name(f"{path.name.removeprefix('.building-')}.lock")
         yield CacheEntry(path.parent.name, path, lock, size, path.stat().st_mtime)
 
 
 def contents() -> str:
-    """What the cache holds, in one line."""
+    """The cache's folder and the size of each kind of artefact, in one line."""
     sizes: dict[str, int] = {}
     for entry in cache_entries():
         sizes[entry.kind] = sizes.get(entry.kind, 0) + entry.size
@@ -133,7 +134,8 @@ def _size(n: int) -> str:
 
 
 def prune(days: float, *, really: bool) -> Iterator[str]:
-    """Delete what no run has used for so many days; only says so unless `really`. All of it can be made again."""
+    """Delete what no run has used for so many days; unless `really`, only say what would be deleted. All of it can be
+    built again."""
     old = [entry for entry in cache_entries() if time.time() - entry.used > days * 86400]
     for entry in old:
         if really:
@@ -141,7 +143,7 @@ def prune(days: float, *, really: bool) -> Iterator[str]:
                 shutil.rmtree(entry.path)
         yield f"{'deleted' if really else 'would delete'} {entry.path} ({_size(entry.size)})"
     total = f"{_size(sum(entry.size for entry in old))} not used for {days:g} days"
-    yield total if really or not old else f"{total}; --yes deletes them (each is made again where a run needs it)"
+    yield total if really or not old else f"{total}; --yes deletes them (each is built again when a run needs it)"
 
 
 def _write_manifest(folder: Path, key: Mapping[str, Any]) -> None:

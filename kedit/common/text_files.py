@@ -1,9 +1,12 @@
-"""Text files that are written whole or not at all, and read while another process writes them."""
+"""Text files: written whole or not at all, read while another process writes them, or given by the user."""
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from kedit.common.errors import InputError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -27,3 +30,13 @@ def read_text(path: Path) -> str | None:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The records of a .jsonl file, also while it grows: an unfinished last line is left out."""
     return [json.loads(line) for line in (read_text(path) or "").split("\n")[:-1]]
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file that the user gives, one after another, without a byte order mark. Raises InputError if
+    it is not UTF-8."""
+    try:
+        with open(path, encoding="utf-8-sig") as lines:
+            yield from lines
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8, e.g. with iconv") from error

@@ -120,16 +120,31 @@ class SimilarFacts(Examples):
 
 
 def known_facts(train: Sequence[Case], n: int) -> list[Edit]:
-    """The training cases' facts, each once: the old answer, or the edit's where none is known, because it is true
-    (ZsRE, WikiData_recent). Raises InputError where there are fewer than `n`."""
-    true = [(edit, edit.target_old or edit.target_new) for case in train for edit in case.edits]
-    facts = list({edit.prompt: replace(edit, target_new=answer, target_old=None) for edit, answer in true}.values())
+    """The training cases' facts with their true answers, each once. Raises InputError if there are fewer than `n`.
+
+    The true answer is the old one. A file that states no old answer at all has true edits (ZsRE edited to its answers,
+    WikiData_recent, WikiBigEdit): there it is the new answer. If other records of the file state one, the new answer is
+    counterfactual and the true one unknown: such a record is left out.
+    """
+    stating_old = {_file(case) for case in train if any(edit.target_old for edit in case.edits)}
+    known = [
+        (edit, edit.target_old or edit.target_new)
+        for case in train
+        for edit in case.edits
+        if edit.target_old or _file(case) not in stating_old
+    ]
+    facts = list({edit.prompt: replace(edit, target_new=answer, target_old=None) for edit, answer in known}.values())
     if len(facts) < n:
         raise InputError(
             f"the training split has {len(facts)} facts with a known answer, {n} are trained with each edit; "
             "give more with dataset.train_path (world: dataset.train_people), or fewer with editor.examples.<name>.n"
         )
     return facts
+
+
+def _file(case: Case) -> str:
+    """Which file, or which world, the case comes from."""
+    return case.id.rpartition("-")[0]
 
 
 @dataclass(kw_only=True, eq=False)

@@ -1,6 +1,6 @@
 """Asking and grading: the same call before and after editing, so protocols cannot differ. See docs/metrics.md."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 from zlib import crc32
@@ -101,6 +101,11 @@ class Evaluator:
         flat = self._objects(closed) if self.easyedit_padding is None else []
         prompts = [route.prompt for route in self._routes(lm, flat)]
         lm.cache_lower_layers(touched, prompts, [text for _, text in flat])
+
+    def scored_texts(self, lm: LM, asked: Sequence[Question]) -> Iterator[tuple[Question, str, str]]:
+        """(question, prompt as the unedited model reads it, answer) of everything that is teacher-forced."""
+        for question, text in self._objects([q for q in asked if q.probe.kind != "fluency"]):
+            yield question, self._framed(lm, question, question.probe.prompt), text
 
     def answer(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
         """One answer a question, in order; prompts are pooled over all questions."""

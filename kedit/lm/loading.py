@@ -22,8 +22,8 @@ from transformers.utils.logging import disable_progress_bar, get_logger
 
 from kedit.common.cache import digest, remembered_sha256
 from kedit.common.errors import InputError, first_line
-from kedit.lm.check import check_logits, check_tokenizer, check_weights
 from kedit.common.options import Amount, Count, DeviceMap, Dtype, Name, PathText
+from kedit.lm.check import check_logits, check_tokenizer, check_weights
 from kedit.lm.model import LM
 from kedit.lm.text import Side
 

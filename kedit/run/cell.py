@@ -55,14 +55,17 @@ def run(cfg: DictConfig, names: Mapping[str, str], files: Files | None = None) -
     numbers = {} if files is None else described(files, config)
     if IS_WORKER:
         logging.disable(logging.INFO)
-        experiment_of(cfg, parts, load_model(cfg), ReadOnlyJournal(directory))
+    started = time.perf_counter()
+    lm = checked_model(cfg, parts)
+    if IS_WORKER:
+        experiment_of(cfg, parts, lm, ReadOnlyJournal(directory))
         return directory
     with journal, log_file(directory / "run.log"):
         (directory / ERROR).unlink(missing_ok=True)  # of an attempt before
         log.info("%s: %d steps", directory, len(parts.steps))
         for line in said(names, numbers) if numbers else ():
             log.info("%s", line)
-        compute(cfg, {**names, **numbers}, journal, parts)
+        compute(cfg, {**names, **numbers}, journal, parts, lm, started)
     return directory
 
 
@@ -91,7 +94,7 @@ def assemble(cfg: DictConfig) -> Parts:
             f"save={shown(cfg.save)}: this setting restores the model after its last edit; choose setting=sequential"
         )
     if editor.needs_subject:
-        check_subjects(case for step in steps for case in step.edit)
+        check_subjects((case for step in steps for case in step.edit), dataset.where)
     if evaluator.each_step and not editor.reports_steps:
         raise InputError(
             f"eval.each_step={list(evaluator.each_step)}: {type(editor).__name__} does not tell its optimiser steps; "
@@ -101,14 +104,22 @@ def assemble(cfg: DictConfig) -> Parts:
     return Parts(editor, evaluator, tracker, dataset, steps)
 
 
-def compute(cfg: DictConfig, names: Mapping[str, Any], journal: Journal, parts: Parts) -> None:
-    """The part that needs the model."""
+def checked_model(cfg: DictConfig, parts: Parts) -> Any:
+    """The model, once it can read what the cell edits and asks: a text that is too long is refused before the cell has
+    a directory."""
+    from kedit.loop.context_check import check_lengths
+
+    lm = load_model(cfg)
+    check_lengths(lm, parts.steps, parts.evaluator, parts.dataset.where)
+    return lm
+
+
+def compute(cfg: DictConfig, names: Mapping[str, Any], journal: Journal, parts: Parts, lm: Any, started: float) -> None:
+    """The part that makes the cell's directory. `started`: when the model began to load (time.perf_counter)."""
     from kedit.loop.provenance import costs, describe, named_files
     from kedit.reports.dashboard import flat_config, report
     from kedit.results.cells import Cell
 
-    started = time.perf_counter()
-    lm = load_model(cfg)
     load_s = time.perf_counter() - started
     cell = {**names, "T": cfg.T, "seed": cfg.seed, "order_seed": cfg.dataset.get("order_seed")}
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -163,15 +174,22 @@ def without(options: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """What the user can mend is said without a stack trace, also when it is met while instantiating."""
+    """What the user can correct is said in its own sentence, without a stack trace, however deep in the config the part
+    is that Hydra was instantiating."""
     try:
         yield
-    except InputError as error:
-        raise CompactHydraException(str(error)) from error
-    except InstantiationException as error:
-        if isinstance(error.__cause__, InputError):
-            raise CompactHydraException(str(error.__cause__)) from error
-        raise
+    except (InputError, InstantiationException) as error:
+        said = _input_error(error)
+        if said is None:
+            raise
+        raise CompactHydraException(str(said)) from error
+
+
+def _input_error(error: BaseException | None) -> InputError | None:
+    """The InputError at the end of a chain of Hydra's errors."""
+    while isinstance(error, InstantiationException):
+        error = error.__cause__
+    return error if isinstance(error, InputError) else None
 
 
 @contextmanager

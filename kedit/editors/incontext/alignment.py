@@ -68,6 +68,8 @@ class Alignment:
             )
         if self.trained is not None:
             self._home = _checked(Path(self.trained).expanduser(), self.name)
+        else:
+            self.conversations.check()
 
     @property
     def needs_train(self) -> bool:
