@@ -146,12 +146,14 @@ def prune(days: float, *, really: bool) -> Iterator[str]:
 
 def _write_manifest(folder: Path, key: Mapping[str, Any]) -> None:
     files = {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-    (folder / MANIFEST).write_text(json.dumps({"key": dict(key), "files": files}, indent=1, ensure_ascii=False))
+    (folder / MANIFEST).write_text(
+        json.dumps({"key": dict(key), "files": files}, indent=1, ensure_ascii=False), encoding="utf-8"
+    )
 
 
 def intact(folder: Path) -> bool:
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return all(sha256(folder / name) == value for name, value in files.items())
     except (OSError, ValueError, KeyError):
         return False
@@ -170,6 +172,6 @@ def remembered_sha256(path: Path) -> str:
     key = {"path": str(path.resolve()), "size": stat.st_size, "mtime": stat.st_mtime_ns}
 
     def build(folder: Path) -> None:
-        (folder / "sha256").write_text(sha256(path))
+        (folder / "sha256").write_text(sha256(path), encoding="utf-8")
 
-    return (cached("sha256", key, build) / "sha256").read_text()
+    return (cached("sha256", key, build) / "sha256").read_text(encoding="utf-8")

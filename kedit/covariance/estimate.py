@@ -92,7 +92,7 @@ class Covariance:
             about = {"model": lm.model.name_or_path, "corpus": corpus.name, "read": asdict(read), "built": time.time()}
             for i, folder in new.items():
                 save_file({NAME: moments[layers[i]]}, folder / FILE)
-                (folder / ABOUT).write_text(json.dumps(about, ensure_ascii=False))
+                (folder / ABOUT).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
 
         homes = cached_many(KIND, keys, make)
         for partial in unfinished:
@@ -175,7 +175,7 @@ def faults(moment: Moment) -> list[str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

@@ -6,12 +6,14 @@ from collections import Counter
 from pathlib import Path
 
 from kedit.common.errors import InputError
+from kedit.common.terminal import use_safe_output
 from kedit.data.dataset import select
 from kedit.data.files import parse_file, recognise
 from kedit.data.report import report
 
 
 def main() -> None:
+    use_safe_output()
     parser = argparse.ArgumentParser(
         prog="python -m kedit.data", description="Say what a data file holds, and what will bound its scores."
     )

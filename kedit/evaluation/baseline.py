@@ -76,7 +76,7 @@ def _read(folder: Path) -> dict[str, Any]:
     """All segments. A segment is named by its hash; a damaged one is dropped, its answers are asked again."""
     known: dict[str, Any] = {}
     for segment in sorted(folder.glob("*.json")):
-        text = segment.read_text()
+        text = segment.read_text(encoding="utf-8")
         if sha256(text.encode()).hexdigest() == segment.stem:
             known |= json.loads(text)
         else:
@@ -88,7 +88,7 @@ def _read(folder: Path) -> dict[str, Any]:
 def _append(folder: Path, answers: dict[str, Any]) -> None:
     text = json.dumps(answers, ensure_ascii=False)
     new = folder / ".new"
-    new.write_text(text)
+    new.write_text(text, encoding="utf-8")
     new.rename(folder / f"{sha256(text.encode()).hexdigest()}.json")
 
 
