@@ -1,9 +1,7 @@
 """Text files that are written whole or not at all, and read while another process writes them."""
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
@@ -17,13 +15,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_text(path: Path) -> str | None:
-    """The file's text; None if there is no such file."""
+    """The file's text, None if there is no such file. Bytes that are not UTF-8 become "\\ufffd"."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file, also while it grows: an unfinished last line is left out."""
-    return [json.loads(line) for line in (read_text(path) or "").split("\n")[:-1]]

@@ -7,21 +7,23 @@ finished one is recognised at once.
 import logging
 import os
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import CompactHydraException, InstantiationException
+from hydra.errors import CompactHydraException, HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from kedit.cases import check_subjects
-from kedit.common.errors import InputError
+from kedit.common.errors import InputError, disk_is_full, first_line
+from kedit.common.text_files import write_text
 from kedit.loop.journal import InMemoryJournal, Journal, ReadOnlyJournal
-from kedit.reports.present import present_cells
+from kedit.reports.present import present_cells, showing
 from kedit.results.cell_files import ERROR
 from kedit.run.naming import BOOKKEEPING, GROUPS, cell_directory
 
@@ -43,8 +45,7 @@ def run(cfg: DictConfig, names: Mapping[str, str]) -> Path:
         logging.disable(logging.INFO)
         experiment_of(cfg, parts, load_model(cfg), ReadOnlyJournal(directory))
         return directory
-    with journal, log_file(directory / "run.log"):
-        (directory / ERROR).unlink(missing_ok=True)  # of an attempt before
+    with journal, log_file(directory / "run.log"), error_file(directory):
         log.info("%s: %d steps", directory, len(parts.steps))
         compute(cfg, names, journal, parts)
     return directory
@@ -80,6 +81,7 @@ def assemble(cfg: DictConfig) -> Parts:
 def compute(cfg: DictConfig, names: Mapping[str, str], journal: Journal, parts: Parts) -> None:
     """The part that needs the model."""
     from kedit.loop.provenance import costs, describe, named_files
+    from kedit.loop.tracker import Report
     from kedit.reports.dashboard import flat_config, report
     from kedit.results.cells import Cell
 
@@ -101,8 +103,11 @@ def compute(cfg: DictConfig, names: Mapping[str, str], journal: Journal, parts: 
     journal.describe(meta | costs(lm, journal.steps, len(journal.rows), load_s, time.perf_counter() - started))
     if cfg.save:
         lm.save(journal.directory / "model")
-    [(_, table), *_] = present_cells(journal.directory)
-    parts.tracker.finish(report(Cell(journal.directory), table))
+    shown = Report()
+    with showing(journal.directory):
+        [(_, table), *_] = present_cells(journal.directory)
+        shown = report(Cell(journal.directory), table)
+    parts.tracker.finish(shown)
     journal.finish()
 
 
@@ -140,20 +145,52 @@ def without(options: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """What the user can mend is said without a stack trace, also when it is met while instantiating."""
+    """What the user can correct is said without a stack trace, also if it is found while instantiating."""
     try:
         yield
     except InputError as error:
         raise CompactHydraException(str(error)) from error
-    except InstantiationException as error:
-        if isinstance(error.__cause__, InputError):
+    except Exception as error:
+        if isinstance(error, InstantiationException) and isinstance(error.__cause__, InputError):
             raise CompactHydraException(str(error.__cause__)) from error
+        if disk_is_full(error):
+            raise CompactHydraException(
+                f"the disk is full ({first_line(error)}); free some space, then the same command continues"
+            ) from error
         raise
+
+
+def message(error: Exception) -> str:
+    """One line: what the user is told, or for a fault of the program its name and what it says."""
+    expected = isinstance(error, HydraException | InputError)
+    return str(error).strip().replace("\n", " ") if expected else f"{type(error).__name__}: {first_line(error)}"
+
+
+@contextmanager
+def error_file(cell: Path) -> Iterator[None]:
+    """In a cell that this process holds: an error's message becomes the last line of the file `error`."""
+    (cell / ERROR).unlink(missing_ok=True)  # of an attempt before
+    try:
+        with one_sentence():
+            yield
+    except Exception as error:
+        expected = isinstance(error, HydraException | InputError)
+        trace = "" if expected else "".join(traceback.format_tb(error.__traceback__))
+        with suppress(OSError):  # of a full disk
+            write_text(cell / ERROR, f"{trace}{message(error)}\n")
+        raise
+
+
+class LogFile(logging.FileHandler):
+    """A log that a full disk does not stop, nor fill the terminal with."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path)
+    handler = LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
     try:

@@ -1,6 +1,7 @@
 """kedit: the only entry that computes. One cell, or the cells of a grid one after another."""
 
 import logging
+import sys
 from pathlib import Path
 
 import hydra
@@ -9,18 +10,31 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kedit.common.paths import ROOT
-from kedit.reports.present import show_cells
-from kedit.run.cell import IS_WORKER, one_sentence, run
+from kedit.common.terminal import use_safe_output
+from kedit.reports.present import show_cells, showing
+from kedit.run.cell import IS_WORKER, message, one_sentence, run
 from kedit.run.naming import cell_directory, names_of
-from kedit.run.sweep import Sweep, leave_error, outside
+from kedit.run.sweep import outside
 
 log = logging.getLogger(__name__)
 OmegaConf.register_new_resolver("kedit.root", lambda: str(ROOT), replace=True)
 
 
-@hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
-def main(cfg: DictConfig) -> None:
-    """One cell, and its table; a multirun shows one table of all its cells when it is through."""
+def main() -> None:
+    """The command: what its line asks for, with Hydra."""
+    use_safe_output()
+    try:
+        hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(cell)()
+    except KeyboardInterrupt:
+        log.warning("interrupted; the same command continues")
+        sys.exit(130)
+
+
+def cell(cfg: DictConfig) -> None:
+    """One cell, and its table; a multirun shows one table of all its cells when it is through.
+
+    Launchers send this function to other processes by its name.
+    """
     job = HydraConfig.get()
     names = names_of(job)
     directory = cell_directory(Path(cfg.runs), names, cfg.T, cfg.seed)
@@ -32,12 +46,10 @@ def main(cfg: DictConfig) -> None:
         with one_sentence():
             run(cfg, names)
     except Exception as error:
-        said = leave_error(directory, error)
         if alone:
             raise
-        log.error("%s: %s", directory, said)
-        Sweep.failed.append(directory)
+        log.error("%s: %s", directory, message(error))
         return
     if alone and not IS_WORKER:
-        show_cells([directory])
-    Sweep.cells.append(directory)
+        with showing(directory):
+            show_cells([directory])
