@@ -7,6 +7,7 @@ Run as a program, this file is the process that forks: it reads requests from on
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -100,6 +101,7 @@ def become(request: Mapping[str, Any]) -> None:
     os.chdir(request["cwd"])
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also if the tests run in the background
     program, *arguments = request["start"]
     sys.argv = [program, *arguments]
     sys.path[:0] = [request["cwd"], *filter(None, request["env"].get("PYTHONPATH", "").split(os.pathsep))]

@@ -1,11 +1,21 @@
-"""Every text file has a named encoding: what a run writes is the same under any locale."""
+"""Any locale: every text file has a named encoding, and a terminal that cannot show a letter gets a plain one."""
 
 import ast
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
 
 import pytest
+import torch
+from conftest import SHAPES, run_kedit
+from transformers import AutoModelForCausalLM
 
 from kedit.common.paths import PACKAGE
+from kedit.lm import LM
 
 OPENS = {"open", "read_text", "write_text", "FileHandler", "fdopen", "NamedTemporaryFile"}
 PROCESSES = {"run", "Popen", "check_output"}
@@ -54,3 +64,62 @@ def test_what_counts_as_unnamed(source: str, found: int) -> None:
 def test_every_text_file_has_a_named_encoding() -> None:
     sources = {path: path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
     assert [f"{path}:{line}" for path, source in sources.items() for line in unnamed(source)] == []
+
+
+LOCALES = {"an ASCII terminal": {"PYTHONIOENCODING": "ascii"}, "the C locale": {"PYTHONUTF8": "0", "LC_ALL": "C"}}
+LETTERS = [("Zoë", "Kraków ✓", "Zürich"), ("Łukasz", "Zürich ✗", "Kraków")]
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory, _world_lm: LM) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run in the C locale, on records with letters that ASCII does not have."""
+    folder = tmp_path_factory.mktemp("locale")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(deepcopy(SHAPES["llama"])).save_pretrained(folder / "small")
+    _world_lm.text.tokenizer.save_pretrained(folder / "small")
+    records = [
+        {"subject": s, "prompt": f"{s} lives in", "target_new": new, "ground_truth": old, "locality": {}}
+        for s, new, old in LETTERS
+    ]
+    (folder / "f.json").write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+    given = ["model=local", "model.path=small", "dataset=zsre", "dataset.path=f.json", "T=2", "editor=ft_m"]
+    return folder, run_kedit(folder, *given, "editor.layers=[1]", **LOCALES["the C locale"])
+
+
+def test_a_run_in_the_c_locale(shown: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = shown
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "(unedited)" in done.stdout
+    [rows] = (folder / "runs").rglob("rows.jsonl")
+    assert "Kraków ✓" in rows.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("locale", LOCALES)
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [
+        (["table", "adhoc"], "ft_m"),
+        (["table", "adhoc", "--format=markdown"], "ft_m"),
+        (["status", "adhoc"], "done"),
+        (["examples", "adhoc"], "Krakow v"),
+        (["examples", "adhoc", "--markdown"], "Krakow v"),
+        (["plot", "adhoc", "retention"], "retention.png"),
+        (["data", "f.json"], "2 cases"),
+    ],
+)
+def test_what_shows_runs_in_any_locale(
+    shown: tuple[Path, subprocess.CompletedProcess[str]], locale: str, command: list[str], part: str
+) -> None:
+    env = {**os.environ, "KEDIT_RUNS": "runs", "COLUMNS": "120", **LOCALES[locale]}
+    line = [sys.executable, "-m", f"kedit.{command[0]}", *command[1:]]
+    done = subprocess.run(line, env=env, cwd=shown[0], capture_output=True, encoding="ascii")
+    assert done.returncode == 0, done.stderr
+    assert part in done.stdout
+
+
+def test_a_command_line_that_the_locale_cannot_read(tmp_path: Path) -> None:
+    done = run_kedit(tmp_path, 'dataset.path="é.json"', **LOCALES["the C locale"])
+    assert done.returncode == 1
+    assert "set LC_ALL=C.UTF-8, or PYTHONUTF8=1" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from unicodedata import normalize
 
+from kedit.common.errors import InputError
+
 HANDLER = "kedit.plain"
 PLAIN = dict(zip("✓✗─…·±\u2013\u2014\u2018\u2019\u201c\u201d", "vx-..~--''\"\"", strict=True))
 
@@ -41,3 +43,13 @@ def leave_terminals(descriptors: Sequence[int]) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in descriptors:
         os.dup2(nowhere, descriptor)
+
+
+def check_command_line(arguments: Sequence[str]) -> None:
+    """Raises InputError if an argument holds letters that the locale's encoding does not have."""
+    for argument in arguments:
+        if any("\udc80" <= character <= "\udcff" for character in argument):
+            raise InputError(
+                f"{os.fsencode(argument)!r}: the locale's encoding {sys.getfilesystemencoding()} lacks these letters; "
+                "set LC_ALL=C.UTF-8, or PYTHONUTF8=1"
+            )

@@ -147,7 +147,7 @@ class Journal(InMemoryJournal):
             return
         if held is not None and (difference := _difference(held, self.config)):
             raise InputError(
-                f"{self.directory / CONFIG} is that of a run with another config ({difference}); "
+                f"{self.directory / CONFIG}: the directory holds a run with another config ({difference}); "
                 "remove the directory, or name the difference on the command line"
             )
         known = _recorded(self.directory).get("config")
@@ -185,15 +185,13 @@ class Journal(InMemoryJournal):
         if number == signal.SIGHUP:
             leave_terminals(self._terminals)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         for file in self._files.values():
             with suppress(OSError):  # of a full disk, which was said before
                 file.close()
         self._lock.release()
-        if kind is KeyboardInterrupt:
-            log.warning("%s: interrupted; the same command continues after its last commit", self.directory)
 
     # --- while running -----------------------------------------------------------------------------------------------
 

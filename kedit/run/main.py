@@ -9,8 +9,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kedit.common.errors import InputError
 from kedit.common.paths import ROOT
-from kedit.common.terminal import use_safe_output
+from kedit.common.terminal import check_command_line, use_safe_output
 from kedit.reports.present import show_cells, showing
 from kedit.run.cell import IS_WORKER, message, one_sentence, run
 from kedit.run.naming import cell_directory, names_of
@@ -24,9 +25,12 @@ def main() -> None:
     """The command: what its line asks for, with Hydra."""
     use_safe_output()
     try:
+        check_command_line(sys.argv)
         hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(cell)()
+    except InputError as error:
+        sys.exit(str(error))
     except KeyboardInterrupt:
-        log.warning("interrupted; the same command continues")
+        log.warning("interrupted; the same command continues after its last commit")
         sys.exit(130)
 
 
