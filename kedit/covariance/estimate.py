@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kedit.common.cache import MANIFEST, cache_folder, cached, cached_many, digest, intact
+from kedit.common.cache import MANIFEST, cache_folder, cached, cached_many, digest, intact, writing_lock
 from kedit.common.errors import InputError, first_line
 from kedit.covariance.corpora import Stream, stream
 from kedit.covariance.second_moments import second_moments
@@ -88,7 +88,9 @@ class Covariance:
             partial.mkdir(exist_ok=True)
             unfinished.append(partial)
             asked = [layers[i] for i in sorted(new)]
-            moments, read = second_moments(lm, asked, corpus, self.tokens, self.window, partial / "sums.safetensors")
+            with writing_lock(partial):  # nobody deletes it meanwhile
+                sums = partial / "sums.safetensors"
+                moments, read = second_moments(lm, asked, corpus, self.tokens, self.window, sums)
             about = {"model": lm.model.name_or_path, "corpus": corpus.name, "read": asdict(read), "built": time.time()}
             for i, folder in new.items():
                 save_file({NAME: moments[layers[i]]}, folder / FILE)

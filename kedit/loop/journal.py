@@ -7,8 +7,6 @@ import hashlib
 import json
 import logging
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -20,10 +18,10 @@ from filelock import FileLock, Timeout
 
 from kedit.common.dotted import dotted
 from kedit.common.errors import InputError
-from kedit.common.terminal import leave_terminals, terminals
 from kedit.common.text_files import read_text, write_text
 from kedit.loop.appended_file import AppendedFile
 from kedit.loop.checkpoint import intact_commit, load_checkpoint, save_checkpoint
+from kedit.loop.stop_signals import StopSignals
 from kedit.results.cell_files import (
     COMMIT,
     CONFIG,
@@ -57,7 +55,7 @@ log = logging.getLogger(__name__)
 
 # parts of meta.json that a continued run must share with its beginning
 FIXED = ("data", "files", "model_is", "versions")
-STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # a scheduler's preemption, a terminal that was closed
+LOOKS_S = 0.5  # longer than a look of kedit.status, which holds the lock for a moment
 
 
 class InMemoryJournal:
@@ -116,9 +114,7 @@ class Journal(InMemoryJournal):
         self.every_s, self.keep_state = every_s, keep_state
         self._files: dict[str, AppendedFile] = {}
         self._last_commit = time.monotonic()
-        self._handlers: dict[int, Any] = {}
-        self._stop: int | None = None  # the signal that asked the run to stop
-        self._terminals = terminals()
+        self._signals = StopSignals()
         self._same: str | None = None  # hash of the parts of meta.json that stay the same
 
     @property
@@ -159,8 +155,8 @@ class Journal(InMemoryJournal):
     def __enter__(self) -> "Journal":
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.directory / LOCK, blocking=False)
-            self._lock.acquire()
+            self._lock = FileLock(self.directory / LOCK)
+            self._lock.acquire(timeout=LOOKS_S)
         except Timeout as error:
             raise InputError(f"{self.directory}: another run is at work here; wait for it, or stop it") from error
         except OSError as error:
@@ -175,19 +171,11 @@ class Journal(InMemoryJournal):
         except BaseException:
             self._lock.release()
             raise
-        if threading.current_thread() is threading.main_thread():
-            heard = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
-            self._handlers = {number: signal.signal(number, self._ask_to_stop) for number in heard}
+        self._signals.listen()
         return self
 
-    def _ask_to_stop(self, number: int, frame: object) -> None:
-        self._stop = number
-        if number == signal.SIGHUP:
-            leave_terminals(self._terminals)
-
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._signals.release()
         for file in self._files.values():
             with suppress(OSError):  # of a full disk, which was said before
                 file.close()
@@ -228,7 +216,7 @@ class Journal(InMemoryJournal):
         self._files[name] = AppendedFile(self.directory / name, size)
 
     def commit(self, lm: "LM", editor: "Editor", *, now: bool) -> None:
-        if not now and self._stop is None and time.monotonic() - self._last_commit < self.every_s:
+        if not now and self._signals.received is None and time.monotonic() - self._last_commit < self.every_s:
             return
         files = {name: file.synced() for name, file in self._files.items()}
         step, home = self.steps[-1]["step"], self.directory / STATE
@@ -240,9 +228,8 @@ class Journal(InMemoryJournal):
             if old.is_dir() and old.name != str(step):
                 shutil.rmtree(old)
         self._last_commit = time.monotonic()
-        if self._stop is not None:
-            log.warning("stopped by signal %d after step %d; the same command continues", self._stop, step)
-            raise SystemExit(128 + self._stop)
+        if self._signals.received is not None:
+            self._signals.stop(step)
 
     def describe(self, meta: Mapping[str, Any]) -> None:
         """Write (again) what the cell is: meta.json. Raises InputError if it was started with other data, another model

@@ -240,8 +240,11 @@ def main() -> None:
     given = parser.parse_args()
     console = Console(soft_wrap=True, highlight=False)
     if given.prune is not None:
-        for line in prune(given.prune, really=given.yes):
-            console.print(line, markup=False)
+        try:
+            for line in prune(given.prune, really=given.yes):
+                console.print(line, markup=False)
+        except InputError as error:
+            sys.exit(str(error))
         return
     sweeps = [runs() / given.sweep] if given.sweep else [path for path in sorted(runs().glob("*")) if path.is_dir()]
     seen = {sweep: look(sweep) for sweep in sweeps}

@@ -8,13 +8,12 @@
        error         traceback of the last failure; its last line says in one sentence what is wrong
 """
 
+import fcntl
 import json
 import logging
 import os
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from kedit.common.text_files import read_text
 
@@ -41,13 +40,17 @@ def is_finished(cell: Path) -> bool:
 
 def is_running(cell: Path) -> bool:
     """Whether a process works in this cell. A process that was killed holds no lock."""
-    if not (cell / LOCK).exists():
+    try:
+        lock = os.open(cell / LOCK, os.O_RDONLY)
+    except FileNotFoundError:
         return False
     try:
-        with FileLock(cell / LOCK, blocking=False):
-            return False
-    except Timeout:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
         return True
+    finally:
+        os.close(lock)
 
 
 def requested_cells(sweep: Path) -> list[dict[str, Any]]:

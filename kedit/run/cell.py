@@ -148,6 +148,8 @@ def one_sentence() -> Iterator[None]:
     """What the user can correct is said without a stack trace, also if it is found while instantiating."""
     try:
         yield
+    except CompactHydraException:
+        raise
     except InputError as error:
         raise CompactHydraException(str(error)) from error
     except Exception as error:
