@@ -74,8 +74,17 @@ def assemble(cfg: DictConfig) -> Parts:
             f"eval.each_step={list(evaluator.each_step)}: {type(editor).__name__} does not tell its optimiser steps; "
             "set eval.each_step=[], or choose an editor that trains edit by edit"
         )
+    check_tests(steps, evaluator.kinds)
     editor.prepare([edit for step in steps for case in step.edit for edit in case.edits])
     return Parts(editor, evaluator, tracker, dataset, steps)
+
+
+def check_tests(steps: Sequence[Any], kinds: Sequence[Any]) -> None:
+    """Raises InputError if no test would ask anything."""
+    asked = {probe.kind for step in steps for case in step.test for probe in case.probes}
+    if asked.isdisjoint(kinds):
+        given = f"eval.kinds={list(kinds)} (fluency only with fluency tokens)"
+        raise InputError(f"{given}: no test would ask anything; the dataset has {', '.join(sorted(asked))}")
 
 
 def compute(cfg: DictConfig, names: Mapping[str, str], journal: Journal, parts: Parts) -> None:
