@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +14,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 
 import pytest
 import torch
+from forked import Forked
 from omegaconf import DictConfig, OmegaConf
 from transformers import (
     AutoModelForCausalLM,
@@ -111,12 +113,19 @@ Done = subprocess.CompletedProcess[str]
 
 
 def run_kedit(folder: Path, *arguments: object, **environment: str) -> Done:
-    """The command line, in `folder`, with its outputs in `folder`/runs."""
+    """The command line, in `folder`, with its outputs in `folder`/runs; in a forked process (see forked.py), unless
+    its environment has something that only a new interpreter reads."""
     if not any(str(argument).startswith("tracker=") for argument in arguments):
         arguments = (*arguments, "tracker=none")
-    command = [sys.executable, "-m", "kedit.run", *map(str, arguments)]
     env = {**os.environ, "KEDIT_RUNS": str(folder / "runs"), "COLUMNS": "120", **environment}
-    return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+    command = [*map(str, arguments)]
+    if environment.keys() & {"PYTHONIOENCODING", "PYTHONUTF8", "LC_ALL"}:
+        real = [sys.executable, "-m", "kedit.run", *command]
+        return subprocess.run(real, env=env, cwd=folder, capture_output=True, encoding="utf-8", errors="replace")
+    with TemporaryDirectory() as says:
+        process = Forked("kedit.run", command, env=env, cwd=folder, says=Path(says) / "says")
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(command, process.wait(), out, err)
 
 
 @pytest.fixture

@@ -20,13 +20,13 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def nth(call: Any, n: int, last: Any) -> Any:
-    """`call`, but the n-th time `last` with the same arguments, and death."""
+def nth(call: Any, n: int, last: Any, name: str = "") -> Any:
+    """`call`, but the n-th time (onto a file of this name) `last` with the same arguments, and death."""
     seen = 0
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal seen
-        seen += 1
+        seen += not name or any(isinstance(arg, Path) and arg.name == name for arg in args)
         if seen == n:
             last(*args, **kwargs)
             die()
@@ -36,8 +36,8 @@ def nth(call: Any, n: int, last: Any) -> Any:
 
 
 def half_a_line(self: journal.Journal, step: Any, rows: Any) -> None:
-    self._files[journal.ROWS].write('{"step": 3, "case": "wor')
-    self._files[journal.ROWS].flush()
+    with open(self.directory / journal.ROWS, "a") as file:
+        file.write('{"step": 3, "case": "wor')
 
 
 def half_a_tensor_file(tensors: Any, filename: Path) -> None:
@@ -56,9 +56,9 @@ def main() -> None:
     elif where == "state":
         safetensors.torch.save_file = nth(safetensors.torch.save_file, n, half_a_tensor_file)
     elif where == "commit":
-        journal.os.replace = nth(os.replace, n, lambda *_: None)  # type: ignore[attr-defined]
+        os.replace = nth(os.replace, n, lambda *_: None, "commit.json")
     elif where == "meta":
-        journal.write_text = nth(journal.write_text, n, half_a_text)
+        journal.write_text = nth(journal.write_text, n, half_a_text, journal.META)
     run.main()
 
 

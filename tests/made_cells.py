@@ -27,8 +27,8 @@ Scores = Mapping[str, Sequence[float | None]]  # kind -> a share for each case; 
 
 def make_cell(runs: Path, scores: Scores, *, failed: int = 0, eval_config: Any = None, **meta: Any) -> Cell:
     """A finished cell: one question of each kind a case; the unedited model has half of each score, 1 of locality."""
-    full = META | {"effective_T": meta.get("T", META["T"])} | meta
     n = len(next(iter(scores.values())))
+    full = META | {"effective_T": meta.get("T", META["T"]), "cases": n} | meta
     place = f"{full['model']}/{full['dataset']}/{full['editor']}/{full['setting']}-T{full['T']}/seed{full['seed']}"
     directory = runs / place / full["overrides"]
     directory.mkdir(parents=True)
@@ -37,15 +37,22 @@ def make_cell(runs: Path, scores: Scores, *, failed: int = 0, eval_config: Any =
         for kind, values in scores.items()
         for i, value in enumerate(values)
         if value is not None
-        for row in _rows(full, f"{full['seed']}-{i:04d}", kind, value, n)
+        for row in _rows(full, _case(full, i), kind, value, n)
     ]
-    steps = [{"step": i + 1, "edits_so_far": i + 1, "failed": int(i < failed), "edit_s": 1.0} for i in range(n)]
+    steps = [
+        {"step": i + 1, "edits_so_far": i + 1, "failed": int(i < failed), "edit_s": 1.0, "cases": [_case(full, i)]}
+        for i in range(n)
+    ]
     _lines(directory / "rows.jsonl", rows)
     _lines(directory / "steps.jsonl", steps)
     (directory / "meta.json").write_text(json.dumps(full))
     (directory / "status").write_text("finished")
     (directory / "config.yaml").write_text(yaml.safe_dump({"eval": eval_config or {"aliases": "first"}}))
     return Cell(directory)
+
+
+def _case(full: Mapping[str, Any], i: int) -> str:
+    return f"{full['seed']}-{i:04d}"
 
 
 def _rows(full: Mapping[str, Any], case: str, kind: str, value: float, n: int) -> list[dict[str, Any]]:

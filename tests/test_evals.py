@@ -1,6 +1,6 @@
 """Asking and grading on the world model: what may not change a score, and what each switch changes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -215,13 +215,35 @@ def test_pristine_answers_are_asked_once_and_shared(lm: LM, cache: Path) -> None
     assert Counting.asked == len(ASKED) + 1
 
 
-def test_damaged_pristine_answers_are_asked_again(lm: LM, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    evaluator = Evaluator(fluency_tokens=0)
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file: Path) -> None:
+    """A digit of one answer."""
+    content = bytearray(file.read_bytes())
+    at = content.index(b'"logprob": [') + len('"logprob": [') + 4
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [cut, flip, lambda file: file.write_bytes(b""), lambda file: file.write_bytes(b"{" * 5000), Path.unlink],
+    ids=["cut off", "flipped", "empty", "garbage", "deleted"],
+)
+def test_damaged_baseline_answers_are_asked_again(lm: LM, cache: Path, damage: Callable[[Path], object]) -> None:
+    Counting.asked = 0
+    evaluator = Counting(fluency_tokens=0)
     first = baseline_answers(lm, evaluator, ASKED[:5])
-    [segment] = cache.glob("baseline/*/*.json")
-    segment.write_text(segment.read_text()[:-20])
-    assert baseline_answers(lm, evaluator, ASKED[:5]) == first
-    assert "damaged" in caplog.text
+    [kept] = cache.glob("baseline/*/answers.sqlite")
+    damage(kept)
+    second = baseline_answers(lm, evaluator, ASKED[:5])
+    assert [answer.forced[0].pred for answer in second.values()] == [a.forced[0].pred for a in first.values()]
+    again = Counting.asked - 5
+    assert again == (1 if damage is flip else 5)
+    assert baseline_answers(lm, evaluator, ASKED[:5]) == second
+    assert Counting.asked == 5 + again
 
 
 def test_a_model_without_identity_leaves_nothing_in_the_cache(shaped: LM, cache: Path) -> None:

@@ -58,6 +58,7 @@ def test_cases_are_named_by_id_or_by_what_is_asked(cells: list[Cell]) -> None:
 
 def test_a_cell_that_did_not_generate_says_so(cells: list[Cell], tmp_path: Path) -> None:
     copytree(cells[0].directory, tmp_path / "cell")
+    (tmp_path / "cell" / "manifest.json").unlink()  # it would say that the rows were changed
     rows = (tmp_path / "cell" / "rows.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "cell" / "rows.jsonl").write_text("".join(row for row in rows if '"gold"' in row and '"pred"' in row))
     with pytest.raises(InputError, match=r"eval.scoring=\[forced,generate\]"):

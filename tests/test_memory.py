@@ -37,8 +37,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cell(run: Path, tmp_path: Path) -> Path:
-    """A copy, to be damaged."""
-    return Path(shutil.copytree(run, tmp_path / "cell"))
+    """A copy, to be changed; without what would say so."""
+    copy = Path(shutil.copytree(run, tmp_path / "cell", ignore=shutil.ignore_patterns("manifest.json")))
+    (copy / "state/commit.json").write_text(json.dumps({"step": CASES}))
+    return copy
 
 
 def rows(cell: Path) -> list[dict[str, Any]]:

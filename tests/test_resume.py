@@ -4,15 +4,15 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TESTS
+from forked import Forked
 from safetensors.torch import load_file
 
 from kedit.common.errors import InputError
@@ -22,21 +22,22 @@ from kedit.loop.journal import Journal
 
 RUN = ["tracker=none", "save=true", "keep_state=true", "eval.fluency_tokens=30"]
 SEQUENCE = ["T=20", "setting.checkpoints=[7]"]
-MASS = ["setting=mass", "T=20", "editor=ft_mask_para", "editor.checkpoint_s=0", "editor.epochs=4"]
-Run = Callable[..., subprocess.Popen[str]]
+MASS = ["setting=mass", "T=8", "editor=ft_mask_para", "editor.checkpoint_s=0", "editor.epochs=4"]
+Run = Callable[..., Forked]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Run:
     """Start a run in its own folder of outputs; `killed`: what it is to die in, and when."""
+    numbers = count()
 
     def run(
         folder: str, *overrides: str, killed: tuple[str, int] | None = None, edits: Sequence[str] = SEQUENCE
-    ) -> subprocess.Popen[str]:
-        program = [str(TESTS / "killed.py"), killed[0], str(killed[1])] if killed else ["-m", "kedit.run"]
-        env = {**os.environ, "KEDIT_RUNS": str(tmp_path / folder), "PYTHONPATH": str(TESTS.parent)}
-        command = [sys.executable, *program, *RUN, *edits, *overrides]
-        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    ) -> Forked:
+        program = str(TESTS / "killed.py") if killed else "kedit.run"
+        arguments = [*map(str, killed or ()), *RUN, *edits, *overrides]
+        env = {**os.environ, "KEDIT_RUNS": str(tmp_path / folder)}
+        return Forked(program, arguments, env=env, cwd=tmp_path, says=tmp_path / f"said{next(numbers)}")
 
     return run
 
@@ -46,10 +47,15 @@ def cell(tmp_path: Path, folder: str) -> Path:
     return found
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
-    return out
+def said(process: Forked, timeout: float = 300) -> str:
+    """All that it wrote until it ended."""
+    return "".join(process.communicate(timeout))
+
+
+def finish(process: Forked) -> str:
+    text = said(process)
+    assert process.returncode == 0, text
+    return text
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -71,7 +77,7 @@ def test_a_mass_edit_killed_in_its_training_continues_at_its_checkpoint(start: R
     while process.poll() is None and not list((tmp_path / "killed").rglob("training.safetensors")):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
     assert "continues after its step" in finish(start("killed", edits=MASS))
     assert_same(cell(tmp_path, "straight"), cell(tmp_path, "killed"))
 
@@ -88,7 +94,7 @@ def test_what_an_editor_learnt_is_there_after_a_kill(start: Run, tmp_path: Path,
         while process.poll() is None and len(read_steps(tmp_path)) <= steps:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.wait()
     assert "continuing after step" in finish(start("killed", edits=edits))
     assert_same(cell(tmp_path, "straight"), cell(tmp_path, "killed"))
 
@@ -103,10 +109,10 @@ def test_a_run_killed_at_random_moments_and_inside_writes(start: Run, tmp_path: 
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
-        process.communicate()
-    for where, n in (("rows", 2), ("state", 3), ("commit", 2), ("meta", 2)):
+        process.wait()
+    for where, n in (("rows", 2), ("state", 3), ("commit", 2), ("meta", 1)):
         process = start("killed", "commit_every_s=0", killed=(where, n))
-        process.communicate(timeout=300)
+        process.wait()
         assert process.returncode == -signal.SIGKILL, where
     finish(start("killed", "commit_every_s=0"))
     assert_same(cell(tmp_path, "straight"), cell(tmp_path, "killed"))
@@ -123,7 +129,7 @@ def test_sigterm_commits_the_step_and_exits(start: Run, tmp_path: Path) -> None:
     while process.poll() is None and len(read_steps(tmp_path)) < 4:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out = said(process)
     assert process.returncode == 128 + signal.SIGTERM
     assert "the same command continues" in out
     commit = json.loads((cell(tmp_path, "killed") / "state" / "commit.json").read_text())
@@ -137,7 +143,7 @@ def test_two_runs_in_one_directory_at_once(start: Run, tmp_path: Path) -> None:
         time.sleep(0.02)
     first.send_signal(signal.SIGSTOP)
     second = start("killed")
-    out, _ = second.communicate(timeout=60)
+    out = said(second)
     assert second.returncode == 1
     assert "another run is at work here" in out
     assert "Traceback" not in out
@@ -194,7 +200,8 @@ def test_what_was_written_after_the_last_commit_is_cut_off(tmp_path: Path, lm: L
         journal.commit(lm, editor, now=True)
         journal.write({"step": 2}, [{"case": "b"}])
         journal.commit(lm, editor, now=False)
-        journal._files["rows.jsonl"].write('{"torn')
+        with open(tmp_path / "cell" / "rows.jsonl", "a") as file:
+            file.write('{"torn')
     editor = Remembers()
     with Journal(tmp_path / "cell", "") as journal:
         assert journal.resume(lm, editor) == 1

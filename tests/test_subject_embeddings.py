@@ -200,7 +200,7 @@ def test_the_memory_of_subjects_comes_back_from_a_journal(lm: LM, tmp_path: Path
         journal.commit(lm, editor, now=True)
     edited = nll(lm, EDITS)
     lm.restore()
-    assert load_checkpoint(tmp_path / "state", lm, again) == 1
+    assert load_checkpoint(tmp_path, lm, again) == 1
     assert nll(lm, EDITS) == edited
     third = Edit(f"The favourite dish of {EDITS[0].subject} is", "fried trout", EDITS[0].subject)
     again.edit(lm, [third])

@@ -4,14 +4,13 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import TESTS, run_kedit
+from conftest import run_kedit
+from forked import Forked
 
 from kedit.reports.cell_status import code, look
 
@@ -27,10 +26,9 @@ def command(*arguments: str) -> list[str]:
     return ["sweeps=kdpo_table6", "model=world", "dataset=world", "tracker=none", "eval.fluency_tokens=20", *arguments]
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "KEDIT_RUNS": str(folder / "runs"), "PYTHONPATH": str(TESTS.parent)}
-    line = [sys.executable, "-m", "kedit.run", *command(*arguments)]
-    return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(folder: Path, *arguments: str) -> Forked:
+    env = {**os.environ, "KEDIT_RUNS": str(folder / "runs")}
+    return Forked("kedit.run", command(*arguments), env=env, cwd=folder, says=folder / "said")
 
 
 def finished(folder: Path) -> dict[Path, int]:
@@ -39,14 +37,14 @@ def finished(folder: Path) -> dict[Path, int]:
     return {place: (place / "rows.jsonl").stat().st_mtime_ns for place in done}
 
 
-def kill(folder: Path, process: subprocess.Popen[str], *, cells: int, rng: random.Random) -> dict[Path, int]:
+def kill(folder: Path, process: Forked, *, cells: int, rng: random.Random) -> dict[Path, int]:
     """SIGKILL once so many cells are done, and a little later; returns those that were."""
     while process.poll() is None and len(finished(folder)) < cells:
         time.sleep(0.05)
     time.sleep(rng.uniform(0, 0.4))
     assert process.poll() is None, "too late to kill"
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
     assert code(look(sweep(folder))) == 2
     return finished(folder)
 
@@ -76,8 +74,8 @@ def survives(folder: Path, grid: list[str], n: int, after: list[int]) -> None:
     for cells in after:
         done = kill(killed, start(killed, *grid), cells=cells, rng=rng)
     process = start(killed, *grid)
-    out, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, out
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, out + err
     assert out.count("finished before") == len(done)
     assert {place: when for place, when in finished(killed).items() if place in done} == done  # left alone
     assert_as_uninterrupted(killed, straight, n)

@@ -4,15 +4,14 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import TESTS, run_kedit
+from conftest import run_kedit
+from forked import Forked
 from test_finetune import configured
 from test_resume import assert_same
 
@@ -99,9 +98,9 @@ def test_a_killed_run_leaves_the_same_traces(tmp_path: Path) -> None:
     straight.mkdir()
     killed.mkdir()
     assert run_kedit(straight, *given).returncode == 0
-    env = {**os.environ, "KEDIT_RUNS": str(killed / "runs"), "PYTHONPATH": str(TESTS.parent)}
-    command = [sys.executable, "-m", "kedit.run", *given, "tracker=none", "commit_every_s=0"]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    env = {**os.environ, "KEDIT_RUNS": str(killed / "runs")}
+    command = [*given, "tracker=none", "commit_every_s=0"]
+    process = Forked("kedit.run", command, env=env, cwd=killed, says=tmp_path / "said")
     while process.poll() is None and not [p for p in killed.rglob("traces.jsonl") if p.stat().st_size > 20_000]:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

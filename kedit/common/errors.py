@@ -1,9 +1,26 @@
-"""The one error that is the user's to mend."""
+"""Errors that the user can correct."""
+
+import errno
 
 
 class InputError(ValueError):
     """Something the user gave is wrong. The message says what was given, what is wrong and what to do; nothing else
     is shown."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SAID = [*(f"os error {number}" for number in FULL), "database or disk is full"]  # by safetensors, by sqlite
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether this error, or what caused it, is that nothing more can be written."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        if any(said in str(error) for said in _SAID):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def first_line(error: BaseException) -> str:

@@ -1,10 +1,8 @@
 """Text files: written whole or not at all, read while another process writes them, or given by the user."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from kedit.common.errors import InputError
 
@@ -20,16 +18,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_text(path: Path) -> str | None:
-    """The file's text; None if there is no such file."""
+    """The file's text, None if there is no such file. Bytes that are not UTF-8 become "\\ufffd"."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file, also while it grows: an unfinished last line is left out."""
-    return [json.loads(line) for line in (read_text(path) or "").split("\n")[:-1]]
 
 
 def read_lines(path: Path) -> Iterator[str]:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kedit.common.cache import MANIFEST, cache_folder, cached, cached_many, digest, intact
+from kedit.common.cache import MANIFEST, cache_folder, cached, cached_many, digest, intact, writing_lock
 from kedit.common.errors import InputError, first_line
 from kedit.common.options import Count, CountOrNone, Layer, PathText
 from kedit.covariance.corpora import Stream, stream
@@ -96,11 +96,13 @@ class Covariance:
             partial.mkdir(exist_ok=True)
             unfinished.append(partial)
             asked = [layers[i] for i in sorted(new)]
-            moments, read = second_moments(lm, asked, corpus, self.tokens, self.window, partial / "sums.safetensors")
+            with writing_lock(partial):  # nobody deletes it meanwhile
+                sums = partial / "sums.safetensors"
+                moments, read = second_moments(lm, asked, corpus, self.tokens, self.window, sums)
             about = {"model": lm.model.name_or_path, "corpus": corpus.name, "read": asdict(read), "built": time.time()}
             for i, folder in new.items():
                 save_file({NAME: moments[layers[i]]}, folder / FILE)
-                (folder / ABOUT).write_text(json.dumps(about, ensure_ascii=False))
+                (folder / ABOUT).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
 
         homes = cached_many(KIND, keys, make)
         for partial in unfinished:
@@ -183,7 +185,7 @@ def faults(moment: Moment) -> list[str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

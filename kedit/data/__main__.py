@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from kedit.common.errors import InputError
+from kedit.common.terminal import use_safe_output
 from kedit.data.choices import dataset_options
 from kedit.data.files import dataset_of, load, unused_fields
 from kedit.data.report import report, unused_lines
@@ -14,6 +15,7 @@ It reads the file as kedit does, and refuses what kedit refuses."""
 
 
 def main() -> None:
+    use_safe_output()
     parser = argparse.ArgumentParser(prog="python -m kedit.data", description=DESCRIPTION)
     parser.add_argument("file", type=Path, help="a JSON list of records, or one JSON record in each line")
     parser.add_argument("options", nargs="*", help="as for kedit, e.g. dataset.drop_empty_targets=true")

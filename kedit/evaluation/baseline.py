@@ -2,23 +2,22 @@
 
 import json
 import logging
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from filelock import FileLock
 
 from kedit.cases import Question
-from kedit.common.cache import cache_folder, digest, mark_used
+from kedit.common.cache import CacheNotWritable, cache_folder, digest, mark_used, writing_lock
+from kedit.evaluation.answer_cache import AnswerCache
 from kedit.evaluation.evaluator import Answer, Evaluator
 from kedit.lm import LM, Scored
 
 log = logging.getLogger(__name__)
-FORM = 2  # of a cached answer
+FORM = 3  # of a cached answer
 
 
 def baseline_answers(lm: LM, evaluator: Evaluator, asked: Sequence[Question]) -> dict[Question, Answer]:
@@ -31,20 +30,39 @@ def baseline_answers(lm: LM, evaluator: Evaluator, asked: Sequence[Question]) ->
     asked = list(dict.fromkeys(asked))
     if lm.identity is None or evaluator.easyedit_padding:
         return dict(zip(asked, evaluator.answer(lm, asked), strict=True))
-    folder = cache_folder() / "baseline" / digest(_context(lm, evaluator))
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        known = _read(folder)
-        missing = [q for q in asked if _key(q) not in known]
-        if missing:
-            new = {_key(q): asdict(answer) for q, answer in zip(missing, evaluator.answer(lm, missing), strict=True)}
-            _append(folder, new)
-            known |= new
-        mark_used(folder)
-    log.debug(
-        "%d answers of the unedited model: %d asked, %d read", len(asked), len(missing), len(asked) - len(missing)
-    )
+    cache = AnswerCache(cache_folder() / "baseline" / digest(_context(lm, evaluator)))
+    mark_used(cache.file.parent)
+    by_key = {_key(q): q for q in asked}
+    known = cache.get(by_key)
+    read = len(known)
+    if read < len(by_key):
+        known |= _asked_and_kept(lm, evaluator, cache, {key: q for key, q in by_key.items() if key not in known})
+    log.debug("%d answers of the unedited model: %d asked, %d read", len(by_key), len(by_key) - read, read)
     return {q: _answer(known[_key(q)]) for q in asked}
+
+
+def _asked_and_kept(
+    lm: LM, evaluator: Evaluator, cache: AnswerCache, missing: Mapping[str, Question]
+) -> dict[str, dict[str, Any]]:
+    """Of processes that start together one asks, the others wait and read. That they cannot be kept stops no run."""
+
+    def ask(questions: Mapping[str, Question]) -> dict[str, dict[str, Any]]:
+        answers = evaluator.answer(lm, list(questions.values()))
+        return {key: asdict(answer) for key, answer in zip(questions, answers, strict=True)}
+
+    try:
+        lock = writing_lock(cache.file.parent)
+    except CacheNotWritable:
+        log.warning("%s cannot be written: the unedited model's answers are not kept", cache_folder())
+        return ask(missing)
+    with lock:
+        found = cache.get(missing)  # what another process has asked meanwhile
+        new = ask({key: q for key, q in missing.items() if key not in found})
+        try:
+            cache.keep(new)
+        except (OSError, sqlite3.Error) as error:
+            log.warning("the unedited model's answers could not be kept in %s: %s", cache.file, error)
+    return found | new
 
 
 def _context(lm: LM, evaluator: Evaluator) -> dict[str, Any]:
@@ -70,26 +88,6 @@ def _key(question: Question) -> str:
     place = [question.case, question.index] if probe.kind == "fluency" else []
     against = [{"competing_answer": probe.competing_answer}] if probe.competing_answer else []
     return json.dumps([asked_as, probe.prompt, probe.answers, *place, *against], ensure_ascii=False)
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    """All segments. A segment is named by its hash; a damaged one is dropped, its answers are asked again."""
-    known: dict[str, Any] = {}
-    for segment in sorted(folder.glob("*.json")):
-        text = segment.read_text()
-        if sha256(text.encode()).hexdigest() == segment.stem:
-            known |= json.loads(text)
-        else:
-            log.warning("the cached answers in %s are damaged and are asked again", segment)
-            segment.unlink()
-    return known
-
-
-def _append(folder: Path, answers: dict[str, Any]) -> None:
-    text = json.dumps(answers, ensure_ascii=False)
-    new = folder / ".new"
-    new.write_text(text)
-    new.rename(folder / f"{sha256(text.encode()).hexdigest()}.json")
 
 
 def _answer(saved: dict[str, Any]) -> Answer:

@@ -83,6 +83,8 @@ class Evaluator:
         _known("routed_by", [routed_by], get_args(RoutedBy))
         _known("each_edit", each_edit, [kind for kind in KINDS if kind != "consistency"])
         _known("each_step", each_step, [kind for kind in KINDS if kind not in _TEXTS])
+        if not kinds or not scoring:
+            raise InputError(f"eval.kinds={list(kinds)}, eval.scoring={list(scoring)}: give at least one of each")
         if "consistency" in kinds and "fluency" not in kinds:
             raise InputError(f"eval.kinds={list(kinds)}: consistency compares the texts of fluency; add fluency")
         self.scoring, self.aliases, self.locality_reference = tuple(scoring), aliases, locality_reference

@@ -67,6 +67,7 @@ class StartWeights:
         self.trained = trained
         self.values = [leaf.detach().clone() for leaf in trained.leaves] if keep else []
         self.moved = False
+        self.kept: dict[object, float] = {}  # what a loss has computed with them, by example
 
     @contextmanager
     def weights(self) -> Iterator[None]:

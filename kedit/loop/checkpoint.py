@@ -1,14 +1,17 @@
-"""The state of a run after a committed step: the tensors that the LM tracks, and the editor's own."""
+"""The state of a run after a committed step: the tensors that the LM tracks, and the editor's own.
+
+`state/commit.json` says which step that is, and what identifies every file that it rests on (kedit.results.integrity).
+"""
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from kedit.common.errors import InputError
-from kedit.common.text_files import read_text, write_text
+from kedit.common.text_files import write_text
+from kedit.results.cell_files import COMMIT, ROWS, STATE, STEPS
+from kedit.results.integrity import DamagedFile, Fingerprint, check_files, compare, fingerprint, read_json, read_record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,57 +21,68 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-COMMIT = "commit.json"
 
-
-def save_checkpoint(folder: Path, lm: "LM", editor: "Editor") -> None:
-    """Write the state of model and editor into an empty folder."""
+def save_checkpoint(cell: Path, step: int, lm: "LM", editor: "Editor") -> dict[str, Fingerprint]:
+    """Write the state of model and editor into the new folder state/<step>. Returns what identifies its files."""
     from safetensors.torch import save_file
 
+    folder = cell / STATE / str(step)
+    folder.mkdir(parents=True)
     tensors, texts = _parts(editor.state())
     save_file(_contiguous(lm.state()), folder / "model.safetensors")
     save_file(_contiguous(tensors), folder / "editor.safetensors")
     write_text(folder / "editor.json", json.dumps(texts))
+    return {str(file.relative_to(cell)): fingerprint(file) for file in sorted(folder.iterdir())}
 
 
-def load_checkpoint(home: Path, lm: "LM", editor: "Editor") -> int:
-    """Load the state of the last commit below `home` into model and editor. Returns its step; -1 without a commit."""
-    from safetensors.torch import load_file
+def intact_commit(cell: Path) -> dict[str, Any]:
+    """The record of the last commit; empty without one. Raises DamagedFile if a file (the state apart) is not as it was
+    committed."""
+    record = read_record(cell, COMMIT)
+    if record:
+        files = record.get("files")
+        if not isinstance(files, dict) or not {ROWS, STEPS} <= files.keys():
+            raise DamagedFile(cell, COMMIT, "it does not say what was committed")
+        check_files(cell)
+    return record
 
-    step = committed_step(home)
+
+def load_checkpoint(cell: Path, lm: "LM", editor: "Editor") -> int:
+    """Load the state of the last commit into model and editor. Returns its step; -1 without a commit."""
+    step = committed_step(cell)
     if step > 0:
-        with _undamaged(home / str(step)) as folder:
-            model = load_file(folder / "model.safetensors", device=str(lm.device))
-        state = editor_state(home, step, str(lm.device))
+        model = _tensors(cell, f"{STATE}/{step}/model.safetensors", str(lm.device))
+        state = editor_state(cell, step, str(lm.device))
         lm.load_state(model)
         editor.load_state(lm, state)
         log.info("continuing after step %d", step)
     return step
 
 
-def committed_step(home: Path) -> int:
-    """The step of the last commit below `home`; -1 without one."""
-    return int(json.loads(read_text(home / COMMIT) or '{"step": -1}')["step"])
+def committed_step(cell: Path) -> int:
+    """The step of the last commit; -1 without one."""
+    step = read_record(cell, COMMIT).get("step", -1)
+    if not isinstance(step, int):
+        raise DamagedFile(cell, COMMIT, f"its step is {step!r}")
+    return step
 
 
-def editor_state(home: Path, step: int, device: str = "cpu") -> dict[str, "Tensor | str"]:
+def editor_state(cell: Path, step: int, device: str = "cpu") -> dict[str, "Tensor | str"]:
     """What the editor's `state()` was at this commit."""
+    texts = read_json(cell, f"{STATE}/{step}/editor.json")
+    return _tensors(cell, f"{STATE}/{step}/editor.safetensors", device) | texts
+
+
+def _tensors(cell: Path, name: str, device: str) -> dict[str, "Tensor"]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    with _undamaged(home / str(step)) as folder:
-        return load_file(folder / "editor.safetensors", device=device) | json.loads(
-            (folder / "editor.json").read_text(encoding="utf-8")
-        )
-
-
-@contextmanager
-def _undamaged(folder: Path) -> Iterator[Path]:
-    from safetensors import SafetensorError
-
+    known = read_record(cell, COMMIT).get("files", {})
+    compare(cell, {name: known[name]} if name in known else {}, growing=False)
     try:
-        yield folder
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{folder} is damaged ({error}); remove {folder.parents[1]} to start over") from error
+        return load_file(cell / name, device=device)
+    except (FileNotFoundError, SafetensorError) as error:
+        raise DamagedFile(cell, name, str(error)) from error
 
 
 def _contiguous(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:

@@ -3,16 +3,15 @@
 The files are listed in kedit/results/cell_files.py.
 """
 
+import hashlib
 import json
 import logging
-import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -20,8 +19,32 @@ from filelock import FileLock, Timeout
 from kedit.common.dotted import dotted
 from kedit.common.errors import InputError
 from kedit.common.text_files import read_text, write_text
-from kedit.loop.checkpoint import COMMIT, load_checkpoint, save_checkpoint
-from kedit.results.cell_files import CONFIG, LOCK, META, ROWS, SCRATCH, STATE, STATUS, STEPS, TRACES, is_finished
+from kedit.loop.appended_file import AppendedFile
+from kedit.loop.checkpoint import intact_commit, load_checkpoint, save_checkpoint
+from kedit.loop.stop_signals import StopSignals
+from kedit.results.cell_files import (
+    COMMIT,
+    CONFIG,
+    LOCK,
+    MANIFEST,
+    META,
+    ROWS,
+    SCRATCH,
+    STATE,
+    STATUS,
+    STEPS,
+    TRACES,
+    is_finished,
+)
+from kedit.results.integrity import (
+    DamagedFile,
+    check_files,
+    fingerprint,
+    read_json,
+    read_record,
+    read_records,
+    write_record,
+)
 from kedit.results.schema import SCHEMA
 
 if TYPE_CHECKING:
@@ -32,6 +55,7 @@ log = logging.getLogger(__name__)
 
 # parts of meta.json that a continued run must share with its beginning
 FIXED = ("data", "files", "model_is", "versions")
+LOOKS_S = 0.5  # longer than a look of kedit.status, which holds the lock for a moment
 
 
 class InMemoryJournal:
@@ -62,31 +86,36 @@ class InMemoryJournal:
 
 
 class ReadOnlyJournal(InMemoryJournal):
-    """What the other processes of a parallel training have: they continue where the cell does, and write nothing."""
+    """The journal of the other processes of a parallel training: they continue where the cell does, and write
+    nothing."""
 
     def __init__(self, directory: str | Path):
         super().__init__()
-        self.state = Path(directory) / STATE
-        self.scratch = self.state / SCRATCH
+        self.directory = Path(directory)
+        self.scratch = self.directory / STATE / SCRATCH
 
     def resume(self, lm: "LM", editor: "Editor") -> int:
-        return load_checkpoint(self.state, lm, editor)
+        try:
+            intact_commit(self.directory)
+            return load_checkpoint(self.directory, lm, editor)
+        except DamagedFile:
+            return -1
 
 
 class Journal(InMemoryJournal):
     """A cell's directory: at most one run at a time, and none with another config.
 
-    SIGTERM and SIGUSR1 (a scheduler's preemption) finish the step, commit, and exit with 128 + the signal's number.
+    SIGTERM, SIGUSR1 and SIGHUP finish the step, commit, and exit with 128 + the signal's number.
     """
 
     def __init__(self, directory: str | Path, config: str, *, every_s: float = 60.0, keep_state: bool = False):
         super().__init__()
         self.directory, self.config = Path(directory), config
         self.every_s, self.keep_state = every_s, keep_state
-        self._files: dict[str, IO[str]] = {}
+        self._files: dict[str, AppendedFile] = {}
         self._last_commit = time.monotonic()
-        self._handlers: dict[int, Any] = {}
-        self._stop: int | None = None  # the signal that asked the run to stop
+        self._signals = StopSignals()
+        self._same: str | None = None  # hash of the parts of meta.json that stay the same
 
     @property
     def scratch(self) -> Path:  # type: ignore[override]
@@ -97,19 +126,37 @@ class Journal(InMemoryJournal):
         return is_finished(self.directory)
 
     def check(self) -> None:
-        """Raises InputError where the directory holds a run with another config."""
+        """Raises InputError if the directory holds a run with another config, or a finished one that is damaged."""
+        self._check_config()
+        if (self.directory / MANIFEST).exists():  # it is finished, whatever its status says
+            if read_text(self.directory / CONFIG) != self.config:
+                write_text(self.directory / CONFIG, self.config)
+            check_files(self.directory)
+            if not self.finished:
+                write_text(self.directory / STATUS, "finished")
+
+    def _check_config(self) -> None:
+        """A config that cannot be read is written again if it is known to have been this one, or if nothing was
+        committed with it."""
         held = read_text(self.directory / CONFIG)
-        if held is not None and held != self.config:
+        if held == self.config:
+            return
+        if held is not None and (difference := _difference(held, self.config)):
             raise InputError(
-                f"{self.directory} holds a run with another config ({_difference(held, self.config)}); "
+                f"{self.directory / CONFIG}: the directory holds a run with another config ({difference}); "
                 "remove the directory, or name the difference on the command line"
             )
+        known = _recorded(self.directory).get("config")
+        if known not in (None, _hash(self.config)):
+            raise DamagedFile(self.directory, CONFIG, "and it was another config than this command's")
+        if held is not None:
+            log.warning("%s is damaged; it is written again", self.directory / CONFIG)
 
     def __enter__(self) -> "Journal":
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.directory / LOCK, blocking=False)
-            self._lock.acquire()
+            self._lock = FileLock(self.directory / LOCK)
+            self._lock.acquire(timeout=LOOKS_S)
         except Timeout as error:
             raise InputError(f"{self.directory}: another run is at work here; wait for it, or stop it") from error
         except OSError as error:
@@ -117,109 +164,131 @@ class Journal(InMemoryJournal):
             raise InputError(f"{wrong}; set KEDIT_RUNS to a writable folder") from error
         try:
             self.check()
-            if not (self.directory / CONFIG).exists():
+            if read_text(self.directory / CONFIG) != self.config:
                 write_text(self.directory / CONFIG, self.config)
             if not self.finished:
                 write_text(self.directory / STATUS, "running")
         except BaseException:
             self._lock.release()
             raise
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {n: signal.signal(n, self._ask_to_stop) for n in (signal.SIGTERM, signal.SIGUSR1)}
+        self._signals.listen()
         return self
 
-    def _ask_to_stop(self, number: int, frame: object) -> None:
-        self._stop = number
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+    def __exit__(self, *_: object) -> None:
+        self._signals.release()
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # of a full disk, which was said before
+                file.close()
         self._lock.release()
 
     # --- while running -----------------------------------------------------------------------------------------------
 
     def resume(self, lm: "LM", editor: "Editor") -> int:
-        text = read_text(self.directory / STATE / COMMIT)
-        done = json.loads(text) if text else {ROWS: 0, STEPS: 0}
-        for name, kept in ((ROWS, self.rows), (STEPS, self.steps)):
-            with open(self.directory / name, "ab") as whole:
-                whole.truncate(done[name])  # what was written after the last commit is done again
-            with open(self.directory / name, encoding="utf-8") as file:
-                kept += map(json.loads, file)
-            self._open(name)
-        if (self.directory / TRACES).exists():
-            os.truncate(self.directory / TRACES, done.get(TRACES, 0))
-        return load_checkpoint(self.directory / STATE, lm, editor)
+        """If what was committed is damaged, every step is done again, to the same rows."""
+        try:
+            files = intact_commit(self.directory).get("files", {})
+            step = load_checkpoint(self.directory, lm, editor)
+        except DamagedFile as damaged:
+            log.warning("%s is damaged (%s); every step is done again", damaged.file, damaged.what)
+            shutil.rmtree(self.directory / STATE)
+            files, step = {}, -1
+        for name in (ROWS, STEPS, TRACES):
+            if name in files or name != TRACES or (self.directory / name).exists():
+                self._open(name, files[name]["size"] if name in files else 0)
+        self.rows += read_records(self.directory, ROWS)
+        self.steps += read_records(self.directory, STEPS)
+        return step
 
     def write(self, step: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
         before = len(self.rows)
         super().write(step, rows)
-        self._append(ROWS, self.rows[before:])
-        self._append(STEPS, self.steps[-1:])
+        self._files[ROWS].append(self.rows[before:])
+        self._files[STEPS].append(self.steps[-1:])
 
     def trace(self, records: Iterable[Mapping[str, Any]]) -> None:
         records = list(records)
         if records:  # few cells have any
             if TRACES not in self._files:
-                self._open(TRACES)
-            self._append(TRACES, records)
+                self._open(TRACES, 0)
+            self._files[TRACES].append(records)
 
-    def _open(self, name: str) -> None:
-        self._files[name] = open(self.directory / name, "a", encoding="utf-8")  # noqa: SIM115 (see __exit__)
-
-    def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
-        self._files[name].writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        self._files[name].flush()
+    def _open(self, name: str, size: int) -> None:
+        self._files[name] = AppendedFile(self.directory / name, size)
 
     def commit(self, lm: "LM", editor: "Editor", *, now: bool) -> None:
-        if not now and self._stop is None and time.monotonic() - self._last_commit < self.every_s:
+        if not now and self._signals.received is None and time.monotonic() - self._last_commit < self.every_s:
             return
-        sizes = {name: _sync(file) for name, file in self._files.items()}
-        step = self.steps[-1]["step"]
-        new = self.directory / STATE / str(step)
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        save_checkpoint(new, lm, editor)
-        write_text(self.directory / STATE / COMMIT, json.dumps({"step": step, **sizes}))
-        for old in (self.directory / STATE).iterdir():
-            if old.is_dir() and old != new:
+        files = {name: file.synced() for name, file in self._files.items()}
+        step, home = self.steps[-1]["step"], self.directory / STATE
+        shutil.rmtree(home / str(step), ignore_errors=True)
+        files |= save_checkpoint(self.directory, step, lm, editor)
+        record = {"step": step, "config": _hash(self.config), "same": self._same, "files": files}
+        write_record(self.directory, COMMIT, record)
+        for old in home.iterdir():
+            if old.is_dir() and old.name != str(step):
                 shutil.rmtree(old)
         self._last_commit = time.monotonic()
-        if self._stop is not None:
-            log.warning("stopped by signal %d after step %d; the same command continues", self._stop, step)
-            raise SystemExit(128 + self._stop)
+        if self._signals.received is not None:
+            self._signals.stop(step)
 
     def describe(self, meta: Mapping[str, Any]) -> None:
-        """Write (again) what the cell is: meta.json. Raises InputError where another data, model or versions began."""
-        held = json.loads(read_text(self.directory / META) or "{}")
-        for part in FIXED:
-            if part in held and held[part] != json.loads(json.dumps(meta[part])):
-                raise InputError(
-                    f"{self.directory} was begun with another {part} ({held[part]}, now {meta[part]}); "
-                    "remove the directory to begin again, or bring the first one back"
-                )
+        """Write (again) what the cell is: meta.json. Raises InputError if it was started with other data, another model
+        or other versions."""
+        fixed = {part: json.loads(json.dumps(meta[part])) for part in FIXED if part in meta}
+        self._same = _hash(json.dumps(fixed, sort_keys=True))
+        known = _recorded(self.directory).get("same")
+        if known != self._same:
+            self._compare(fixed, known)
         text = json.dumps({"schema": SCHEMA, **meta}, indent=1, ensure_ascii=False)
         write_text(self.directory / META, text)
 
+    def _compare(self, fixed: Mapping[str, Any], known: str | None) -> None:
+        """With what meta.json says. If that cannot be read, only with the hash that a commit has of it."""
+        try:
+            held = read_json(self.directory, META) if (self.directory / META).exists() else {}
+        except DamagedFile:
+            if known:
+                raise
+            held = {}
+        for part, value in fixed.items():
+            if part in held and held[part] != value:
+                raise InputError(
+                    f"{self.directory} was started with another {part} ({held[part]}, now {value}); "
+                    "remove the directory to start again, or bring the first one back"
+                )
+        if known:
+            raise DamagedFile(self.directory, META, f"and the run was started with other {', '.join(FIXED)}")
+
     def finish(self) -> None:
         """The last commit was the last step: nothing will be added."""
+        files = {name: file.synced() for name, file in self._files.items()}
+        files |= {name: fingerprint(self.directory / name) for name in (CONFIG, META)}
+        write_record(self.directory, MANIFEST, {"config": _hash(self.config), "files": files})
         write_text(self.directory / STATUS, "finished")
         if not self.keep_state:
             shutil.rmtree(self.directory / STATE, ignore_errors=True)
 
 
-def _sync(file: IO[str]) -> int:
-    """Everything written is on disk; returns the file's size."""
-    file.flush()
-    os.fsync(file.fileno())
-    return os.fstat(file.fileno()).st_size
+def _recorded(cell: Path) -> dict[str, Any]:
+    """What was recorded when the cell finished, else with its last commit; nothing if that is damaged."""
+    try:
+        return read_record(cell, MANIFEST) or read_record(cell, COMMIT)
+    except DamagedFile:
+        return {}
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _difference(held: str, new: str) -> str:
-    """The first option that differs."""
-    there, now = (dict(dotted(yaml.safe_load(text))) for text in (held, new))
-    none = "not there"
+    """The first option that differs; empty if `held` is no config."""
+    try:
+        there = yaml.safe_load(held)
+    except yaml.YAMLError:
+        return ""
+    if not isinstance(there, dict):
+        return ""
+    there, now, none = dict(dotted(there)), dict(dotted(yaml.safe_load(new))), "not there"
     name = next((name for name in there | now if there.get(name, none) != now.get(name, none)), "its form")
     return f"{name}: there {there.get(name, none)}, now {now.get(name, none)}"

@@ -7,10 +7,9 @@ from itertools import groupby
 from typing import Any
 from zlib import crc32
 
-import pandas as pd
 from transformers import set_seed
 
-from kedit.cases import KINDS, Case, Question, questions_of
+from kedit.cases import Case, Question, questions_of
 from kedit.common.progress import progress
 from kedit.editors import Editor
 from kedit.evaluation.baseline import baseline_answers
@@ -20,7 +19,7 @@ from kedit.lm import LM
 from kedit.loop.journal import InMemoryJournal
 from kedit.loop.settings import Step
 from kedit.loop.tracker import Tracker
-from kedit.results.scores import COLUMNS, per_case
+from kedit.results.scores import COLUMNS, mean_scores
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ def experiment(
             editor.reset()
             runner.edits = runner.cases = 0
         if number > done:
-            journal.commit(lm, editor, now=bool(step.test))
+            journal.commit(lm, editor, now=number == len(steps) or runner.is_checkpoint(step))
     return journal.rows
 
 
@@ -93,6 +92,10 @@ class _Runner:
         """The step's edits are about to be made."""
         self.edits += sum(len(case.edits) for case in step.edit)
         self.cases += len(step.edit)
+
+    def is_checkpoint(self, step: Step) -> bool:
+        """Whether a sequence goes on after a test of all that it has edited so far."""
+        return bool(step.test) and not step.restore and len(step.test) == self.cases
 
     def baseline(self, steps: Sequence[Step], fit_s: float) -> tuple[Row, list[Row]]:
         """The unedited model on everything that will be tested."""
@@ -187,9 +190,7 @@ def all_questions(steps: Sequence[Step], evaluator: Evaluator) -> list[Question]
 def _metrics(record: Row, rows: Sequence[Row]) -> dict[str, Any]:
     """What one step shows on a dashboard: the edit's cost, and scores as the table has them, by moment and kind."""
     numbers = {key: value for key, value in record.items() if isinstance(value, int | float) and key != "step"}
-    frame = pd.DataFrame(rows)
-    for when, asked in frame.groupby("when") if rows else ():
-        scores = {kind: per_case(asked, kind) for kind in KINDS}
-        named = {COLUMNS[kind].replace(" ", "_"): values for kind, values in scores.items() if len(values)}
-        numbers |= {f"{when}/{name}": float(values.mean()) for name, values in named.items()}
+    for when in dict.fromkeys(row["when"] for row in rows):
+        scores = mean_scores([row for row in rows if row["when"] == when])
+        numbers |= {f"{when}/{COLUMNS[kind].replace(' ', '_')}": score for kind, score in scores.items()}
     return numbers

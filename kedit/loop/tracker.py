@@ -153,7 +153,7 @@ class Wandb(Tracker):
 
         media: dict[str, Any] = {name: wandb.Image(str(path)) for name, path in report.pictures.items()}
         for name, frame in report.tables.items():
-            media |= {part: wandb.Table(dataframe=rows) for part, rows in _parts(name, frame)}
+            media |= {part: _table(rows) for part, rows in _parts(name, frame)}
         self._run.log(media, step=self._step)
         self._run.summary.update(dict(report.summary))
 
@@ -175,6 +175,18 @@ class Wandb(Tracker):
         except Exception as error:
             log.warning("wandb stopped: %s; the rows on disk are complete", error)
             self._run = None
+
+
+def _table(frame: "pd.DataFrame") -> Any:
+    """A wandb.Table of columns of numbers and of texts. Its values are given at once: wandb would check every row's
+    types, which takes a second for some thousand."""
+    import wandb
+    from pandas.api.types import is_numeric_dtype
+
+    types = [float if is_numeric_dtype(column) else str for _, column in frame.items()]
+    table = wandb.Table(columns=list(map(str, frame)), data=[], dtype=types, optional=True)
+    table.data = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
+    return table
 
 
 def _parts(name: str, frame: "pd.DataFrame") -> list[tuple[str, "pd.DataFrame"]]:

@@ -44,6 +44,11 @@ class Loss:
     """A loss over the answer tokens of a batch. What it keeps belongs to one edit and one batch."""
 
     uses_reference: bool = False  # does it ask for the weights that the edit started from?
+    remembers: bool = False  # does `remember` keep anything?
+
+    def remember(self, view: LossInputs) -> None:
+        """Called with each batch of a long training before its first step: keep in `view.start.kept`, by example, what
+        every epoch would compute again with the weights as they were."""
 
     def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> bool:
         """Called at the start of each cycle with the logits of the weights as they are. True: nothing is left to

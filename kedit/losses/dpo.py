@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from kedit.cases import Edit
 from kedit.common.options import Positive, Share
 from kedit.lm.text import Batch
 from kedit.losses import Loss, LossInputs, log_p
@@ -45,18 +46,39 @@ class PreferNewAnswer(Loss):
     """
 
     uses_reference = True
+    remembers = True
 
     def __init__(self, other: Loss, alpha: Share, beta: Positive):
         self.other, self.alpha, self.beta = other, alpha, beta
 
+    def remember(self, view: LossInputs) -> None:
+        self._encode(view)
+        if self.rows:
+            view.start.kept |= zip(self._facts(view), self._reference(view).tolist(), strict=True)
+        self.other.remember(view)
+
     def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> bool:
-        self.rows = [i for i, fact in enumerate(view.facts) if fact.target_old and fact.target_old != fact.target_new]
+        if cycle == 0:
+            self._encode(view)
         if cycle == 0 and self.rows:
-            facts = [view.facts[i] for i in self.rows]
+            kept = [view.start.kept.get(fact) for fact in self._facts(view)]
+            self.reference = self._reference(view) if None in kept else logits.new_tensor(kept)
+        return self.other.refresh(view, logits, cycle)
+
+    def _encode(self, view: LossInputs) -> None:
+        self.rows = [i for i, fact in enumerate(view.facts) if fact.target_old and fact.target_old != fact.target_new]
+        if self.rows:
+            facts = self._facts(view)
             self.new = view.lm.encode([f.prompt for f in facts], [f.target_new for f in facts])
             self.old = view.lm.encode([f.prompt for f in facts], [str(f.target_old) for f in facts])
-            self.reference = self._margin(view.reference(self.new), view.reference(self.old))
-        return self.other.refresh(view, logits, cycle)
+
+    def _facts(self, view: LossInputs) -> list[Edit]:
+        """Those with an old answer."""
+        return [view.facts[i] for i in self.rows]
+
+    def _reference(self, view: LossInputs) -> Float[Tensor, " m"]:
+        """The margins of the weights that the edit started from."""
+        return self._margin(view.reference(self.new), view.reference(self.old))
 
     def __call__(self, view: LossInputs, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
         values = self.other(view, logits)

@@ -50,9 +50,9 @@ def translate(source: Path, target: Path = FOLDER) -> list[Path]:
     if not paths:
         raise InputError(f"{source}: no <paper>_table<n>.csv there; give the folder of the transcribed tables")
     for path in paths:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             rows = [translated(row) for row in csv.DictReader(file)]
-        with (target / path.name).open("w", newline="") as file:
+        with (target / path.name).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

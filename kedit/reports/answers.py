@@ -6,8 +6,9 @@ model; the prompts are read from the cells' dataset again.
 """
 
 import argparse
+import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -20,14 +21,18 @@ from rich.text import Text
 
 from kedit.cases import KINDS, Case, Kind, questions_of
 from kedit.common.errors import InputError
+from kedit.common.terminal import use_safe_output
 from kedit.papers import FOLDER
-from kedit.results.cells import Cell, find
+from kedit.reports.table import formats
+from kedit.results.cells import Cell, find, tested
 
 SAME = ("model", "dataset", "setting", "T", "seed", "order_seed", "overrides")  # what one table's editors share
 PLACE = ["case", "kind", "group", "probe"]
 TEXT = {"forced": "pred", "generate": "generated"}
 PRINTED: dict[str, list[Kind]] = {"kdpo_table4": ["reliability"], "kedas_table10": ["locality", "portability"]}
 RIGHT, WRONG = "✓", "✗"
+Show = Callable[[str, pd.DataFrame], None]
+log = logging.getLogger(__name__)
 
 
 def cases_of(cell: Cell) -> dict[str, Case]:
@@ -59,19 +64,44 @@ def examples(cells: Sequence[Cell], kinds: Sequence[Kind], *, scoring: str = "fo
 
     The cells differ in their editor only. Wanted is the dataset's answer; of locality, what the unedited model answers.
     """
-    known = cases_of(cells[0])
-    before = outputs(cells[0], "before", scoring)
+    answers = _answers(cells, scoring)
+    [first, *_] = answers
+    before = outputs(first, "before", scoring)
+    table = _questions(first, list(dict.fromkeys(case for case, *_ in before.index)), kinds)
+    table["(unedited)"] = before
+    for cell, said in answers.items():
+        table[cell.meta["editor"]] = said
+    return table.dropna(subset=["(unedited)"]).fillna("-").reset_index()
+
+
+def _answers(cells: Sequence[Cell], scoring: str) -> dict[Cell, pd.Series]:
+    """What each edited model answered; a cell without such answers is left out, unless all are."""
+    found: dict[Cell, pd.Series] = {}
+    for cell in cells:
+        try:
+            found[cell] = outputs(cell, "test", scoring)
+        except InputError as error:
+            if cell is cells[-1] and not found:
+                raise
+            log.warning("left out: %s", error)
+    return found
+
+
+def _questions(cell: Cell, ids: Sequence[str], kinds: Sequence[Kind]) -> pd.DataFrame:
+    """Prompt and wanted answer of each question of these kinds, by PLACE."""
+    known = cases_of(cell)
     lines: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for id in dict.fromkeys(case for case, *_ in before.index):
+    for id in ids:
+        if id not in known:
+            raise InputError(f"{cell.directory}: its dataset has no case {id} any more; give it the file that it had")
         for q in sorted(questions_of(known[id], tuple(kinds)), key=lambda q: list(kinds).index(q.probe.kind)):
             place = (id, q.probe.kind, q.probe.group, q.index)
             lines[place] = {"prompt": q.probe.prompt, "wanted": q.probe.answers[0]}
+    if not lines:
+        raise InputError(f"{cell.directory}: its dataset asks no {' and no '.join(kinds)}; choose other --kinds")
     table = pd.DataFrame.from_dict(lines, orient="index")
     table.index = pd.MultiIndex.from_tuples(table.index, names=PLACE)
-    table["(unedited)"] = before
-    for cell in cells:
-        table[cell.meta["editor"]] = outputs(cell, "test", scoring)
-    return table.dropna(subset=["(unedited)"]).fillna("-").reset_index()
+    return table
 
 
 def choose(table: pd.DataFrame, wanted: Sequence[str], n: int) -> pd.DataFrame:
@@ -94,7 +124,7 @@ def _plain(text: str) -> str:
 
 def printed(name: str) -> pd.DataFrame:
     """What a paper's table of examples prints, in the form of `examples`; a mark only where the paper has one."""
-    table = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    table = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     lines = []
     for case in table.get("examples", ()):  # KDPO
         said = {editor: _marked(**post) for editor, post in case["post_edit"].items()}
@@ -117,7 +147,7 @@ def groups(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
     """(caption, cells that may stand in one table)."""
     together: dict[str, list[Cell]] = {}
     for cell in cells:
-        if "when" in cell.rows and (cell.rows["when"] == "test").any():
+        if cell.tested:
             of = "{model} on {dataset}, {setting}, T={T}, seed {seed}".format(**cell.meta)
             rest = [f"{key} {cell.meta[key]}" for key in SAME[5:] if cell.meta[key]]
             together.setdefault(", ".join([of, *rest]), []).append(cell)
@@ -140,6 +170,7 @@ def show(caption: str, table: pd.DataFrame) -> None:
 
 
 def main() -> None:
+    use_safe_output()
     parser = argparse.ArgumentParser(prog="python -m kedit.examples", description=str(__doc__))
     parser.add_argument("place", help="a sweep's name, or a directory of runs")
     parser.add_argument("--case", action="append", default=[], metavar="TEXT", help="an id, or part of a prompt")
@@ -151,26 +182,38 @@ def main() -> None:
     given = parser.parse_args()
     out = _write if given.markdown else show
     try:
-        cells = list(groups(find(given.place)))
+        cells = list(groups(tested(find(given.place))))
         wanted, kinds = list(given.case), given.kinds
         if given.printed:
             table, kinds = printed(given.printed), PRINTED[given.printed]
             out(f"printed: {given.printed}", table)
             wanted += list(table["prompt"])
-        for caption, together in cells:
-            out(caption, choose(examples(together, kinds, scoring=given.scoring), wanted, given.n))
+        shown = [_shown(out, caption, together, given, kinds, wanted) for caption, together in cells]
     except InputError as error:
         sys.exit(str(error))
+    sys.exit(not any(shown))
+
+
+def _shown(
+    out: Show, caption: str, cells: Sequence[Cell], given: argparse.Namespace, kinds: Sequence[Kind], wanted: list[str]
+) -> bool:
+    """One set of cells; what is wrong with it is said, and the other sets are shown."""
+    try:
+        out(caption, choose(examples(cells, kinds, scoring=given.scoring), wanted, given.n))
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return False
+    return True
 
 
 def _write(caption: str, table: pd.DataFrame) -> None:
-    sys.stdout.write(f"{markdown(table)}\n\n{caption}\n\n")
+    sys.stdout.write(f"{markdown(table)}\n\n{formats.plain_markdown(caption)}\n\n")
 
 
 def markdown(table: pd.DataFrame) -> str:
     shown = _columns(table).astype(str)
     lines = [list(shown), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(formats.plain_markdown, line)) + " |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """What has run, runs, failed or is missing: python -m kedit.status [SWEEP]. Needs no GPU and no model.
 
-Exit status for scripts: 0 every cell is done; 1 a cell failed (or nothing is there); 2 none failed, but cells run, were
-stopped or are missing.
+Exit status for scripts: 0 every cell is done; 1 a cell failed or is damaged (or nothing is there); 2 none did, but
+cells run, were stopped or are missing.
 """
 
 import argparse
-import json
 import math
 import re
 import sys
@@ -26,8 +25,20 @@ from rich.text import Text
 from kedit.common.cache import contents, prune
 from kedit.common.errors import InputError
 from kedit.common.paths import runs
-from kedit.common.text_files import read_jsonl, read_text
-from kedit.results.cell_files import ERROR, META, STATUS, STEPS, is_finished, is_running, requested_cells
+from kedit.common.terminal import use_safe_output
+from kedit.common.text_files import read_text
+from kedit.results.cell_files import (
+    ERROR,
+    META,
+    ROWS,
+    STATUS,
+    STEPS,
+    cell_directories,
+    is_finished,
+    is_running,
+    requested_cells,
+)
+from kedit.results.integrity import DamagedFile, read_json, read_records
 
 STYLES = {"done": "green", "running": "yellow", "stopped": "magenta", "failed": "red", "missing": "dim"}
 
@@ -56,7 +67,7 @@ class Seen:
 
     @cached_property
     def state(self) -> str:
-        """done, running (a process holds it), failed, stopped (its process is gone) or missing (never begun)."""
+        """done, running (a process holds it), failed, stopped (its process is gone) or missing (never started)."""
         status = read_text(self.place / STATUS)
         if is_finished(self.place):
             return "done"
@@ -68,15 +79,31 @@ class Seen:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        return json.loads(read_text(self.place / META) or "{}")
+        """Empty if it is not there, or damaged."""
+        return self._read[0]
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.place / STEPS)
+        """Empty if there are none, or one is damaged."""
+        return self._read[1]
+
+    @property
+    def damage(self) -> str:
+        """Which file cannot be read; empty if all can."""
+        return self._read[2]
+
+    @cached_property
+    def _read(self) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
+        meta: dict[str, Any] = {}
+        try:
+            meta = read_json(self.place, META) if (self.place / META).exists() else {}
+            return meta, read_records(self.place, STEPS), ""
+        except DamagedFile as damaged:
+            return meta, [], str(damaged)
 
     @property
     def edits(self) -> int:
-        return sum(len(step["cases"]) for step in self.steps)
+        return sum(len(step.get("cases", ())) for step in self.steps)
 
     @property
     def wanted(self) -> int | None:
@@ -109,10 +136,16 @@ class Seen:
 
 
 def look(sweep: Path) -> list[Seen]:
-    """Every cell that was asked of a sweep or is found below it."""
-    asked = {cell["directory"] for cell in requested_cells(sweep)}
-    found = {str(path.parent.relative_to(sweep)) for path in sweep.rglob(STATUS)}
-    return [Seen(sweep, directory) for directory in sorted(asked | found, key=lambda cell: _natural(Path(cell).parts))]
+    """Every cell that was requested of a sweep or is found below it."""
+    requested = {cell["directory"] for cell in requested_cells(sweep)}
+    found = {str(path.relative_to(sweep)) for path in cell_directories(sweep, STATUS, ROWS)}
+    cells = [Path(cell) for cell in requested | found]
+    return [Seen(sweep, str(cell)) for cell in sorted(cells, key=lambda cell: _natural(cell.parts)) if _is_cell(cell)]
+
+
+def _is_cell(directory: Path) -> bool:
+    """model/dataset/editor/setting-T/seed[/overrides]."""
+    return len(directory.parts) in (5, 6)
 
 
 def _natural(parts: tuple[str, ...]) -> list[list[str | int]]:
@@ -124,7 +157,7 @@ def remaining(cells: Sequence[Seen]) -> float:
     """Seconds that one process needs for all that is not done, at the pace of what has run; NaN where nothing has."""
     paces = [cell.seconds / cell.edits for cell in cells if cell.edits]
     wanted = [cell.wanted for cell in cells if cell.wanted]
-    if not paces:
+    if not paces or not wanted:
         return 0.0 if all(cell.state == "done" for cell in cells) else math.nan
     fresh = mean(wanted) * mean(paces)
     return sum(fresh if math.isnan(cell.left) else cell.left for cell in cells)
@@ -133,7 +166,9 @@ def remaining(cells: Sequence[Seen]) -> float:
 def code(cells: Sequence[Seen]) -> int:
     """The exit status: 0 all done, 1 something failed, 2 something is yet to be done."""
     states = {cell.state for cell in cells}
-    return 1 if "failed" in states else 0 if states <= {"done"} else 2
+    if "failed" in states or any(cell.damage for cell in cells):
+        return 1
+    return 0 if states <= {"done"} else 2
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------
@@ -148,7 +183,7 @@ def grid(cells: Sequence[Seen]) -> Table:
         table.add_column(Text("\n".join(column)), justify="right", no_wrap=True)
     by_place = {(cell.row, cell.column): cell for cell in cells}
     for row in dict.fromkeys(cell.row for cell in cells):
-        table.add_row(row, *(_shown(by_place.get((row, column))) for column in columns))
+        table.add_row(Text(row), *(_shown(by_place.get((row, column))) for column in columns))
     return table
 
 
@@ -179,8 +214,10 @@ def lines(cells: Sequence[Seen]) -> Iterator[str]:
     for cell in cells:
         if cell.state == "failed":
             yield f"failed: {cell.directory}: {cell.error}"
-    models = {(cell.directory.split("/")[0], cell.meta["model_is"]["identity"]) for cell in cells if cell.meta}
-    for name, identity in sorted(models, key=str):
+        if cell.damage:
+            yield cell.damage
+    models = {(cell.directory.split("/")[0], cell.meta.get("model_is", {}).get("identity")) for cell in cells}
+    for name, identity in sorted((model for model in models if model[1]), key=str):
         yield f"model {name}: {identity}"
 
 
@@ -195,6 +232,7 @@ def show(sweep: Path, cells: Sequence[Seen]) -> None:
 
 
 def main() -> None:
+    use_safe_output()
     parser = argparse.ArgumentParser(prog="python -m kedit.status", description=__doc__)
     parser.add_argument("sweep", nargs="?", help=f"a sweep's name; without it all below {runs()}/")
     parser.add_argument("--prune", type=float, metavar="DAYS", help="list what the cache holds unused for so long")
@@ -202,8 +240,11 @@ def main() -> None:
     given = parser.parse_args()
     console = Console(soft_wrap=True, highlight=False)
     if given.prune is not None:
-        for line in prune(given.prune, really=given.yes):
-            console.print(line, markup=False)
+        try:
+            for line in prune(given.prune, really=given.yes):
+                console.print(line, markup=False)
+        except InputError as error:
+            sys.exit(str(error))
         return
     sweeps = [runs() / given.sweep] if given.sweep else [path for path in sorted(runs().glob("*")) if path.is_dir()]
     seen = {sweep: look(sweep) for sweep in sweeps}

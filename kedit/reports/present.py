@@ -1,21 +1,35 @@
 """What a run or a sweep shows at its end: tables on the terminal, and tables and pictures in files."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kedit.common.errors import InputError
+from kedit.common.errors import InputError, disk_is_full
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def showing(place: str | Path) -> Iterator[None]:
+    """Inside, results of `place` are shown: what goes wrong is logged, and costs neither a run nor its exit status."""
+    try:
+        yield
+    except InputError as error:
+        log.warning("no table: %s", error)
+    except Exception as error:
+        if disk_is_full(error):
+            raise
+        log.exception("the results could not be shown; python -m kedit.table %s tries again", place)
 
 
 def show_cells(directories: Sequence[Path]) -> None:
     """Print the tables of these cells."""
     from kedit.reports.table import formats, plain, routing_table
-    from kedit.results.cells import find
+    from kedit.results.cells import readable, tested
 
-    cells = [cell for directory in directories for cell in find(directory)]
+    cells = tested(readable(directories))
     plain.show(list(plain.tables(cells)))
     formats.show([routing_table.grid(*one) for one in routing_table.tables(cells)])
 
@@ -24,15 +38,13 @@ def present_cells(directory: Path) -> list[Any]:
     """Write the tables and the pictures of the cells below a directory. Returns (caption, table) pairs of scores."""
     from kedit.reports.plot import draw
     from kedit.reports.table import plain, routing_table
-    from kedit.results.cells import find
+    from kedit.results.cells import find, tested
 
-    cells = find(directory)
+    cells = tested(find(directory))
     try:
         for picture in filter(None, (drawn.path for drawn in draw(cells, directory))):
             log.info("%s", picture)
     except InputError as error:
         log.info("no pictures: %s", error)
-    except Exception:  # a run is never lost for a picture
-        log.exception("a picture could not be drawn; python -m kedit.plot %s tries again", directory)
     routing_table.write(cells, directory)
     return plain.write(cells, directory)

@@ -16,6 +16,7 @@ from typing import Literal
 
 from kedit.common.errors import InputError
 from kedit.common.paths import sweep_folder
+from kedit.common.terminal import use_safe_output
 from kedit.loop.tracker import unreachable
 from kedit.results.cell_files import is_running
 
@@ -35,6 +36,7 @@ class Synced:
 
 
 def main() -> None:
+    use_safe_output()
     parser = argparse.ArgumentParser(
         prog="python -m kedit.sync",
         description="Upload the wandb runs of a sweep, or of all cells below a directory, that are not on the server.",
@@ -105,7 +107,9 @@ def _upload(part: Path, timeout: float) -> str:
     cell = part.parents[2]  # wandb leaves logs where it runs
     nothing = subprocess.DEVNULL
     try:
-        done = subprocess.run(command, cwd=cell, stdin=nothing, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            command, cwd=cell, stdin=nothing, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout
+        )
     except subprocess.TimeoutExpired:
         return f"error: not done after {timeout:g} s"
     said = done.stderr + done.stdout

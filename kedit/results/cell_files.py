@@ -3,15 +3,17 @@
 <cell>/config.yaml   resolved config            rows.jsonl    one probe scored once a line
        meta.json     provenance, timings        steps.jsonl   one step a line: seconds, loss, weight change
        status        running | finished         traces.jsonl  one probe at one optimiser step a line
-       state/        model and editor after the last commit
+       state/        model and editor after the last commit; commit.json says what was committed
+       manifest.json size and hash of each file, when the run has finished
        error         traceback of the last failure; its last line says in one sentence what is wrong
 """
 
+import fcntl
 import json
+import logging
+import os
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from kedit.common.text_files import read_text
 
@@ -24,9 +26,12 @@ ROWS, STEPS, TRACES, CONFIG, META, STATUS, STATE = (
     "status",
     "state",
 )
+COMMIT, MANIFEST = f"{STATE}/commit.json", "manifest.json"
 SCRATCH, LOCK = "scratch", ".lock"
 ERROR = "error"
 CELLS = "cells.json"  # of a sweep: the cells that were ever requested
+NO_CELLS = (STATE, "model", "wandb")  # folders of a cell that hold none
+log = logging.getLogger(__name__)
 
 
 def is_finished(cell: Path) -> bool:
@@ -35,16 +40,35 @@ def is_finished(cell: Path) -> bool:
 
 def is_running(cell: Path) -> bool:
     """Whether a process works in this cell. A process that was killed holds no lock."""
-    if not (cell / LOCK).exists():
+    try:
+        lock = os.open(cell / LOCK, os.O_RDONLY)
+    except FileNotFoundError:
         return False
     try:
-        with FileLock(cell / LOCK, blocking=False):
-            return False
-    except Timeout:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
         return True
+    finally:
+        os.close(lock)
 
 
 def requested_cells(sweep: Path) -> list[dict[str, Any]]:
-    """All cells that were ever requested of a sweep, sorted by directory."""
-    path = sweep / CELLS
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    """All cells that were ever requested of a sweep, sorted by directory; none if that list is damaged, which is said:
+    what has run is found without it."""
+    try:
+        cells = json.loads(read_text(sweep / CELLS) or "[]")
+        return sorted(cells, key=lambda cell: str(cell["directory"]))
+    except (ValueError, TypeError, KeyError):
+        log.warning("%s is damaged; cells that it lists and that have not started are not shown", sweep / CELLS)
+        return []
+
+
+def cell_directories(root: Path, *names: str) -> list[Path]:
+    """Directories below `root` that hold one of these files of a cell, sorted; also while runs write there."""
+    found = []
+    for folder, inside, files in os.walk(root):
+        if not {*names}.isdisjoint(files):
+            found.append(Path(folder))
+            inside[:] = [name for name in inside if name not in NO_CELLS]
+    return sorted(found)

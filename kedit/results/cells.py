@@ -1,8 +1,10 @@
 """What has run, read back: a cell is one run's directory."""
 
-import json
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,16 @@ import yaml
 from kedit.cases import KNOWEDIT
 from kedit.common.errors import InputError
 from kedit.common.paths import runs, sweep_folder
-from kedit.results.cell_files import CONFIG, META, ROWS, STEPS, TRACES, is_finished
+from kedit.results.cell_files import CONFIG, META, ROWS, STEPS, TRACES, cell_directories, is_finished
+from kedit.results.integrity import DamagedFile, check_files, complete_lines, read_json
 from kedit.results.schema import check, upgraded
+
+log = logging.getLogger(__name__)
 
 # cells that differ in one of these stand in no table and in no picture together
 SAME = ("model", "dataset", "setting", "order_seed", "overrides", "versions")
+NAMES = ("model", "dataset", "editor", "setting", "T", "seed", "effective_T")  # that every cell's meta.json has
+COLUMNS = ("step", "when", "case", "kind", "group", "probe", "scoring", "T")  # of rows, also where none has a value
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Cell:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        return json.loads((self.directory / META).read_text())
+        return read_json(self.directory, META)
 
     @property
     def finished(self) -> bool:
@@ -35,9 +42,15 @@ class Cell:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """As it was resolved; empty where the cell has none."""
+        """As it was resolved; empty if the cell has none."""
         path = self.directory / CONFIG
-        return yaml.safe_load(path.read_text()) if path.exists() else {}
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise DamagedFile(self.directory, CONFIG, "it is no YAML") from error
+        if not isinstance(content, dict):
+            raise DamagedFile(self.directory, CONFIG, "it holds no options")
+        return content
 
     @property
     def kinds(self) -> list[str]:
@@ -52,12 +65,20 @@ class Cell:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        rows = _read(self.directory / ROWS, dtype={"case": str, "gold": str, "pred": str})
-        return upgraded(rows, self.schema)
+        rows = self._read(ROWS, dtype={"case": str, "gold": str, "pred": str})
+        if len(rows) and not {"when", "kind", "case"} <= set(rows):
+            raise DamagedFile(self.directory, ROWS, "it holds no rows")
+        absent = [name for name in COLUMNS if name not in rows]
+        return upgraded(rows.reindex(columns=[*rows, *absent]) if absent else rows, self.schema)
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        return upgraded(_read(self.directory / STEPS), self.schema)
+        return upgraded(self._read(STEPS), self.schema)
+
+    @property
+    def tested(self) -> bool:
+        """Whether a test of it is through."""
+        return bool((self.rows["when"] == "test").any())
 
     def steps_to(self, T: int) -> pd.DataFrame:
         """Those up to the last test of this T."""
@@ -66,19 +87,71 @@ class Cell:
 
     @cached_property
     def traces(self) -> pd.DataFrame:
-        """What was heard over the optimiser steps of its edits; empty where nobody listened."""
-        path = self.directory / TRACES
-        return _read(path, dtype={"case": str}) if path.exists() else pd.DataFrame()
+        """What was recorded at the optimiser steps of its edits; empty if nothing was, or if it is damaged."""
+        try:
+            check_files(self.directory, only=[TRACES])
+            there = (self.directory / TRACES).exists()
+            return self._read(TRACES, dtype={"case": str}) if there else pd.DataFrame()
+        except DamagedFile as damaged:
+            log.warning("left out: %s", damaged)
+            return pd.DataFrame()
 
+    def _read(self, name: str, **kwargs: Any) -> pd.DataFrame:
+        """A file of records, also while it grows: an unfinished last line is left out."""
+        try:
+            text = complete_lines(self.directory / name).decode("utf-8")
+            return pd.read_json(StringIO(text), lines=True, precise_float=True, **kwargs) if text else pd.DataFrame()
+        except FileNotFoundError as error:
+            raise DamagedFile(self.directory, name, "it is missing") from error
+        except ValueError as error:
+            raise DamagedFile(self.directory, name, f"it cannot be read: {error}") from error
 
-def _read(path: Path, **kwargs: Any) -> pd.DataFrame:
-    return pd.read_json(path, lines=True, precise_float=True, **kwargs)
+    def check(self) -> None:
+        """Read all that tables are made of. Raises InputError if something is damaged, or written by a newer kedit."""
+        check_files(self.directory, without=[TRACES])
+        absent = [name for name in NAMES if name not in self.meta]
+        if absent:
+            raise DamagedFile(self.directory, META, f"it has no {', '.join(absent)}")
+        _ = self.config
+        if len(self.rows) and "step" not in self.steps:
+            raise DamagedFile(self.directory, STEPS, "it holds no steps")
+        if self.finished and not self.tested:
+            raise DamagedFile(self.directory, ROWS, "it holds no test, and the run has finished")
 
 
 def find(place: str | Path) -> list[Cell]:
-    """The cells of a sweep (a name under the runs folder) or below a directory."""
+    """The cells of a sweep (a name under the runs folder) or below a directory; those that cannot be read are left out,
+    with a warning each."""
     root = sweep_folder(place)
-    cells = [Cell(path.parent) for path in sorted(root.rglob(META)) if (path.parent / ROWS).exists()]
+    there = cell_directories(root, META, ROWS)
+    cells = readable(there)
+    if not cells and any((cell / ROWS).exists() for cell in there):
+        raise InputError(f"{root}: no run there can be read; run one of them again")
     if not cells:
         raise InputError(f"{root}: no run there; give a sweep that has run, or a directory below {runs()}/")
     return cells
+
+
+def readable(directories: Iterable[Path]) -> list[Cell]:
+    """The cells of these directories that have rows; a damaged one is left out, with a warning."""
+    cells = []
+    for cell in map(Cell, directories):
+        if not (cell.directory / ROWS).exists() and not cell.finished:
+            continue  # it is about to begin
+        try:
+            cell.check()
+            cells.append(cell)
+        except InputError as error:
+            log.warning("left out: %s", error)
+    return cells
+
+
+def tested(cells: Sequence[Cell]) -> list[Cell]:
+    """Those with a test to show; how many have none is said. Raises InputError if none has."""
+    through = [cell for cell in cells if cell.tested]
+    if not through:
+        raise InputError("nothing was tested yet in these runs; python -m kedit.status shows how far they are")
+    if len(through) < len(cells):
+        first = next(cell.directory for cell in cells if not cell.tested)
+        log.warning("%d of %d cells have no test yet, e.g. %s", len(cells) - len(through), len(cells), first)
+    return through

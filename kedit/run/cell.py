@@ -7,21 +7,23 @@ finished one is recognised at once.
 import logging
 import os
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import CompactHydraException, InstantiationException
+from hydra.errors import CompactHydraException, HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from kedit.cases import check_subjects
-from kedit.common.errors import InputError
+from kedit.common.errors import InputError, disk_is_full, first_line
+from kedit.common.text_files import write_text
 from kedit.loop.journal import InMemoryJournal, Journal, ReadOnlyJournal
-from kedit.reports.present import present_cells
+from kedit.reports.present import present_cells, showing
 from kedit.results.cell_files import ERROR
 from kedit.run.naming import BOOKKEEPING, GROUPS, cell_directory
 from kedit.run.numbers import Files, described, said
@@ -60,8 +62,7 @@ def run(cfg: DictConfig, names: Mapping[str, str], files: Files | None = None) -
     if IS_WORKER:
         experiment_of(cfg, parts, lm, ReadOnlyJournal(directory))
         return directory
-    with journal, log_file(directory / "run.log"):
-        (directory / ERROR).unlink(missing_ok=True)  # of an attempt before
+    with journal, log_file(directory / "run.log"), error_file(directory):
         log.info("%s: %d steps", directory, len(parts.steps))
         for line in said(names, numbers) if numbers else ():
             log.info("%s", line)
@@ -100,8 +101,17 @@ def assemble(cfg: DictConfig) -> Parts:
             f"eval.each_step={list(evaluator.each_step)}: {type(editor).__name__} does not tell its optimiser steps; "
             "set eval.each_step=[], or choose an editor that trains edit by edit"
         )
+    check_tests(steps, evaluator.kinds)
     editor.prepare([edit for step in steps for case in step.edit for edit in case.edits])
     return Parts(editor, evaluator, tracker, dataset, steps)
+
+
+def check_tests(steps: Sequence[Any], kinds: Sequence[Any]) -> None:
+    """Raises InputError if no test would ask anything."""
+    asked = {probe.kind for step in steps for case in step.test for probe in case.probes}
+    if asked.isdisjoint(kinds):
+        given = f"eval.kinds={list(kinds)} (fluency only with fluency tokens)"
+        raise InputError(f"{given}: no test would ask anything; the dataset has {', '.join(sorted(asked))}")
 
 
 def checked_model(cfg: DictConfig, parts: Parts) -> Any:
@@ -117,6 +127,7 @@ def checked_model(cfg: DictConfig, parts: Parts) -> Any:
 def compute(cfg: DictConfig, names: Mapping[str, Any], journal: Journal, parts: Parts, lm: Any, started: float) -> None:
     """The part that makes the cell's directory. `started`: when the model began to load (time.perf_counter)."""
     from kedit.loop.provenance import costs, describe, named_files
+    from kedit.loop.tracker import Report
     from kedit.reports.dashboard import flat_config, report
     from kedit.results.cells import Cell
 
@@ -136,8 +147,11 @@ def compute(cfg: DictConfig, names: Mapping[str, Any], journal: Journal, parts: 
     journal.describe(meta | costs(lm, journal.steps, len(journal.rows), load_s, time.perf_counter() - started))
     if cfg.save:
         lm.save(journal.directory / "model", adapter=cfg.save == "adapter")
-    [(_, table), *_] = present_cells(journal.directory)
-    parts.tracker.finish(report(Cell(journal.directory), table))
+    results = Report()
+    with showing(journal.directory):
+        [(_, table), *_] = present_cells(journal.directory)
+        results = report(Cell(journal.directory), table)
+    parts.tracker.finish(results)
     journal.finish()
 
 
@@ -178,11 +192,16 @@ def one_sentence() -> Iterator[None]:
     is that Hydra was instantiating."""
     try:
         yield
-    except (InputError, InstantiationException) as error:
-        said = _input_error(error)
-        if said is None:
-            raise
-        raise CompactHydraException(str(said)) from error
+    except CompactHydraException:
+        raise
+    except Exception as error:
+        if known := _input_error(error):
+            raise CompactHydraException(str(known)) from error
+        if disk_is_full(error):
+            raise CompactHydraException(
+                f"the disk is full ({first_line(error)}); free some space, then the same command continues"
+            ) from error
+        raise
 
 
 def _input_error(error: BaseException | None) -> InputError | None:
@@ -192,9 +211,37 @@ def _input_error(error: BaseException | None) -> InputError | None:
     return error if isinstance(error, InputError) else None
 
 
+def message(error: Exception) -> str:
+    """One line: what the user is told, or for a fault of the program its name and what it says."""
+    expected = isinstance(error, HydraException | InputError)
+    return str(error).strip().replace("\n", " ") if expected else f"{type(error).__name__}: {first_line(error)}"
+
+
+@contextmanager
+def error_file(cell: Path) -> Iterator[None]:
+    """In a cell that this process holds: an error's message becomes the last line of the file `error`."""
+    (cell / ERROR).unlink(missing_ok=True)  # of an attempt before
+    try:
+        with one_sentence():
+            yield
+    except Exception as error:
+        expected = isinstance(error, HydraException | InputError)
+        trace = "" if expected else "".join(traceback.format_tb(error.__traceback__))
+        with suppress(OSError):  # of a full disk
+            write_text(cell / ERROR, f"{trace}{message(error)}\n")
+        raise
+
+
+class LogFile(logging.FileHandler):
+    """A log that a full disk does not stop, nor fill the terminal with."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path)
+    handler = LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
     try:

@@ -20,6 +20,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from kedit.common.errors import InputError
+from kedit.common.terminal import use_safe_output
 from kedit.covariance.estimate import Covariance, Moment, faults, kept_moments
 from kedit.run.cell import load_model, one_sentence
 from kedit.run.composition import composed
@@ -123,6 +124,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    use_safe_output()
     given = arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     for noisy in ("httpx", "filelock"):

@@ -10,23 +10,33 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from kedit.common.errors import InputError
 from kedit.common.paths import ROOT
-from kedit.reports.present import show_cells
-from kedit.run.cell import IS_WORKER, one_sentence, run
+from kedit.common.terminal import check_command_line, use_safe_output
+from kedit.reports.present import show_cells, showing
+from kedit.run.cell import IS_WORKER, message, one_sentence, run
 from kedit.run.composition import RAW, command_line
 from kedit.run.naming import cell_directory, names_of
 from kedit.run.numbers import number_files
 from kedit.run.options import check_general
 from kedit.run.references import check_added, resolved
-from kedit.run.sweep import Sweep, leave_error, outside
+from kedit.run.sweep import outside
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
     """The command: what its line asks for, with Hydra."""
-    with command_line():
-        hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(cell)()
+    use_safe_output()
+    try:
+        check_command_line(sys.argv)
+        with command_line():
+            hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(cell)()
+    except InputError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        log.warning("interrupted; the same command continues after its last commit")
+        sys.exit(130)
 
 
 def cell(cfg: DictConfig) -> None:
@@ -48,14 +58,12 @@ def cell(cfg: DictConfig) -> None:
                 return
             run(cfg, names, number_files(job))
     except Exception as error:
-        said = leave_error(directory, error)
         if alone and isinstance(error, HydraException) and not RAW:
-            sys.exit(said)
+            sys.exit(message(error))
         if alone:
             raise
-        log.error("%s: %s", directory, said)
-        Sweep.failed.append(directory)
+        log.error("%s: %s", directory, message(error))
         return
     if alone and not IS_WORKER:
-        show_cells([directory])
-    Sweep.cells.append(directory)
+        with showing(directory):
+            show_cells([directory])

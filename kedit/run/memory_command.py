@@ -20,14 +20,15 @@ from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from kedit.common.errors import InputError
-from kedit.common.text_files import read_jsonl
+from kedit.common.terminal import use_safe_output
 from kedit.editors.incontext import Candidate, InContext
 from kedit.editors.incontext.edit_memory import MemoryEntry
 from kedit.loop.checkpoint import committed_step, editor_state
 from kedit.reports.table import formats
 from kedit.reports.table.formats import Grid, Line
-from kedit.results.cell_files import STATE, STEPS
+from kedit.results.cell_files import STEPS
 from kedit.results.cells import Cell, find
+from kedit.results.integrity import read_records
 from kedit.results.routing import edit_numbers
 from kedit.run.cell import one_sentence
 
@@ -45,7 +46,7 @@ class SavedMemory:
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
-        return [record for record in read_jsonl(self.cell.directory / STEPS) if record["step"] <= self.step]
+        return [record for record in read_records(self.cell.directory, STEPS) if record["step"] <= self.step]
 
     @cached_property
     def cases(self) -> dict[int, str]:
@@ -61,7 +62,7 @@ class SavedMemory:
         config["memory"] = config["memory"] | ({"k": k} if k else {})
         with one_sentence():
             editor = instantiate(config, _convert_="all")
-        editor.memory.load_state(editor_state(self.cell.directory / STATE, self.step))
+        editor.memory.load_state(editor_state(self.cell.directory, self.step))
         return editor
 
     @property
@@ -98,10 +99,10 @@ def saved_memory(place: str) -> SavedMemory:
         raise InputError(
             f"{where}: its editor {cells[0].meta['editor']} has no memory of edits; give a run of one, e.g. ike"
         )
-    found = SavedMemory(cells[0], committed_step(where / STATE))
+    found = SavedMemory(cells[0], committed_step(where))
     if found.step < 0:
         raise InputError(f"{where} has not kept its state; remove it and run it again with keep_state=true")
-    if found.step == 0 or not editor_state(where / STATE, found.step):
+    if found.step == 0 or not editor_state(where, found.step):
         raise InputError(
             f"{where}: its memory is empty after step {found.step}: no edit was made yet, or setting="
             f"{cells[0].meta['setting']} has restored the model after its test; a sequential run keeps all"
@@ -201,6 +202,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    use_safe_output()
     given = arguments()
     disable_progress_bar()
     try:

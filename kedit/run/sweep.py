@@ -7,17 +7,16 @@ A sweep's yaml gives the axes of a grid (hydra.sweeper.params); an axis on the c
 import json
 import logging
 import sys
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from filelock import FileLock
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -25,13 +24,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kedit.common.axes import axis_values
 from kedit.common.errors import InputError, first_line
-from kedit.common.text_files import write_text
-from kedit.reports.present import present_cells, show_cells
-from kedit.results.cell_files import CELLS, ERROR, is_finished, requested_cells
-from kedit.run.cell import IS_WORKER
+from kedit.common.text_files import read_text, write_text
+from kedit.reports.present import present_cells, show_cells, showing
+from kedit.results.cell_files import CELLS, CONFIG, is_finished, requested_cells
+from kedit.results.integrity import DamagedFile, check_files
+from kedit.run.cell import IS_WORKER, identity
 from kedit.run.composition import explained
 from kedit.run.naming import GROUPS, cell_directory, names_of
 from kedit.run.options import General, check_general
+from kedit.run.references import resolved
 
 log = logging.getLogger(__name__)
 
@@ -83,11 +84,40 @@ def jobs(config: DictConfig) -> list[list[str]]:
     return BasicSweeper.split_arguments(parsed, None)[0]
 
 
-def planned(config: DictConfig) -> list[dict[str, Any]]:
-    """The cells of a multirun, as cells.json has them."""
+@dataclass(frozen=True)
+class Planned:
+    """A cell that a multirun's grid has."""
+
+    entry: Mapping[str, Any]  # as cells.json has it
+    config: str  # of this command
+
+    def directory(self, sweep: Path) -> Path:
+        return sweep / self.entry["directory"]
+
+    def is_done(self, sweep: Path) -> bool:
+        """Whether this very cell has finished, and nothing of it is damaged."""
+        cell = self.directory(sweep)
+        try:
+            check_files(cell)
+        except DamagedFile:
+            return False
+        return is_finished(cell) and read_text(cell / CONFIG) == self.config
+
+
+def planned(config: DictConfig) -> list[Planned]:
+    """The cells of a multirun."""
     general = list(config.hydra.overrides.hydra)
     cells = (_composed([*general, *job], job) for job in jobs(config))
-    return [_entry(cell) for cell in cells if not outside(cell, names_of(cell.hydra))]
+    return [Planned(_entry(cell), _identity(cell)) for cell in cells if not outside(cell, names_of(cell.hydra))]
+
+
+def _identity(cfg: DictConfig) -> str:
+    """Of the cell; empty if its config cannot be resolved, and so the cell cannot run."""
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    try:
+        return identity(resolved(own, names_of(cfg.hydra)))
+    except InputError:
+        return ""
 
 
 def _composed(overrides: Sequence[str], job: Sequence[str]) -> DictConfig:
@@ -105,36 +135,22 @@ def _entry(cfg: DictConfig) -> dict[str, Any]:
     return {"directory": str(home), **chosen, "T": cfg.T, "seed": cfg.seed, "overrides": list(cfg.hydra.overrides.task)}
 
 
-def record(sweep: Path, asked: Iterable[Mapping[str, Any]]) -> None:
-    """Add cells to what was ever asked of a sweep."""
+def record(sweep: Path, requested: Iterable[Mapping[str, Any]]) -> None:
+    """Add cells to what was ever requested of a sweep."""
     with FileLock(sweep / f".{CELLS}.lock"):
-        cells = {cell["directory"]: cell for cell in [*requested_cells(sweep), *asked]}
+        cells = {cell["directory"]: cell for cell in [*requested_cells(sweep), *requested]}
         write_text(sweep / CELLS, json.dumps([cells[key] for key in sorted(cells)], indent=1, ensure_ascii=False))
-
-
-def leave_error(directory: Path, error: Exception) -> str:
-    """Write what went wrong into the cell, where it has a directory: the last line says it. Returns that line."""
-    expected = isinstance(error, HydraException | InputError)
-    said = str(error).strip().replace("\n", " ") if expected else f"{type(error).__name__}: {first_line(error)}"
-    if directory.is_dir():
-        trace = "" if expected else "".join(traceback.format_tb(error.__traceback__))
-        write_text(directory / ERROR, f"{trace}{said}\n")
-    elif not expected:
-        log.debug("%s", directory, exc_info=error)
-    return said
 
 
 class Sweep(Callback):
     """Around Hydra's runs: an output folder that cannot be made is said in one sentence; a sweep ends with a table.
 
-    A cell that fails does not stop the others; the command then ends with exit status 1, after its table.
+    What became of the cells is read from disk, so it is known whatever launched them. A cell that fails does not stop
+    the others; the command then ends with exit status 1, after its table.
     """
 
-    cells: ClassVar[list[Path]] = []  # that this process has run
-    failed: ClassVar[list[Path]] = []  # that this process has not finished
-
     def __init__(self) -> None:
-        self.asked: list[Path] = []
+        self.planned: list[Planned] = []
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         self._check(config, config.runs)
@@ -146,43 +162,40 @@ class Sweep(Callback):
         for line in left_out(config):
             log.warning("%s", line)
         try:
-            cells = planned(config)
+            self.planned = planned(config)
         except InputError as error:  # an exception would only be warned of by Hydra
             sys.exit(str(error))
         self._check(config, str(home))
-        self.asked = [home / cell["directory"] for cell in cells]
-        record(home, cells)
+        record(home, [cell.entry for cell in self.planned])
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """A named sweep's table holds all its cells; without a name, those of this command."""
         if IS_WORKER:
             return
         name, home = config.hydra.runtime.choices.sweeps, Path(config.hydra.sweep.dir)
-        self._show(config, home, name)
-        failed = {*self.failed, *(cell for cell in self.asked if not is_finished(cell))}
+        with showing(home):
+            self._show(config, home, name)
+        failed = sum(not cell.is_done(home) for cell in self.planned)
         if failed:
-            asked = max(len(self.asked), len(failed))
-            sys.exit(f"{len(failed)} of {asked} cells did not finish: python -m kedit.status {name}")
+            sys.exit(f"{failed} of {len(self.planned)} cells did not finish: python -m kedit.status {name}")
 
     def _show(self, config: DictConfig, home: Path, name: str) -> None:
-        """Of a paper's table in its layout, and as a page; of other sweeps and of no sweep as it is."""
+        """A paper's table in its layout, and as a page; the table of another sweep or of no sweep as it is."""
         from kedit.reports.table.plain import show
         from kedit.reports.table.show import show_sweep
 
-        try:
-            if name == "adhoc":
-                show_cells(self.cells)
-                return
-            made = present_cells(home)
+        if name == "adhoc":
+            show_cells([cell.directory(home) for cell in self.planned])
+            return
+        made = present_cells(home)
+        with showing(home):
             track(config, made)
-            try:
-                page = show_sweep(name, home)
-            except InputError as error:
-                log.warning("not in the paper's layout: %s", error)
-                page = None
-            log.info("%s", page) if page else show(made)
+        try:
+            page = show_sweep(name, home)
         except InputError as error:
-            log.warning("no table: %s", error)
+            log.warning("not in the paper's layout: %s", error)
+            page = None
+        log.info("%s", page) if page else show(made)
 
     def _check(self, config: DictConfig, folder: str) -> None:
         """Hydra would only warn of an exception."""

@@ -125,7 +125,11 @@ class Alignment:
     def fit_report(self) -> dict[str, Any]:
         """Conversations by kind, those left out, steps, the last epoch's loss, seconds; and where it is kept."""
         where = {"kept": None if self._unkept else str(self._learnt)}
-        return where if self.trained is not None else json.loads((self._learnt / ABOUT).read_text()) | where
+        return (
+            where
+            if self.trained is not None
+            else json.loads((self._learnt / ABOUT).read_text(encoding="utf-8")) | where
+        )
 
     @property
     def _learnt(self) -> Path:
@@ -193,7 +197,7 @@ class Alignment:
                 lm.restore()
                 self.tuner.reset()
         seconds = round(time.perf_counter() - began, 1)
-        (folder / ABOUT).write_text(json.dumps({**about, **result, "seconds": seconds}))
+        (folder / ABOUT).write_text(json.dumps({**about, **result, "seconds": seconds}), encoding="utf-8")
 
 
 def _checked(folder: Path, adapter: str | None) -> Path:

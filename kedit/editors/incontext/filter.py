@@ -72,7 +72,7 @@ class Filter:
         told: dict[str, Any] = {"threshold": self.threshold, "folder": str(self._home)}
         if self._home is None or not (self._home / REPORT).is_file():
             return told
-        report = json.loads((self._home / REPORT).read_text())
+        report = json.loads((self._home / REPORT).read_text(encoding="utf-8"))
         held = [(bool(relevant), p >= self.threshold) for _, relevant, p in report.pop("validation")]
         return told | report | {"validation": agreement(held)}
 

@@ -82,7 +82,7 @@ class FilterTraining:
                 [pair.kind, pair.relevant, round(p, 6)] for pair, p in zip(held, chances, strict=True)
             ],  # kind, relevant, probability
         }
-        (folder / REPORT).write_text(json.dumps(report))
+        (folder / REPORT).write_text(json.dumps(report), encoding="utf-8")
 
     def _optimise(self, encoder: Any, pairs: Sequence[FilterPair], folder: Path) -> None:
         steps = self.steps(len(pairs))

@@ -3,12 +3,14 @@
 A picture is a function from cells that may stand together to a figure; it raises Nothing where they have none to show.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kedit.common.errors import disk_is_full, first_line
 from kedit.reports.plot.bars import bars
 from kedit.reports.plot.plot_data import Nothing, together
 from kedit.reports.plot.radar import average, radar
@@ -20,6 +22,8 @@ from kedit.results.cells import SAME, Cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def draw(
 ) -> Iterator[Drawn]:
     """Draw into `folder`: <picture>.png where all cells may stand together, else one file for each set of cells that
     may, named after what sets it apart."""
-    tested = [cell for cell in cells if "when" in cell.rows and (cell.rows["when"] == "test").any()]
+    tested = [cell for cell in cells if cell.tested]
     if not tested:
         raise Nothing("nothing was tested yet in these runs")
     for name, picture in pictures.items():
@@ -70,4 +74,9 @@ def _attempt(name: str, make: Callable[[], "Figure"], path: Path) -> Drawn:
         save(make(), path)
     except Nothing as nothing:
         return Drawn(name, None, str(nothing))
+    except Exception as error:  # the other pictures are drawn all the same
+        if disk_is_full(error):
+            raise
+        log.exception("%s could not be drawn; python -m kedit.plot tries again", path)
+        return Drawn(name, None, first_line(error))
     return Drawn(name, path)

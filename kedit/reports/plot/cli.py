@@ -8,16 +8,18 @@ from pathlib import Path
 
 from kedit.common.errors import InputError
 from kedit.common.paths import sweep_folder
+from kedit.common.terminal import use_safe_output
 from kedit.reports.plot import PICTURES, Drawn, Picture, draw
 from kedit.reports.plot.plot_data import together
 from kedit.reports.plot.step_curves import tokens
 from kedit.reports.plot.style import save
-from kedit.results.cells import find
+from kedit.results.cells import find, tested
 
 FORMS = ("png", "pdf", "svg")
 
 
 def main() -> None:
+    use_safe_output()
     parser = argparse.ArgumentParser(
         prog="python -m kedit.plot",
         description="Draw pictures of what has run: of a sweep, or of the runs below a directory.",
@@ -46,7 +48,7 @@ def pictures(chosen: Mapping[str, Picture], places: Sequence[str], out: Path | N
     """Draw what one place has; to the file `out` where it has a picture's ending, else into the folder."""
     if len(places) > 1:
         raise InputError(f"{' '.join(places)}: give one sweep or directory; pictures are {', '.join(PICTURES)}")
-    cells = find(places[0])
+    cells = tested(find(places[0]))
     if out is None or out.suffix[1:] not in FORMS:
         return list(draw(cells, out or sweep_folder(places[0]), chosen, form or FORMS[0]))
     if len(chosen) > 1:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from kedit.common.errors import InputError
+from kedit.common.terminal import use_safe_output
 from kedit.reports.table.show import output
 from kedit.results.scores import SCORING_CAPTIONS, Merge, Score
 
@@ -15,6 +16,7 @@ MIX = ("settings", "scoring", "orders", "versions", "options", "data", "models",
 
 
 def main() -> None:
+    use_safe_output()
     given = parser().parse_args()
     try:
         output(given)

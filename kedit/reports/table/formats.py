@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import groupby
 
 from rich import box
@@ -73,21 +74,24 @@ def spans(columns: Sequence[tuple[str, ...]], level: int) -> Iterator[tuple[str,
 def markdown(grid: Grid) -> str:
     header = [*grid.stubs, *(" ".join(names) for names in grid.columns)]
     rule = ["---"] * len(grid.stubs) + ["---" if names[-1] in grid.prose else "--:" for names in grid.columns]
-    lines = [[*line.head, *map(_markdown, line.entries)] for line in grid.lines]
-    body = [[_escape_pipe(text) for text in line] for line in (header, rule, *lines)]
-    title = f"**{grid.title}**\n\n" if grid.title else ""
+    header = [plain_markdown(text) for text in header]
+    lines = [[*map(plain_markdown, line.head), *map(_markdown, line.entries)] for line in grid.lines]
+    body = [header, rule, *lines]
+    title = f"**{plain_markdown(grid.title)}**\n\n" if grid.title else ""
     commands = "".join(f"\n    {command}" for command in grid.commands)
     table = "\n".join("| " + " | ".join(line) + " |" for line in body) + "\n\n" if grid.lines else ""
-    return f"{title}{table}{grid.caption}\n" + (f"{commands}\n" if commands else "")
+    return f"{title}{table}{plain_markdown(grid.caption)}\n" + (f"{commands}\n" if commands else "")
 
 
 def _markdown(entry: TableCell) -> str:
-    text = f"<u>{entry.text}</u>" if entry.underline else entry.text
+    text = plain_markdown(entry.text)
+    text = f"<u>{text}</u>" if entry.underline else text
     return f"**{text}**" if entry.bold else text
 
 
-def _escape_pipe(text: str) -> str:
-    return text.replace("|", r"\|")
+def plain_markdown(text: str) -> str:
+    """Text that Markdown shows as it is: no HTML, no column of a table, no new line."""
+    return escape(" ".join(text.splitlines()), quote=False).replace("|", r"\|")
 
 
 # --- LaTeX -----------------------------------------------------------------------------------------------------------
@@ -190,7 +194,7 @@ def _rich(grid: Grid) -> Table:
     for line in grid.lines:
         head = [("" if line.head[: i + 1] == above[: i + 1] else text) for i, text in enumerate(line.head[:-1])]
         above = line.head
-        table.add_row(*head, *line.head[-1:], *map(_text, line.entries))
+        table.add_row(*map(Text, [*head, *line.head[-1:]]), *map(_text, line.entries))
     return table
 
 

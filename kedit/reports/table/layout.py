@@ -58,7 +58,7 @@ class Layout:
 def layout(sweep: str, folder: Path = ROOT / "sweeps") -> Layout | None:
     """The layout of a sweep; None where it defines no table."""
     path = folder / f"{sweep}.yaml"
-    config = yaml.safe_load(path.read_text()) if path.exists() else None
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
     if not config or "table" not in config:
         return None
     table = config["table"]

@@ -158,7 +158,9 @@ def markdown(caption: str, table: pd.DataFrame) -> str:
 def write(cells: Sequence[Cell], directory: Path) -> list[tuple[str, pd.DataFrame]]:
     """table.md and table.csv in `directory`; returns what was written."""
     made = list(tables(cells))
-    (directory / "table.md").write_text("\n".join(markdown(caption, table) for caption, table in made))
+    (directory / "table.md").write_text(
+        "\n".join(markdown(caption, table) for caption, table in made), encoding="utf-8"
+    )
     as_csv(made).to_csv(directory / "table.csv", index=False)
     return made
 

@@ -56,5 +56,5 @@ def write(cells: Sequence[Cell], directory: Path) -> None:
     """routing.md and routing.csv in `directory`, where something was recalled."""
     made = list(tables(cells))
     if made:
-        (directory / "routing.md").write_text("\n".join(formats.markdown(grid(*one)) for one in made))
+        (directory / "routing.md").write_text("\n".join(formats.markdown(grid(*one)) for one in made), encoding="utf-8")
         plain.as_csv(made).to_csv(directory / "routing.csv", index=False)

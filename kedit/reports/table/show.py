@@ -17,7 +17,7 @@ from kedit.reports.table.formats import Grid
 from kedit.reports.table.html import page
 from kedit.reports.table.layout import Layout, layout, layouts
 from kedit.reports.table.table_cells import shown
-from kedit.results.cells import Cell, find
+from kedit.results.cells import Cell, find, tested
 from kedit.results.measured import frame_of
 from kedit.results.mixing import RULES, refuse_mixed
 from kedit.results.samples import COSTS, samples
@@ -61,7 +61,7 @@ def output(given: Given) -> None:
     text = rendered(made, form)
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text)
+        given.out.write_text(text, encoding="utf-8")
     sys.stdout.write(f"{given.out}\n" if given.out else text)
 
 
@@ -74,7 +74,7 @@ def show_sweep(sweep: str, home: Path) -> Path | None:
     page = home / "table.html"
     made = paper_table(known, find(home), out=page)
     formats.show(made.views["ours"])
-    page.write_text(rendered(made, "html"))
+    page.write_text(rendered(made, "html"), encoding="utf-8")
     return page
 
 
@@ -120,7 +120,7 @@ def _cells(place: str, options: str | None, known: Layout | None = None) -> list
     if not chosen:
         there = sorted({cell.meta["overrides"] for cell in cells})
         raise InputError(f"no run there has --options {options!r}; there are {', '.join(map(repr, there))}")
-    return chosen
+    return chosen if known else tested(chosen)
 
 
 # --- a paper's table -------------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from kedit.common.cache import cache_folder, digest, mark_used
+from kedit.common.cache import cache_folder, digest, mark_used, writing_lock
 
 log = logging.getLogger(__name__)
 
@@ -25,22 +25,22 @@ class Replies:
 
     def __init__(self, asked: Mapping[str, Any]):
         self.folder: Path = cache_folder() / "replies" / digest(dict(asked))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.folder / ".lock")
         mark_used(self.folder)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """While one process asks, the others wait; then they read what it got."""
+        lock = writing_lock(self.folder)
         try:
-            self._lock.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except Timeout:
             log.info("another run is asking the same model: waiting for its replies")
-            self._lock.acquire()
+            lock.acquire()
         try:
+            self.folder.mkdir(exist_ok=True)
             yield
         finally:
-            self._lock.release()
+            lock.release()
 
     def get(self, prompt: str) -> str | None:
         try:
