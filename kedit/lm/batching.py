@@ -1,5 +1,6 @@
 """Batches that fit into memory: formed by length within a budget that halves itself when memory runs out."""
 
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ def in_batches(sizes: Sequence[int], run: Callable[[list[int]], list[Result]], b
         now = order[: budget.rows([sizes[i] for i in order])]
         done = _tried(now, run)
         if done is None:
-            _free_memory()
+            free_memory()
             budget.halve(len(now) * sizes[now[-1]])
             continue
         results |= zip(now, done, strict=True)
@@ -62,6 +63,8 @@ def _tried(now: list[int], run: Callable[[list[int]], list[Result]]) -> list[Res
     return None
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
+    """Return what nothing refers to."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from kedit.run.rules import shown
 
 log = logging.getLogger(__name__)
 
+_LAST_MODEL: dict[str, Any] = {}  # the model of this process's last cell, by its options: the next one may use it
 IS_WORKER = os.environ.get("RANK", "0") != "0"  # one of several processes that accelerate launched, and not the first
 
 
@@ -144,7 +144,7 @@ def compute(cfg: DictConfig, names: Mapping[str, Any], journal: Journal, parts: 
         config=flat_config(without(config, BOOKKEEPING), meta),
     )
     experiment_of(cfg, parts, lm, journal, parts.tracker)
-    journal.describe(meta | costs(lm, journal.steps, len(journal.rows), load_s, time.perf_counter() - started))
+    journal.describe(meta | costs(journal.steps, len(journal.rows), load_s, time.perf_counter() - started))
     if cfg.save:
         lm.save(journal.directory / "model", adapter=cfg.save == "adapter")
     results = Report()
@@ -159,15 +159,19 @@ def load_model(cfg: DictConfig) -> Any:
     """The pristine model; the cells of one command share it, and what it keeps of the layers below their edits."""
     import torch
 
+    from kedit.lm.batching import free_memory
+    from kedit.lm.peak_memory import reset_peak_memory
+
     torch.set_num_threads(cfg.threads or int(os.environ.get("OMP_NUM_THREADS", 1)))
-    lm = _loaded(OmegaConf.to_yaml(cfg.model, resolve=True))
-    lm.restore()
-    return lm
-
-
-@lru_cache(maxsize=1)
-def _loaded(model: str) -> Any:
-    return instantiate(OmegaConf.create(model), _convert_="all")
+    options = OmegaConf.to_yaml(cfg.model, resolve=True)
+    if options not in _LAST_MODEL:
+        _LAST_MODEL.clear()  # two models need not fit into memory
+        free_memory()
+    reset_peak_memory()
+    if options not in _LAST_MODEL:
+        _LAST_MODEL[options] = instantiate(OmegaConf.create(options), _convert_="all")
+    _LAST_MODEL[options].restore()
+    return _LAST_MODEL[options]
 
 
 def experiment_of(cfg: DictConfig, parts: Parts, lm: Any, journal: InMemoryJournal, tracker: Any = None) -> None:
@@ -197,6 +201,11 @@ def one_sentence() -> Iterator[None]:
     except Exception as error:
         if known := _input_error(error):
             raise CompactHydraException(str(known)) from error
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported until a model is needed
+            raise CompactHydraException(
+                f"out of memory in one edit or text ({first_line(error)}); give model.dtype=bfloat16, a larger GPU or "
+                "several (model.device_map=auto), or an editor that needs less; the same command continues"
+            ) from error
         if disk_is_full(error):
             raise CompactHydraException(
                 f"the disk is full ({first_line(error)}); free some space, then the same command continues"
