@@ -1,6 +1,6 @@
 """Editor: the interface of every knowledge-editing method."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +26,10 @@ class Editor:
         """Names of the parameters that edits will change, where that is known beforehand: nothing that lies below
         them is computed twice."""
         return ()
+
+    def missing_inputs(self) -> Iterator[str]:
+        """A sentence about each file and model that `prepare` and `fit` would not find; nothing is loaded."""
+        yield from ()
 
     def prepare(self, edits: Sequence[Edit]) -> None:
         """Once, before `fit`: all edits that the run will make, for what is made of each alone, but better in bulk."""
