@@ -98,7 +98,7 @@ def samples(
     for cell in cells:
         for key, test in _tests(cell, stand_in):
             _keep(tests.setdefault(key, {}), key, test)
-    edited = [_sample(key, by_seed, measures, scoring, paper == "kedas") for key, by_seed in tests.items()]
+    edited = [_sample(key, by_seed, measures, scoring, measures.costs) for key, by_seed in tests.items()]
     first = {key._replace(editor=UNEDITED): by_seed for key, by_seed in reversed(tests.items())}
     return [_sample(key, by_seed, measures, scoring) for key, by_seed in reversed(first.items())] + edited
 

@@ -160,6 +160,8 @@ class PaperMetrics:
     partial: bool = True  # of the parts that the dataset has; else only of all
     scale: Mapping[str, float] = field(default_factory=dict)
     said: str = ""  # in a caption
+    costs: bool = False  # its tables print hours and memory
+    one_average: bool = False  # the average over datasets has no T: each dataset has its own number of edits
 
 
 _KNOWEDIT = {"edit_success": "reliability", "portability": "portability", "locality": "locality"}
@@ -173,6 +175,8 @@ PAPER: dict[str, PaperMetrics] = {
         {**_KNOWEDIT, "fluency": "fluency"},
         combined="hm",
         parts=("edit_success", "locality", "portability"),
+        costs=True,
+        one_average=True,
         said="edit success = reliability; HM = harmonic mean of the scores that the dataset has; "
         "fluency = n-gram entropy x100",
     ),
