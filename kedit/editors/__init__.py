@@ -1,13 +1,37 @@
 """Editor: the interface of every knowledge-editing method."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from kedit.cases import Case, Edit
 from kedit.lm import LM
+
+Outcome = Mapping[str, float | int] | FloatingPointError  # of an edit: what it reports, or why it failed
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One of several edits that are made side by side, each in its own variant of the model and by its own fork of the
+    editor. `seed` seeds the global generators for it. variant None: the model as it is."""
+
+    editor: Any
+    edits: Sequence[Edit]
+    variant: int | None = None
+    seed: Callable[[], None] = lambda: None
+
+    def alone(self, lm: LM) -> Outcome:
+        """The edit, made while the model is this variant alone."""
+        with lm.scope(self.variant):
+            self.seed()
+            try:
+                return self.editor.edit(lm, self.edits)
+            except FloatingPointError as failure:
+                return failure
 
 
 class Editor:
@@ -45,6 +69,17 @@ class Editor:
         for each step.
         """
         raise NotImplementedError
+
+    def fork(self) -> Self:
+        """An editor that has learnt the same in `fit`, but no edit yet; the two know nothing of each other's edits."""
+        other = copy(self)
+        other.reset()
+        return other
+
+    def edit_side_by_side(self, lm: LM, jobs: Sequence[Job]) -> list[Outcome]:
+        """`edit` for every job, whose editors are forks of this one; each changes its own variant of the model, as if
+        it were made alone."""
+        return [job.alone(lm) for job in jobs]
 
     def reset(self) -> None:
         """Forget edits, keep what `fit` learnt; the caller restores the LM."""

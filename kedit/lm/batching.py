@@ -32,8 +32,12 @@ class Budget:
         log.warning("out of memory: batches now hold %.4g %s", self.limit, self.unit)
 
 
-def in_batches(sizes: Sequence[int], run: Callable[[list[int]], list[Result]], budget: Budget) -> list[Result]:
+def in_batches(
+    sizes: Sequence[int], run: Callable[[list[int]], list[Result]], budget: Budget, variants: Sequence[int] = ()
+) -> list[Result]:
     """`run` on batches of indices, smallest first, each within the budget. Returns the results in the given order.
+
+    `variants`: of the model that each is read by; in a batch those of one stand together.
 
     When memory runs out the budget is halved for good and the batch is formed again; a single row that does not fit
     raises what torch raised.
@@ -42,10 +46,13 @@ def in_batches(sizes: Sequence[int], run: Callable[[list[int]], list[Result]], b
     order = sorted(range(len(sizes)), key=lambda i: sizes[i])
     while order:
         now = order[: budget.rows([sizes[i] for i in order])]
+        largest = sizes[now[-1]]
+        if variants:
+            now = sorted(now, key=lambda i: variants[i])
         done = _tried(now, run)
         if done is None:
             _free_memory()
-            budget.halve(len(now) * sizes[now[-1]])
+            budget.halve(len(now) * largest)
             continue
         results |= zip(now, done, strict=True)
         order = order[len(now) :]

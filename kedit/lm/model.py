@@ -14,12 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.common.errors import InputError
 from kedit.lm.batching import Budget, in_batches
+from kedit.lm.changes import no_suspension
 from kedit.lm.forward import Forward, with_prefix
 from kedit.lm.generate import SeededTopK, Stop, continue_batch, greedy, key_value_bytes
 from kedit.lm.mixing import MixedScores, Steps
 from kedit.lm.route import Route, Router, unrouted
 from kedit.lm.text import Batch, Pair
-from kedit.lm.undo import no_suspension
 
 log = logging.getLogger(__name__)
 POOL = 4096  # pairs that are tokenised and sorted by length together
@@ -61,19 +61,23 @@ class LM(Forward):
     ):
         super().__init__(model, tokenizer, **options)
         self.identity = identity
-        self.route: Router = unrouted
         self.lent: dict[str, LM] = {}
         self.generation_budget = Budget(_cache_bytes(self.device), "bytes of keys and values", most_rows=1024)
         self._eos = self.text.eos | _ids(getattr(model.generation_config, "eos_token_id", None))
 
-    def restore(self) -> None:
-        super().restore()
-        self.route = unrouted
+    @property
+    def route(self) -> Router:
+        """What sends prompts through an editor's memory; `restore` unsets it."""
+        return self.changes.route
+
+    @route.setter
+    def route(self, router: Router) -> None:
+        self.changes.route = router
 
     @property
     def changed(self) -> list[str]:
         """Also the modules of interventions, and "route"."""
-        acting = [] if self.interventions.off else [one.module for one in self.interventions.active]
+        acting = [] if self.interventions.off else [one.module for one in self.changes.interventions]
         routes = [] if self.route is unrouted else ["route"]
         return list(dict.fromkeys([*super().changed, *acting, *routes]))
 
@@ -103,13 +107,24 @@ class LM(Forward):
             )
         if self.lent.get(name) is not other:
             self.lent[name] = other
-            self.on_restore(partial(self.lent.__delitem__, name), [], no_suspension)
+            self.on_restore(partial(self.lent.__delitem__, name), [], no_suspension, shared=True)
 
     # --- routing ------------------------------------------------------------------------------------------------------
 
-    def routed(self, prompts: Sequence[str], keys: Sequence[str] | None = None) -> Sequence[Route]:
-        """Where each prompt goes. `keys`: what it is looked up by, if that is not the prompt itself."""
-        return self.route(prompts, prompts if keys is None else keys)
+    def routed(
+        self, prompts: Sequence[str], keys: Sequence[str] | None = None, variants: Sequence[int] = ()
+    ) -> Sequence[Route]:
+        """Where each prompt goes. `keys`: what it is looked up by, if that is not the prompt itself. `variants`: which
+        variant of the model reads it; inside a `scope`, or where there are none, all go the same way."""
+        keys = prompts if keys is None else keys
+        if self.variants is None or self.variants.current is not None:
+            return self.route(prompts, keys)
+        found: dict[int, Route] = {}
+        for variant, changes in enumerate(self.variants.changes):
+            mine = [i for i, of in enumerate(variants) if of == variant]
+            routes = changes.route([prompts[i] for i in mine], [keys[i] for i in mine]) if mine else ()
+            found |= {i: replace(route, variant=variant) for i, route in zip(mine, routes, strict=True)}
+        return [found[i] for i in range(len(prompts))]
 
     def _routes(self, prompts: Sequence[str] | Sequence[Route]) -> list[Route]:
         """Prompts that are no Routes yet are routed."""
@@ -149,7 +164,11 @@ class LM(Forward):
     @torch.no_grad()
     def score(self, pairs: Sequence[Pair]) -> list[Scored]:
         """The same of token sequences: argmax and log-probability of every token of `pair.answer`."""
-        return self.batched([len(pair.ids) for pair in pairs], lambda now: self._score_batch([pairs[i] for i in now]))
+        return self.batched(
+            [len(pair.ids) for pair in pairs],
+            lambda now: self._score_batch([pairs[i] for i in now]),
+            [pair.reading.variant for pair in pairs],
+        )
 
     @torch.no_grad()
     def score_greedy_continuation(
@@ -260,14 +279,14 @@ class LM(Forward):
 
         token = key_value_bytes(self.model.config, self.dtype.itemsize)
         sizes = [(len(pair.ids) + limit) * token for pair, limit in zip(pairs, limits, strict=True)]
-        return in_batches(sizes, run, self.generation_budget)
+        return in_batches(sizes, run, self.generation_budget, [pair.reading.variant for pair in pairs])
 
     # --- leaving ------------------------------------------------------------------------------------------------------
 
     def save(self, directory: str | Path) -> None:
         """The model as it is now, as a transformers directory that loads with plain transformers. Interventions, soft
         prompts and what routes give the model to read are no part of it: a warning says what is lost."""
-        for lost in dict.fromkeys(one.lost or f"an intervention at {one.module}" for one in self.interventions.active):
+        for lost in dict.fromkeys(one.lost or f"an intervention at {one.module}" for one in self.changes.interventions):
             log.warning("%s: %s is not saved", directory, lost)
         if self.route is not unrouted:
             log.warning("%s: what the editor gives the model to read is not saved", directory)

@@ -78,11 +78,9 @@ class Tuner(WithExamples):
         try:
             with trained.receiving():
                 yield trained
-            if self.adapter:
-                self.adapter.close(lm)
+            self._close(lm)
         except BaseException:
-            if self.adapter:
-                self.adapter.abandon(lm)
+            self._abandon(lm)
             raise
 
     def _trained(self, lm: LM) -> Trained:
@@ -91,7 +89,17 @@ class Tuner(WithExamples):
             return Trained(self.adapter.open(lm, self.layers, masters))
         names = self.edited_parameters(lm)
         parameters = lm.track(names, master=masters)
-        return Trained(parameters, [lm.masters.get(name) if masters else None for name in names])
+        return Trained(dict(zip(names, parameters, strict=True)), lm.masters if masters else {})
+
+    def _close(self, lm: LM) -> None:
+        """The edit is made. Raises FloatingPointError if it went wrong."""
+        if self.adapter:
+            self.adapter.close(lm)
+
+    def _abandon(self, lm: LM) -> None:
+        """The edit has failed."""
+        if self.adapter:
+            self.adapter.abandon(lm)
 
     def decay(self, n_edits: int) -> float:
         """The weight decay; "power_law" is that of FT-W, fitted by the MEMIT authors: n^-0.870 · e^0.156."""
