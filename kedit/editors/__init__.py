@@ -40,6 +40,7 @@ class Editor:
     needs_train: ClassVar[bool] = False  # does `fit` learn from training cases?
     needs_subject: ClassVar[bool] = False  # must an edit's subject be a span of its prompt?
     reports_steps: ClassVar[bool] = False  # does `edit` call `on_step`?
+    side_by_side: bool = True  # can edits be made in several variants of a model (LM.in_variants)?
     scratch: Path | None = None  # where a long edit may keep what it needs to continue after a kill; emptied after it
 
     # where somebody listens: called after each optimiser step with its number (from 1) and the loss before it
@@ -80,6 +81,10 @@ class Editor:
         """`edit` for every job, whose editors are forks of this one; each changes its own variant of the model, as if
         it were made alone."""
         return [job.alone(lm) for job in jobs]
+
+    def variant_bytes(self, lm: LM) -> int:
+        """What an edit in a variant of its own needs of the device's memory, besides the model and the batch."""
+        return sum(p.numel() * p.element_size() for p in map(lm.parameter, self.edited_parameters(lm)))
 
     def reset(self) -> None:
         """Forget edits, keep what `fit` learnt; the caller restores the LM."""

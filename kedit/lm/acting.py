@@ -13,7 +13,7 @@ from kedit.lm.hooks import hook
 from kedit.lm.intervention import Change, Intervention, Interventions, Pass
 from kedit.lm.mixed_adapters import MixedAdapters
 from kedit.lm.undo import UndoLog
-from kedit.lm.variants import Variants, groups_of
+from kedit.lm.variants import Variants, groups_of, room_for_variants
 
 
 class Acting(UndoLog):
@@ -145,6 +145,10 @@ class Acting(UndoLog):
             for name in self.changes.originals:
                 variants.values[name].put(None)
             variants.changes[variant], self.changes, variants.current = self.changes, outer, None
+
+    def room_for_variants(self, variant_bytes: int) -> int:
+        """How many variants fit the memory of the model's device, if each needs so much."""
+        return room_for_variants(next(self.model.parameters()).device, variant_bytes)
 
     def hand_over_gradients(self) -> None:
         """After a backward pass: each variant's parameters have their own gradients."""

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -49,9 +50,8 @@ def in_batches(
         largest = sizes[now[-1]]
         if variants:
             now = sorted(now, key=lambda i: variants[i])
-        done = _tried(now, run)
+        done = run(now) if len(now) == 1 else unless_out_of_memory(partial(run, now))
         if done is None:
-            _free_memory()
             budget.halve(len(now) * largest)
             continue
         results |= zip(now, done, strict=True)
@@ -59,16 +59,13 @@ def in_batches(
     return [results[i] for i in range(len(sizes))]
 
 
-def _tried(now: list[int], run: Callable[[list[int]], list[Result]]) -> list[Result] | None:
-    """None if memory ran out. What the failed batch held is free when this returns: no traceback refers to it."""
+def unless_out_of_memory(run: Callable[[], list[Result]]) -> list[Result] | None:
+    """None if memory ran out. What the run held is free when this returns: no traceback refers to it."""
     try:
-        return run(now)
+        return run()
     except RuntimeError as error:
-        if not should_reduce_batch_size(error) or len(now) == 1:
+        if not should_reduce_batch_size(error):
             raise
-    return None
-
-
-def _free_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    return None

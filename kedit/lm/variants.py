@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
+import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from transformers.pytorch_utils import Conv1D
 
 from kedit.lm.changes import Changes
 from kedit.lm.hooks import instead
+
+MOST = 16  # side by side: more bring little
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +104,13 @@ class Variants:
         if self.current is not None:
             return acting(self.model, {}, self.low_rank, [Group(self.current, slice(0, len(who)))])
         return acting(self.model, self.values, self.low_rank, groups_of(who))
+
+
+def room_for_variants(device: torch.device, variant_bytes: int) -> int:
+    """How many variants fit: in half of a GPU's free memory, in a quarter of the machine's."""
+    on_gpu = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] // 2 if on_gpu else psutil.virtual_memory().available // 4
+    return max(1, min(MOST, free // max(1, variant_bytes)))
 
 
 def groups_of(who: Sequence[int]) -> list[Group]:

@@ -130,7 +130,17 @@ def experiment_of(cfg: DictConfig, parts: Parts, lm: Any, journal: InMemoryJourn
     from kedit.loop.runner import experiment
 
     data = {"train": parts.dataset.train, "held_out": parts.dataset.held_out}
-    experiment(lm, parts.steps, parts.editor, parts.evaluator, seed=cfg.seed, journal=journal, tracker=tracker, **data)
+    experiment(
+        lm,
+        parts.steps,
+        parts.editor,
+        parts.evaluator,
+        seed=cfg.seed,
+        journal=journal,
+        tracker=tracker,
+        parallel=cfg.parallel,
+        **data,
+    )
 
 
 def identity(cfg: DictConfig) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 GROUPS = ("model", "dataset", "editor", "setting")  # the choices that name a cell, with T and seed
 # change no row, so are no part of what a cell is
-BOOKKEEPING = ("runs", "threads", "save", "keep_state", "commit_every_s", "tracker", "table")
+BOOKKEEPING = ("runs", "threads", "save", "keep_state", "commit_every_s", "parallel", "tracker", "table")
 
 
 def names_of(hydra: Any) -> dict[str, str]:

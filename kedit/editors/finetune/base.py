@@ -58,6 +58,20 @@ class Tuner(WithExamples):
         if isinstance(self.weight_decay, str) and self.weight_decay != "power_law":
             raise InputError(f"editor.weight_decay={self.weight_decay}: give a number, or power_law")
 
+    @property
+    def side_by_side(self) -> bool:  # type: ignore[override]
+        return self.adapter is None and self.parameters != "model"  # which are also the embeddings and the head
+
+    def variant_bytes(self, lm: LM) -> int:
+        """Each trained entry: its value, and in the leaf's precision its gradient, Adam's two moments, the value at the
+        start; a float32 master, where the model has a lower precision."""
+        total = 0
+        for parameter in map(lm.parameter, self.edited_parameters(lm)):
+            own = parameter.element_size()
+            leaf = max(4, own) if self.trained_dtype == "float32" else own
+            total += parameter.numel() * (own + (5 if leaf > own else 4) * leaf)
+        return total
+
     def facts(self, edit: Edit) -> list[Edit]:
         """What is trained for one edit: the edit, and its examples."""
         return [edit, *self.examples_of(edit)]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -78,6 +79,13 @@ class EditMemory:
             [Hit(self.entries[place], cosine) for cosine, place in zip(row, at, strict=True)]
             for row, at in zip(cosines.tolist(), places.tolist(), strict=True)
         ]
+
+    def emptied(self) -> "EditMemory":
+        """A memory of the same kind, with nothing in it."""
+        other = copy(self)
+        other.__post_init__()
+        other.entries = []
+        return other
 
     def clear(self) -> None:
         self.entries = []
