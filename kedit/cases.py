@@ -1,6 +1,7 @@
 """What is edited and what is asked: who may see what is a type, not a convention."""
 
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -62,15 +63,29 @@ class Question:
     edit: str = ""  # the case's (first) edit, prompt and answer: only for evaluations that give it away
 
 
-def check_subjects(cases: Iterable[Case]) -> None:
-    """For editors that locate the subject in the prompt. Raises InputError naming the first case without it."""
+def check_subjects(cases: Iterable[Case], where: Callable[[Case, str], str] | None = None) -> None:
+    """For editors that locate the subject in the prompt. Raises InputError naming the first case without it; `where`
+    says where a text of a case stands in the data."""
     for case in cases:
         for edit in case.edits:
             if not edit.subject or edit.subject not in edit.prompt:
+                place = where(case, edit.subject or edit.prompt) if where else case.id
                 raise InputError(
-                    f"{case.id}: the subject {edit.subject!r} is not in the prompt {edit.prompt!r}, where the "
-                    "editor looks for it; mend the record, or choose an editor that needs no subject"
+                    f"{place}: the subject {edit.subject!r} is not in the prompt {edit.prompt!r}, where the editor "
+                    f"looks for it{_nearly(edit)}; correct the record, or choose an editor that needs no subject"
                 )
+
+
+def _nearly(edit: Edit) -> str:
+    """How a subject that is not in the prompt differs from one that is."""
+    subject, prompt = (unicodedata.normalize("NFC", text) for text in (edit.subject or "", edit.prompt))
+    if subject and subject in prompt:
+        return " (they differ in their Unicode normal form)"
+    if subject and subject.casefold() in prompt.casefold():
+        return " (it stands there in other letter case)"
+    if subject.strip() and subject.strip() in prompt:
+        return " (it stands there without the blanks at its edges)"
+    return ""
 
 
 def questions_of(case: Case, kinds: tuple[Kind, ...] = KINDS) -> list[Question]:

@@ -132,3 +132,22 @@ def run_kedit(folder: Path, *arguments: object, **environment: str) -> Done:
 def kedit(tmp_path: Path) -> Callable[..., Done]:
     """The command line, in an empty folder."""
     return lambda *arguments, **environment: run_kedit(tmp_path, *arguments, **environment)
+
+
+@pytest.fixture
+def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The same in this process, of a command that must be refused: what it says, and its exit status is 1."""
+
+    def refused(*arguments: object) -> str:
+        from kedit.run.main import main
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("KEDIT_RUNS", str(tmp_path / "runs"))
+        tracker = [] if any(str(argument).startswith("tracker") for argument in arguments) else ["tracker=none"]
+        monkeypatch.setattr(sys, "argv", ["kedit", *map(str, arguments), *tracker])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert isinstance(caught.value.code, str)
+        return caught.value.code
+
+    return refused

@@ -96,7 +96,7 @@ def test_five_hundred_edits_ask_geography(w: LM, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "people are untouched by the edits" in done.stdout.replace("\n", " ")
     refused = run_kedit(tmp_path, "editor=ft_m", "T=521")
-    assert "T=521 edits were asked for, the dataset offers 520 cases" in refused.stderr
+    assert "T=521 is more than the dataset's 520 cases" in refused.stderr
 
 
 @pytest.mark.parametrize("seed", ["1", "2", "3"])

@@ -3,10 +3,12 @@
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from kedit.common.errors import InputError
 from kedit.lm import LM, Route
@@ -93,6 +95,49 @@ def test_what_is_no_adapter_of_the_model_is_said(lm: LM, tmp_path: Path) -> None
     config.write_text(config.read_text().replace('"q_proj"', '"c_attn"').replace('"v_proj"', '"c_attn"'))
     with pytest.raises(InputError, match="no adapter that fits this model"):
         lm.adapt("a", folder)
+    assert list(lm.model.state_dict()) == names
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda held: {n: v for n, v in held.items() if "layers.1.self_attn.q_proj" not in n}, "lacks 2 tensors"),
+        (lambda held: {f"module.{n}": v for n, v in held.items()}, "lacks 16 tensors"),
+        (lambda held: held | {n.replace("q_proj", "k_proj"): v for n, v in held.items()}, "has 8 tensors .* no place"),
+        (lambda held: held | {n.replace("layers.1", "layers.9"): v for n, v in held.items()}, "has 4 tensors .*place"),
+        (lambda held: {n: v[:2] if "lora_A" in n else v[:, :2] for n, v in held.items()}, "size mismatch"),
+    ],
+)
+def test_an_adapter_that_is_not_whole_is_refused(lm: LM, tmp_path: Path, change: Any, said: str) -> None:
+    names, weights = list(lm.model.state_dict()), saved(lm, tmp_path) / "adapter_model.safetensors"
+    save_file({name: value.clone() for name, value in change(load_file(weights)).items()}, weights)
+    with pytest.raises(InputError, match=said) as caught:
+        lm.adapt("a", tmp_path)
+    assert "\n" not in str(caught.value)
+    assert list(lm.model.state_dict()) == names
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("adapter_model.safetensors", "torn"),
+        ("adapter_model.safetensors", None),
+        ("adapter_config.json", "{"),
+        ("adapter_config.json", "[]"),
+        ("adapter_config.json", "{}"),
+        ("adapter_config.json", '{"peft_type": "LORA", "r": "x"}'),
+    ],
+)
+def test_a_broken_adapter_is_one_sentence(lm: LM, tmp_path: Path, file: str, text: str | None) -> None:
+    names = list(lm.model.state_dict())
+    (saved(lm, tmp_path) / file).unlink()
+    if text is not None:
+        (tmp_path / file).write_text(text)
+    with pytest.raises(
+        InputError, match=rf"{tmp_path}: (no adapter that fits this model|an adapter of type None)"
+    ) as caught:
+        lm.adapt("a", tmp_path)
+    assert "\n" not in str(caught.value)
     assert list(lm.model.state_dict()) == names
 
 

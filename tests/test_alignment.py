@@ -326,6 +326,12 @@ def test_a_model_in_memory_is_aligned_without_keeping(lm: LM, cache: Path, monke
     assert not (cache / "alignment").exists()
 
 
+def test_a_full_alignment_that_is_torn_is_refused(lm: LM, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("torn")
+    with pytest.raises(InputError, match="not a safetensors file"):
+        alignment(tuner={"adapter": None, "parameters": "model"}, trained=str(tmp_path)).attach(lm)
+
+
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no adapter_config.json and no adapter_model.safetensors there"):
         alignment(trained=str(tmp_path))

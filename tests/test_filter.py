@@ -1,6 +1,8 @@
 """The filter: what it learns from, that its training repeats, what it says of itself, and what it refuses."""
 
 import json
+import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +16,7 @@ import torch
 from conftest import TESTS
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 
 from kedit import world
 from kedit.cases import Case, Edit, Probe
@@ -220,6 +223,55 @@ def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         FilterPairs(mined=-1)
     with pytest.raises(InputError, match=r"validation=1\.0"):
         replace(QUICK, validation=1.0)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained filter."""
+    from kedit.editors.incontext.filter_training import load_encoder
+    from kedit.lm.sentence_encoder import source
+
+    folder = tmp_path_factory.mktemp("filter") / "learnt"
+    load_encoder(source(MINILM), num_labels=1).save_pretrained(str(folder), safe_serialization=True)
+    return folder
+
+
+def tensors(folder: Path, keep: str) -> None:
+    """Only the tensors whose names match."""
+    held = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in held.items() if re.search(keep, name)}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda d: tensors(d, "^(?!classifier)"), r"lack 2 tensors \(classifier\.bias, classifier\.weight\)"),
+        (lambda d: tensors(d, "^(?!.*pooler)"), "lack 2 tensors .*pooler"),
+        (lambda d: tensors(d, "^(?!.*layer.2)"), "lack 16 tensors"),
+        (lambda d: (d / "config.json").write_text("null"), "cannot be loaded"),
+        (lambda d: (d / "model.safetensors").write_text("torn"), "cannot be loaded"),
+        (lambda d: [(d / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")], "no vocabulary"),
+    ],
+)
+def test_a_trained_filter_that_is_not_whole_is_refused(whole: Path, tmp_path: Path, damage: Any, said: str) -> None:
+    shutil.copytree(whole, tmp_path / "trained")
+    damage(tmp_path / "trained")
+    with pytest.raises(InputError, match=said) as caught:
+        Filter(model=MINILM, pairs=FilterPairs(), training=QUICK, trained=str(tmp_path / "trained"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_base_without_its_body_is_not_trained(tmp_path: Path) -> None:
+    from kedit.editors.incontext.filter_training import load_encoder
+    from kedit.lm.sentence_encoder import source
+
+    shutil.copytree(source(MINILM), tmp_path / "base")
+    tensors(tmp_path / "base", "^(?!.*pooler)")
+    load_encoder(str(tmp_path / "base"), num_labels=1)  # a head is new anyway
+    tensors(tmp_path / "base", "^(?!encoder.layer.2)")
+    with pytest.raises(InputError, match="lack 16 tensors"):
+        load_encoder(str(tmp_path / "base"), num_labels=1)
 
 
 YAML = OmegaConf.load(ROOT / "conf/editor/filter/cross_encoder.yaml")

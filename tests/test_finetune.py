@@ -261,20 +261,6 @@ def test_the_released_adalora_keeps_every_rank(lm: LM) -> None:
     assert editor.adapter.ranks() == [12] * 8
 
 
-def test_an_adapter_is_saved_so_that_transformers_loads_it(lm: LM, small_dir: Any, tmp_path: Any) -> None:
-    from transformers import AutoModelForCausalLM
-
-    from kedit.lm import load
-
-    small = load(str(small_dir))
-    lora().edit(small, EDITS[:1])
-    small.save(tmp_path / "saved")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
-    ids = torch.tensor([[1, 2, 3, 4]])
-    assert torch.allclose(again(ids).logits, small.model(input_ids=ids).logits, atol=1e-6)
-    assert not (tmp_path / "saved" / "model.safetensors").exists()
-
-
 def test_what_is_trained_is_one_thing(lm: LM) -> None:
     with pytest.raises(InputError, match="one of the two"):
         FineTune(loss=CrossEntropy(), lr=1e-3, steps=1, adapter=LoRA(rank=1, alpha=1))

@@ -1,22 +1,26 @@
 """The loop: what is asked when, failed edits, seeds."""
 
+import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from kedit import world
-from kedit.cases import Case, Edit
+from kedit.cases import KINDS, Case, Edit, Probe
 from kedit.editors import Editor
 from kedit.editors.finetune.per_edit import FineTune
 from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM
 from kedit.loop.journal import InMemoryJournal
 from kedit.loop.runner import experiment
-from kedit.loop.settings import blocks, incremental, mass, sequential, single
+from kedit.loop.settings import Step, blocks, incremental, mass, sequential, single
 from kedit.losses.cross_entropy import CrossEntropy
+from kedit.results.scores import mean_scores, per_case
 
 CASES = world.cases(edits=5, limit=5, seed=3).cases
 QUICK = Evaluator(fluency_tokens=0)
@@ -135,3 +139,59 @@ def test_questions_are_asked_in_parts_of_whole_cases(lm: LM, monkeypatch: pytest
     monkeypatch.setattr("kedit.loop.runner.PART", 7)
     monkeypatch.setattr("kedit.lm.model.POOL", 3)
     assert rows() == whole
+
+
+class Commits(InMemoryJournal):
+    """Writes down after which steps a commit must not wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forced: list[int] = []
+
+    def commit(self, lm: LM, editor: Editor, *, now: bool) -> None:
+        self.forced += [self.steps[-1]["step"]] * now
+
+
+@pytest.mark.parametrize(
+    ("steps", "forced"),
+    [
+        (single(CASES), [0, 5]),
+        (sequential(CASES, 5, checkpoints=[2, 4]), [0, 2, 4, 5]),
+        (blocks(CASES, 2), [0, 5]),
+        (incremental(CASES, 5), [0, 1, 5]),  # the first test is of all that was edited so far
+        (mass(CASES, 5), [0, 1]),
+    ],
+    ids=["single", "sequential", "blocks", "incremental", "mass"],
+)
+def test_only_checkpoints_and_the_last_step_force_a_commit(lm: LM, steps: Iterator[Step], forced: list[int]) -> None:
+    journal = Commits()
+    experiment(lm, steps, StepTrace(), QUICK, journal=journal)
+    assert journal.forced == forced
+
+
+def test_a_steps_scores_are_the_tables(lm: LM) -> None:
+    """Without a frame, of every kind there is, ROME's success instead of token match too."""
+    cases = [replace(case, probes=case.probes + tuple(rome(case))) for case in CASES[:3]]
+    kinds = [
+        "reliability",
+        "generality",
+        "portability",
+        "locality",
+        "fluency",
+        "efficacy",
+        "paraphrase",
+        "neighborhood",
+    ]
+    evaluator = Evaluator(kinds=kinds, scoring=["forced", "generate"], fluency_tokens=20)  # type: ignore[arg-type]
+    rows = [row for row in experiment(lm, sequential(cases, 3), StepTrace(), evaluator) if row["when"] == "test"]
+    rows[0]["token"] = math.nan
+    frame = {kind: per_case(pd.DataFrame(rows), kind) for kind in KINDS}
+    assert mean_scores(rows) == pytest.approx({kind: found.mean() for kind, found in frame.items() if len(found)})
+    assert set(mean_scores(rows)) == set(kinds)
+    assert mean_scores([]) == {}
+
+
+def rome(case: Case) -> Iterator[Probe]:
+    """Two competing objects; one of its probes has none."""
+    for kind, old in (("efficacy", "Anne"), ("paraphrase", None), ("neighborhood", "Anne")):
+        yield Probe(kind, case.edits[0].prompt, (case.edits[0].target_new,), competing_answer=old)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,14 +13,19 @@ from typing import Any
 
 import pytest
 from conftest import TESTS
-from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from kedit import world
 from kedit.cases import Edit
-from kedit.common.paths import ROOT
+from kedit.common.errors import InputError
 from kedit.editors import Editor
 from kedit.lm import LM
 from kedit.run.cell import run
+from kedit.run.composition import composed
+from kedit.run.numbers import number_files
+from kedit.run.options import check
+from kedit.run.references import resolved
 
 Kedit = Callable[..., subprocess.CompletedProcess[str]]
 TINY = ["model.people=20", "model.steps=2", "model.width=32", "model.mlp=32"]  # a world for what needs no knowledge
@@ -57,11 +63,11 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda p: [*FILE, f"dataset.path={file(p, json.dumps([GOOD | {'target_new': ''}]))}"],
         "record 0: the edit 's is' has an empty target",
     ),
-    "unknown editor": (lambda p: ["editor=rnome"], "Could not find 'editor/rnome'"),
-    "unknown key": (lambda p: ["editor.lrr=1"], "lrr"),
-    "T above the data": (lambda p: [*TINY, "T=1000"], "T=1000 edits were asked for, the dataset offers 20 cases"),
-    "T that is no number": (lambda p: [*TINY, "T=many"], "'many' edits"),
-    "setting.short": (lambda p: [*TINY, "T=3", "setting.short=shrink"], "choose from error, cap"),
+    "unknown editor": (lambda p: ["editor=rnome"], "editor=rnome: no such choice; nearest is rome"),
+    "unknown key": (lambda p: ["editor.lrr=1"], "nearest is editor.lr"),
+    "T above the data": (lambda p: [*TINY, "T=1000"], "T=1000 is more than the dataset's 20 cases; lower T"),
+    "T that is no number": (lambda p: [*TINY, "T=many"], "T=many: give a whole number of at least 1 or all"),
+    "setting.short": (lambda p: [*TINY, "T=3", "setting.short=shrink"], "choose error or cap"),
     "model folder without tokenizer": (
         lambda p: [
             "model=local",
@@ -77,29 +83,25 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda p: [*NEEDS, f"dataset.path={file(p, json.dumps([GOOD | {'subject': 'x'}]))}"],
         "the subject 'x' is not in the prompt 's is'",
     ),
-    "loss with a dot": (lambda p: ["editor.loss=kdpo", *TINY], "losses are chosen with a slash: editor/loss=kdpo"),
-    "evaluation switch": (lambda p: ["eval.aliases=all", *TINY], "eval.aliases=['all']: choose from first, any"),
+    "loss with a dot": (lambda p: ["editor.loss=kdpo", *TINY], "a part is chosen with a slash: editor/loss=kdpo"),
+    "evaluation switch": (lambda p: ["eval.aliases=all", *TINY], "eval.aliases=all: choose first or any"),
     "layer": (lambda p: [*QUICK, "editor.layers=[9]"], "the model has layers 0 to 3"),
 }
 
 
+AFTER_THE_CELL_IS_MADE = ("no model folder", "model folder without tokenizer")  # only loading the model tells
+
+
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_said_in_one_sentence(kedit: Kedit, tmp_path: Path, name: str) -> None:
+def test_bad_input_is_said_in_one_sentence(refusal: Callable[..., str], tmp_path: Path, name: str) -> None:
     arguments, said = BAD[name]
     own = tmp_path / "conf" / "editor" / "needs_subject.yaml"  # an editor of the user's own: one class and one yaml
     own.parent.mkdir(parents=True)
     own.write_text("_target_: test_run.NeedsSubject\n")
-    done = kedit("--config-dir", tmp_path / "conf", *arguments(tmp_path), PYTHONPATH=str(TESTS))
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    rows = list((tmp_path / "runs").rglob("rows.jsonl"))
-    assert all(row.stat().st_size == 0 or name == "layer" for row in rows)
-    assert not list((tmp_path / "runs").rglob("status")) or name in (
-        "layer",
-        "no model folder",
-        "model folder without tokenizer",
-    )
+    text = refusal("--config-dir", tmp_path / "conf", *arguments(tmp_path))
+    assert said in text
+    assert "\n" not in text
+    assert not list((tmp_path / "runs").rglob("status")) or name in AFTER_THE_CELL_IS_MADE
 
 
 @pytest.mark.parametrize("arguments", [QUICK, ["-m", *QUICK, "seed=1,2"]], ids=["run", "multirun"])
@@ -150,14 +152,23 @@ def test_options_that_change_no_row_are_no_part_of_a_cell(kedit: Kedit, tmp_path
 @pytest.mark.parametrize("setting", ["single", "sequential", "blocks", "incremental", "mass"])
 @pytest.mark.parametrize("editor", ["ft_m", "kdpo"])
 def test_every_setting_on_real_records(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_dir: Path, setting: str, editor: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    small_dir: Path,
+    setting: str,
+    editor: str,
 ) -> None:
+    caplog.set_level("INFO")
     monkeypatch.setenv("KEDIT_RUNS", str(tmp_path / "runs"))
     names = {"model": "local", "dataset": "zsre", "editor": editor, "setting": setting}
     given = [f"{group}={name}" for group, name in names.items()] + ([] if setting == "single" else ["T=2"])
     given += [f"model.path={small_dir}", f"dataset.path={TESTS}/data/zsre.json", "dataset.limit=4", "tracker=none"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        home = run(compose("config", given), names | {"sweeps": "adhoc", "overrides": ""})
+    cfg = composed(given, return_hydra_config=True)
+    files = number_files(cfg.hydra)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    home = run(cfg, names | {"sweeps": "adhoc", "overrides": ""}, files)
     T = 1 if setting == "single" else 2
     assert home == tmp_path / f"runs/adhoc/local/zsre/{editor}/{setting}-T{T}/seed0"
     rows = [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()]
@@ -165,6 +176,8 @@ def test_every_setting_on_real_records(
     meta = json.loads((home / "meta.json").read_text())
     assert meta["model_is"]["identity"].startswith("sha256:")
     assert meta["effective_T"] == T
+    assert (meta["numbers"], meta["untuned"]) == ({}, True)
+    assert f"editor={editor} has no numbers for model=local" in (home / "run.log").read_text()
     assert (home / "status").read_text() == "finished"
 
 
@@ -215,3 +228,27 @@ def test_the_readmes_python(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     table = names["table"]
     assert table["N"].tolist() == [10, 10]
     assert table["edit success"].iloc[1] > table["edit success"].iloc[0] + 30
+
+
+def test_the_readmes_editor(lm: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As printed: it composes beside kedit's own, its options are checked, it edits, and restoring undoes it."""
+    readme = (TESTS.parent / "README.md").read_text()
+    [code] = re.findall(r"```python\n(# kedit/editors/nudge.py.*?)```", readme, re.DOTALL)
+    [text] = re.findall(r"```yaml\n(# conf/editor/nudge.yaml.*?)```", readme, re.DOTALL)
+    module = types.ModuleType("kedit.editors.nudge")
+    exec(code, vars(module))
+    monkeypatch.setitem(sys.modules, "kedit.editors.nudge", module)
+    monkeypatch.setattr("kedit.editors.nudge", module, raising=False)
+    (tmp_path / "editor").mkdir()
+    (tmp_path / "editor" / "nudge.yaml").write_text(text)
+    cfg = composed([f"hydra.searchpath=[{tmp_path}]", "editor=nudge", "editor.rate=0.01"])
+    check(resolved(cfg, {}))
+    editor, edit = instantiate(cfg.editor), world.cases(edits=1, limit=1).cases[0].edits[0]
+    before = lm.answer([edit.prompt], [edit.target_new])[0].logprob
+    assert editor.edit(lm, [edit])["steps"] == 1
+    assert sum(lm.answer([edit.prompt], [edit.target_new])[0].logprob) > sum(before) + 0.1
+    assert not any(parameter.requires_grad for parameter in lm.model.parameters())
+    lm.restore()
+    assert lm.answer([edit.prompt], [edit.target_new])[0].logprob == before
+    with pytest.raises(InputError, match=r"editor\.layer=true: give a whole number"):
+        check(resolved(composed([f"hydra.searchpath=[{tmp_path}]", "editor=nudge", "editor.layer=true"]), {}))

@@ -135,3 +135,26 @@ def test_a_moment_of_few_tokens_can_be_inverted_with_a_warning(caplog: pytest.Lo
     change = fitted(LeastSquares(weight=1.0), few @ few.T / 4).change(0, keys(), normal(D, N))
     assert change.isfinite().all()
     assert "gather more tokens" in caplog.text
+
+
+def test_a_moment_without_an_inverse_is_one_sentence() -> None:
+    few = normal(F, 1)
+    broken = few @ few.T - 1e-3 * torch.eye(F, dtype=torch.float64)  # as rounding leaves a few tokens' moment
+    with pytest.raises(InputError, match=rf"layer 0 has no inverse \(more than {F} are needed, .*statistics\.corpus"):
+        fitted(LeastSquares(weight=1.0), broken).change(0, keys(), normal(D, N))
+    with pytest.raises(InputError, match=rf"layer 3 has no inverse \(1 tokens were read, more than {F} are needed"):
+        LeastSquares(weight=1.0).fit({3: broken}, {3: 1})
+
+
+@pytest.mark.parametrize(
+    "solver", [Equality(weight=1.0, ridge=0.0), NullSpace(l2=0.0, threshold=1e-3)], ids=["EMMET", "AlphaEdit"]
+)
+def test_two_edits_with_one_key_fail_as_an_edit_does(solver: Solver) -> None:
+    """No stack trace of linear algebra: the loop undoes the edit, counts it, and goes on."""
+    moment = torch.diag(torch.tensor([1.0, 1.0, *[0.0] * (F - 2)], dtype=torch.float64))
+    exact = torch.zeros(F, 2, dtype=torch.float64)
+    exact[:4] = 1.0  # no rounding: the system is exactly singular
+    if isinstance(solver, Equality):
+        moment = torch.eye(F, dtype=torch.float64)
+    with pytest.raises(FloatingPointError, match="linearly dependent"):
+        fitted(solver, moment).change(0, Keys(exact, exact), normal(D, 2))

@@ -7,11 +7,13 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from jaxtyping import Float
 from safetensors.torch import load_file
 
 from kedit import world
@@ -20,8 +22,11 @@ from kedit.common.errors import InputError
 from kedit.covariance.corpora import texts
 from kedit.editors.extra_examples import Paraphrases, RandomFacts, SimilarFacts, Texts, known_facts
 from kedit.editors.finetune.epochs import Composed, StandardFineTune, TrainingRun
+from kedit.editors.finetune.lora import LoRA
 from kedit.lm import LM
+from kedit.losses import LossInputs
 from kedit.losses.cross_entropy import CrossEntropy
+from kedit.losses.dpo import PreferNewAnswer
 from kedit.losses.kdpo import KDPO
 
 DATA = world.cases(edits=8, limit=8, seed=1, train=True)
@@ -43,6 +48,56 @@ def trained(lm: LM, edits: Sequence[Edit] = EDITS, **given: Any) -> torch.Tensor
     weight = lm.model.model.layers[2].mlp.down_proj.weight.detach().clone()
     lm.restore()
     return weight
+
+
+# --- what the loss wants of the weights at the start -----------------------------------------------------------------
+
+OLD = [replace(edit, target_old=other.target_new) for edit, other in zip(EDITS, EDITS[1:] + EDITS[:1], strict=True)]
+
+
+class Recorded(PreferNewAnswer):
+    """Writes down its values, and of how many examples it has asked the reference."""
+
+    values: ClassVar[list[float]] = []
+    referred: ClassVar[list[int]] = []
+
+    def __call__(self, view: LossInputs, logits: Float[torch.Tensor, "k v"]) -> Float[torch.Tensor, " n"]:
+        values = super().__call__(view, logits)
+        self.values.extend(values.tolist())
+        return values
+
+    def _reference(self, view: LossInputs) -> Float[torch.Tensor, " m"]:
+        self.referred.append(len(self.rows))
+        return super()._reference(view)
+
+
+class Forgetful(Recorded):
+    remembers = False
+
+
+@pytest.mark.parametrize("given", [{}, {"adapter": LoRA(rank=4, alpha=8), "parameters": None}], ids=["weights", "lora"])
+def test_the_reference_of_dpo_is_computed_once_for_each_example(lm: LM, given: dict[str, Any]) -> None:
+    made = {}
+    for kind in (Recorded, Forgetful):
+        kind.values.clear()
+        kind.referred.clear()
+        torch.manual_seed(0)
+        loss = kind(CrossEntropy(), alpha=0.5, beta=0.5)
+        tuner = editor(loss=loss, epochs=3, examples={"para": Paraphrases(prefixes=["So. ", "Now. "])}, **given)
+        tuner.fit(lm, ())
+        tuner.edit(lm, OLD)
+        lm.restore()
+        tuner.reset()
+        made[kind] = list(kind.values), sum(kind.referred)
+    (once, few), (each, many) = made.values()
+    assert (few, many) == (24, 72)
+    assert once == pytest.approx(each, abs=1e-6)
+
+
+def test_only_what_is_trained_is_referred_to(lm: LM) -> None:
+    Recorded.referred.clear()
+    editor(loss=Recorded(CrossEntropy(), alpha=0.5, beta=0.5), max_steps=1).edit(lm, OLD)
+    assert sum(Recorded.referred) == 4
 
 
 # --- examples --------------------------------------------------------------------------------------------------------
@@ -191,7 +246,7 @@ def test_a_warm_up_raises_the_rate_and_long_gradients_are_shortened(lm: LM) -> N
     with made.tuned(lm) as parameters:
         training = TrainingRun(made, lm, Composed(made, EDITS), parameters)
         rates = rates_of(training)
-        [weight] = parameters
+        [weight] = parameters.leaves
         assert float(training.optimizer.state[weight]["exp_avg_sq"].sum()) <= 1e-6  # squares of what was shortened
     assert rates[:3] == [0.0, 0.0005, 0.001]
     assert sorted(rates[2:], reverse=True) == rates[2:]

@@ -361,10 +361,36 @@ def test_the_world_s_text_is_endless_and_always_the_same() -> None:
     assert list(islice(stream("world").documents(), 3000))[-1:] == list(islice(stream("world").documents(), 2999, 3000))
 
 
-def test_wikipedia_that_cannot_be_reached_is_one_sentence() -> None:
-    with pytest.raises(InputError, match=r"Wikipedia .* cannot be loaded .*statistics\.corpus=FILE") as error:
-        next(stream("wikipedia").documents())
-    assert "\n" not in str(error.value)
+def test_wikipedia_that_cannot_be_reached_is_one_sentence_with_the_option_that_the_editor_has() -> None:
+    readers: dict[str, Callable[[], object]] = {
+        "editor.statistics.corpus": lambda: next(stream("wikipedia").documents()),
+        "editor.texts.source": lambda: corpora.texts("wikipedia"),
+    }
+    for option, read in readers.items():
+        with pytest.raises(InputError, match=rf"Wikipedia .* cannot be loaded .* with {option}=FILE$") as error:
+            read()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_corpus_too_short_for_an_inverse_is_said_before_the_first_edit(lm: LM, kept: bool, tmp_path: Path) -> None:
+    from test_finetune import configured
+
+    (tmp_path / "short.txt").write_text(" ".join(LONG.split()[:6]))
+    statistics = [f"editor.statistics.corpus={tmp_path}/short.txt", "editor.statistics.tokens=1000"]
+    given = lm if kept else LM(lm.model, lm.text.tokenizer)  # one without identity is computed without the cache
+    read = len(lm.text.prompts([" ".join(LONG.split()[:6])])[0])
+    for editor in ("memit", "emmet", "rome editor.solver.covariance=true"):
+        with pytest.raises(InputError, match=rf"no inverse \({read} tokens were read, more than 1024 are needed"):
+            configured(*f"editor={editor}".split(), *statistics).fit(given, ())
+    configured("editor=alphaedit", *statistics).fit(given, ())  # projects: it needs no inverse
+
+
+def test_moments_that_are_not_finite_are_refused(shaped: LM) -> None:
+    with torch.no_grad():
+        shaped.model.get_input_embeddings().weight.fill_(torch.inf)
+    with pytest.raises(InputError, match=r"layers \[0\] are not finite"):
+        second_moments(shaped, [0], stream_of(TEXTS[:2]), 100, 64)
 
 
 # --- null spaces -----------------------------------------------------------------------------------------------------
@@ -494,7 +520,7 @@ def test_a_corpus_shorter_than_its_budget_is_not_verified(
         (["--layers", 7, "--corpus", "world", "--tokens", 10], "layers 0 to 2"),
         (["--layers", 1, "--corpus", "/nowhere", "--tokens", 10], "is no file"),
         (["--layers", 1], "neither a corpus nor files"),
-        (["model=nope"], "Could not find 'model/nope'"),
+        (["model=nope"], "model=nope: no such choice"),
     ],
 )
 def test_what_cannot_be_built_is_said(

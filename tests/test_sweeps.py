@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import pickle
 import random
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -12,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from conftest import Done
+from conftest import TESTS, Done
 from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from kedit.common.paths import ROOT
 from kedit.loop import settings
 from kedit.papers import KEYS, printed
+from kedit.run import main
 from kedit.run.sweep import jobs, left_out, outside, present
 
 Kedit = Callable[..., Done]
@@ -189,7 +191,7 @@ def test_the_command_line_replaces_axes_and_a_failing_cell_stops_no_other(kedit:
     assert done.returncode == 1
     asked = {(editor, T, seed) for editor in ("dpo", "kdpo") for T in (1, 2) for seed in (101, 102)}
     assert {(cell["editor"], cell["T"], cell["seed"]) for cell in cells(tmp_path)} == asked
-    assert done.stdout.count("would test one of 20 cases") == 4
+    assert done.stdout.count("tests only the first of 20 cases") == 4
     assert "4 of 8 cells did not finish: python -m kedit.status kdpo_table6" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "KDPO, Table 6: ours" in done.stdout
@@ -205,13 +207,23 @@ def test_the_command_line_replaces_axes_and_a_failing_cell_stops_no_other(kedit:
 
 
 def test_a_cell_that_fails_at_work_leaves_its_error(kedit: Kedit, tmp_path: Path) -> None:
-    done = kedit("sweeps=kdpo_table6", *TINY, "T=2", "editor=kdpo", "editor.layers=[9],[3]", "table.number=7")
+    given = ["T=2", "editor=lora", "editor.adapter.target_modules=[nope],[q_proj]", "table.number=7"]
+    done = kedit("sweeps=kdpo_table6", *TINY, *given)
     assert done.returncode == 1
     homes = [tmp_path / "runs" / "kdpo_table6" / cell["directory"] for cell in cells(tmp_path)]
     [bad] = [home for home in homes if (home / "error").exists()]
     [good] = [home for home in homes if (home / "status").read_text() == "finished"]
-    assert (bad / "error").read_text() == "layers=[9]: the model has layers 0 to 3; choose from these\n"
+    assert (bad / "error").read_text().startswith("editor.adapter does not fit (")
     assert good != bad
+
+
+def test_a_cell_that_is_refused_stops_no_other_and_leaves_nothing(kedit: Kedit, tmp_path: Path) -> None:
+    done = kedit("-m", *TINY, "T=2,0", "editor=ft_m", "editor.layers=[3],[9]")
+    assert done.returncode == 1
+    assert "T=0: give a whole number of at least 1 or all" in done.stdout
+    assert "editor.layers=[9]: the model has layers 0 to 3; choose from these" in done.stdout
+    assert "3 of 4 cells did not finish" in done.stderr
+    assert len(list((tmp_path / "runs").rglob("rows.jsonl"))) == 1
 
 
 def test_a_grid_without_a_name_is_written_down_too(kedit: Kedit, tmp_path: Path) -> None:
@@ -220,6 +232,59 @@ def test_a_grid_without_a_name_is_written_down_too(kedit: Kedit, tmp_path: Path)
     assert "Callback" not in done.stderr
     assert [(cell["editor"], cell["seed"]) for cell in cells(tmp_path)] == [("ft_m", 1), ("ft_m", 2)]
     assert "(unedited)" in done.stdout
+
+
+LAUNCHED = ["hydra/launcher=process", *TINY, "T=2,1000", "editor=ft_m", "seed=1,2"]  # a T of 1000 is refused
+
+
+@pytest.mark.parametrize("sweep", ["adhoc", "named"])
+def test_cells_in_processes_of_their_own_end_with_a_table_too(kedit: Kedit, tmp_path: Path, sweep: str) -> None:
+    named = ["sweeps=mine"] if sweep == "named" else []
+    (tmp_path / "conf" / "sweeps").mkdir(parents=True)
+    (tmp_path / "conf" / "sweeps" / "mine.yaml").write_text("# @package _global_\nhydra:\n  mode: MULTIRUN\n")
+    given = ["-m", "--config-dir", tmp_path / "conf", *named, *LAUNCHED]
+    done = kedit(*given, PYTHONPATH=str(TESTS / "plugins"))
+    assert done.returncode == 1
+    assert "(unedited)" in done.stdout
+    assert "2 of 4 cells did not finish" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    if sweep == "adhoc":
+        return
+    again = kedit(*[word for word in given if word != "T=2,1000"], "T=2", PYTHONPATH=str(TESTS / "plugins"))
+    assert (again.returncode, again.stdout.count("finished before")) == (0, 2)
+
+
+def test_the_task_is_sent_by_its_name() -> None:
+    assert pickle.loads(pickle.dumps(main.cell)) is main.cell
+
+
+def test_a_finished_cell_that_this_command_cannot_use_is_counted(kedit: Kedit, tmp_path: Path) -> None:
+    """One has another config, one is damaged, one is as it was left."""
+    given = ["-m", *TINY, "T=2", "editor=ft_m", "seed=1,2,3"]
+    assert kedit(*given).returncode == 0
+    config, rows = (sorted((tmp_path / "runs").rglob(name))[i] for i, name in enumerate(("config.yaml", "rows.jsonl")))
+    config.write_text(config.read_text().replace("lr: 0.0005", "lr: 0.0006"))
+    rows.write_bytes(rows.read_bytes()[:-1])
+    done = kedit(*given)
+    assert done.returncode == 1
+    assert "2 of 3 cells did not finish" in done.stderr
+    assert f"left out: {rows} is damaged" in done.stdout
+    assert "(unedited)" in done.stdout
+
+
+def test_a_table_that_cannot_be_made_costs_nothing(kedit: Kedit, tmp_path: Path) -> None:
+    """Here because a folder stands where a file should be written: no bad input, and not expected."""
+    sweep = tmp_path / "runs" / "kdpo_table6"
+    (sweep / "table.md").mkdir(parents=True)
+    done = kedit("sweeps=kdpo_table6", *TINY, "T=1,2", "editor=kdpo", "seed=101")
+    assert done.returncode == 1
+    assert "1 of 2 cells did not finish" in done.stderr
+    assert "the results could not be shown; python -m kedit.table" in done.stdout
+    alone = tmp_path / "runs/adhoc/world/world/ft_m/sequential-T2/seed0" / ",".join(sorted(TINY[2:]))
+    (alone / "table.md").mkdir(parents=True)
+    done = kedit(*TINY, "T=2", "editor=ft_m")
+    assert done.returncode == 0, done.stderr
+    assert "could not be shown" in done.stdout
 
 
 # --- wandb's own sweeps ----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import run_kedit
+from made_cells import make_cell
 
 from kedit.common.errors import InputError
 from kedit.reports.table.plain import markdown, show, tables, write
@@ -160,3 +161,17 @@ def test_an_empty_place_is_said(tmp_path: Path) -> None:
         find(tmp_path)
     with pytest.raises(InputError, match="no run there"):
         write(find(tmp_path), tmp_path)
+
+
+def test_a_caption_says_whose_numbers_an_editor_has(tmp_path: Path) -> None:
+    scores = {"reliability": [1.0, 0.5]}
+    make_cell(tmp_path, scores, editor="kdpo", numbers={"ft_m/world": ["editor.layers"]}, untuned=False)
+    own = {"memit/world": ["editor.layers"], "solver/least_squares/world": ["editor.solver.weight"]}
+    make_cell(tmp_path, scores, editor="memit", numbers=own, untuned=False)
+    make_cell(tmp_path, scores, editor="ft_m", numbers={}, untuned=True)
+    make_cell(tmp_path, scores, editor="old")  # of a run before there was this
+    [(caption, _)] = tables(find(tmp_path))
+    assert "; kdpo has numbers of ft_m for world" in caption
+    assert "; ft_m is untuned for world" in caption
+    assert "memit" not in caption
+    assert "old" not in caption

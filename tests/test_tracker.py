@@ -12,10 +12,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import wandb
 from conftest import TESTS, run_kedit
 from test_run import QUICK
 
-from kedit.loop.tracker import TABLE_ROWS, _parts
+from kedit.loop.tracker import TABLE_ROWS, _parts, _table
 from kedit.reports.dashboard import flat_config, plain
 
 KEY = "0" * 40
@@ -138,6 +139,17 @@ def test_nothing_of_a_long_table_is_cut_off() -> None:
     assert [name for name, _ in parts] == ["rows", "rows_2", "rows_3"]
     assert pd.concat(part for _, part in parts).equals(frame)
     assert [(name, len(part)) for name, part in _parts("rows", frame[:0])] == [("rows", 0)]
+
+
+def test_a_table_has_the_values_and_types_that_wandb_finds_row_by_row() -> None:
+    frame = plain(pd.DataFrame({"n": [1, 2], "x": [0.5, None], "route": [{"to": "é"}, None], "none": [None, None]}))
+    ours, theirs = _table(frame), wandb.Table(dataframe=frame)
+    assert ours.columns == theirs.columns
+    assert ours.data == [[1, 0.5, '{"to": "é"}', None], [2, None, None, None]]
+    types = [{name: repr(kind) for name, kind in t._column_types.params["type_map"].items()} for t in (ours, theirs)]
+    assert types[0].keys() == types[1].keys()
+    assert all("Number" in types[0][name] for name in ("n", "x"))
+    assert all("String" in types[0][name] for name in ("route", "none"))
 
 
 def test_columns_hold_one_kind_of_value() -> None:

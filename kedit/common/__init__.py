@@ -1,1 +1,1 @@
-"""What every other package may use: errors, where things lie, the cache, progress bars, seeds."""
+"""Used by every other package: errors, paths, the cache, progress bars, seeds."""

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def axis_values(axis: Any) -> list[str]:
-    """The values of an axis, also behind a resolver: "a,b" and "${kedit.present:editor,a,b}" have a and b."""
+    """The values of an axis, also inside a resolver: a and b, for "a,b" and for "${kedit.present:editor,a,b}"."""
     text = str(axis)
     if text.startswith("${"):
         text = text.partition(":")[2].rstrip("}").partition(",")[2]

@@ -1,8 +1,9 @@
-"""Content-addressed cache: what is expensive and depends only on its key is built once and shared by every later run.
+"""Content-addressed cache: an artefact that is expensive and depends only on its key is built once and shared by every
+later run.
 
-An artefact is a directory `$KEDIT_CACHE/<kind>/<hash of its key>/` (default `~/.cache/kedit`), written under a file
-lock and moved into place whole, with a manifest of its files' hashes: jobs that start together build it once, and a
-damaged one is detected and built again.
+It is a directory `$KEDIT_CACHE/<kind>/<hash of its key>/` (default `~/.cache/kedit`), written under a file lock and
+moved into place whole, with a manifest of its files' hashes: jobs that start together build it once, and a damaged one
+is detected and built again.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ class CacheNotWritable(InputError):
 
 
 def cache_folder() -> Path:
-    """The cache's root, made if need be."""
+    """The cache's root. It is created if it does not exist."""
     root = Path(os.environ.get("KEDIT_CACHE") or Path.home() / ".cache" / "kedit").expanduser().absolute()
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -49,8 +50,7 @@ def digest(key: Any) -> str:
 
 
 def cached(kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
-    """The directory that `key` (everything it depends on) determines; `build` fills an empty one where there is
-    none."""
+    """The directory that `key` (everything it depends on) determines; if there is none, `build` fills an empty one."""
     return cached_many(kind, [key], lambda new: build(new[0]))[0]
 
 
@@ -110,7 +110,8 @@ def _there(kind: str, home: Path) -> bool:
 
 
 def _emptied(home: Path) -> Path:
-    """Where it is built. Under its lock, what is there was left by a killed run."""
+    """The empty directory in which it is built. While its lock is held, only a killed run can have left something
+    there."""
     new = home.with_name(f".building-{home.name}")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
@@ -160,7 +161,7 @@ def _bytes_in(folder: Path) -> int:
 
 
 def contents() -> str:
-    """What the cache holds, in one line."""
+    """The cache's folder and the size of each kind of artefact, in one line."""
     sizes: dict[str, int] = {}
     for entry in cache_entries():
         sizes[entry.kind] = sizes.get(entry.kind, 0) + entry.size

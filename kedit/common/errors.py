@@ -24,5 +24,7 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the explanations that libraries add below."""
-    return str(error).strip().split("\n")[0]
+    """What an error says, without the explanations that libraries add below: its first line, and the second one if the
+    first ends with a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -1,4 +1,4 @@
-"""Where things lie: conf/ and sweeps/, and the folder of all outputs."""
+"""Paths: of conf/ and sweeps/, and of the folder of all outputs."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Randomness that leaves no trace: what is made once and then read must leave the same behind either way."""
+"""Seeds the global random generators for a while, and then restores their state: an artefact that is built in one run
+and read in the next must leave the same random numbers behind."""
 
 import random
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ from transformers import set_seed
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Python's, numpy's and torch's global generators begin with `seed` inside, and go on afterwards as if nothing had
-    been drawn."""
+    """Inside, Python's, numpy's and torch's global generators start from `seed`; afterwards they continue as if nothing
+    had been drawn."""
     python, arrays = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():

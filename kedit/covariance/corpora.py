@@ -1,4 +1,4 @@
-"""Ordinary text: Wikipedia, a file, or the world's own documents."""
+"""Ordinary text: Wikipedia, a file, or documents of the embedded world."""
 
 import json
 import sys
@@ -11,6 +11,7 @@ from typing import Any
 
 from kedit.common.cache import digest, remembered_sha256
 from kedit.common.errors import InputError, first_line
+from kedit.common.text_files import read_lines
 
 WIKIPEDIA = ("wikimedia/wikipedia", "20231101.en")  # https://huggingface.co/datasets/wikimedia/wikipedia
 SHUFFLE = 10_000  # articles that are shuffled together when Wikipedia is streamed
@@ -24,16 +25,16 @@ class Stream:
     """A corpus that is read from its beginning, document by document, in always the same order."""
 
     name: str
-    identity: Mapping[str, Any]  # all that the texts depend on; known without reading them
+    identity: Mapping[str, Any]  # everything the texts depend on; known without reading them
     documents: Callable[[], Iterator[str]]
 
 
-def stream(source: str) -> Stream:
-    """Documents of `source` one after another: "wikipedia" (a hub dataset, shuffled), "world" (endless text of the kind
-    that the embedded model was trained on), or a file: .jsonl with a field "text", or plain text with blank lines
-    between documents. A long document comes in pieces."""
+def stream(source: str, option: str = "editor.statistics.corpus") -> Stream:
+    """The documents of `source`, one after another: "wikipedia" (a hub dataset, shuffled), "world" (endless text of the
+    kind that the embedded model was trained on), or a file: .jsonl with a field "text", or plain text with blank lines
+    between documents. A long document is cut into pieces. `option` is where the user names the source."""
     if source == "wikipedia":
-        return Stream(source, {"dataset": WIKIPEDIA, "shuffled": 0}, lambda: _pieces(_wikipedia_stream()))
+        return Stream(source, {"dataset": WIKIPEDIA, "shuffled": 0}, lambda: _pieces(_wikipedia_stream(option)))
     if source == "world":
         from kedit.world import running_text
 
@@ -43,11 +44,11 @@ def stream(source: str) -> Stream:
 
 
 @cache
-def texts(source: str) -> Sequence[str]:
-    """Documents of `source`, to draw from: as `stream`, but Wikipedia in its own order, of "world" 2000 biographies and
-    contexts about people who are kept for training, and long documents whole."""
+def texts(source: str, option: str = "editor.texts.source") -> Sequence[str]:
+    """The documents of `source`, to draw samples from: as `stream`, but Wikipedia in its own order, "world" as 2000
+    biographies and contexts about people who are kept for training, and long documents whole."""
     if source == "wikipedia":
-        return _wikipedia()["text"]
+        return _wikipedia(option)["text"]
     if source == "world":
         from kedit.world import documents
 
@@ -61,17 +62,17 @@ def texts(source: str) -> Sequence[str]:
 def _file(source: str) -> Path:
     path = Path(source).expanduser()
     if not path.is_file():
-        raise InputError(f"the corpus {source} is no file; give one, or wikipedia, or world")
+        raise InputError(f"the corpus {source} is no file; give a file of texts, wikipedia, or world")
     return path
 
 
 def _read(path: Path, most: int = sys.maxsize) -> Iterator[str]:
-    """The documents of a file that are not empty. A plain one ends before a blank line, or with the line at which it
-    has `most` characters."""
-    with open(path, encoding="utf-8") as lines:
-        for document in _json_lines(lines, path) if path.suffix == ".jsonl" else _paragraphs(lines, most):
-            if document:
-                yield document
+    """The documents of a file that are not empty. In plain text a document ends before a blank line, or with the line
+    at which it has `most` characters."""
+    lines = read_lines(path)
+    for document in _json_lines(lines, path) if path.suffix == ".jsonl" else _paragraphs(lines, most):
+        if document:
+            yield document
 
 
 def _paragraphs(lines: Iterable[str], most: int) -> Iterator[str]:
@@ -88,13 +89,16 @@ def _paragraphs(lines: Iterable[str], most: int) -> Iterator[str]:
 def _json_lines(lines: Iterable[str], path: Path) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
         try:
-            yield str(json.loads(line)["text"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f'{path}: line {number} is no JSON object with a field "text"; mend the file') from error
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(f'{path}: line {number} is no JSON object with a field "text"; correct it') from error
+        if not isinstance(text, str):
+            raise InputError(f'{path}: line {number}: field "text" is {type(text).__name__}; give a text')
+        yield text
 
 
 def _pieces(documents: Iterator[str]) -> Iterator[str]:
-    """Each document, at blanks where there are some in pieces of at most PIECE characters."""
+    """Each document in pieces of at most PIECE characters, cut at a blank if there is one."""
     for document in documents:
         begin = 0
         while len(document) - begin > PIECE:
@@ -105,8 +109,8 @@ def _pieces(documents: Iterator[str]) -> Iterator[str]:
         yield document[begin:]
 
 
-def _wikipedia_stream() -> Iterator[str]:
-    """Articles, shuffled, from the hub as they are needed; where it cannot be reached, from a copy that `datasets` has
+def _wikipedia_stream(option: str) -> Iterator[str]:
+    """Articles, shuffled, from the hub as they are needed; if it cannot be reached, from a copy that `datasets` has
     downloaded before."""
     from datasets import load_dataset
 
@@ -114,11 +118,11 @@ def _wikipedia_stream() -> Iterator[str]:
     try:
         rows = load_dataset(name, subset, split="train", streaming=True).shuffle(seed=0, buffer_size=SHUFFLE)
     except (OSError, ValueError):
-        rows = _wikipedia().shuffle(seed=0)
+        rows = _wikipedia(option).shuffle(seed=0)
     return (row["text"] for row in rows)
 
 
-def _wikipedia() -> Any:
+def _wikipedia(option: str) -> Any:
     from datasets import load_dataset
 
     name, subset = WIKIPEDIA
@@ -126,6 +130,6 @@ def _wikipedia() -> Any:
         return load_dataset(name, subset, split="train")
     except (OSError, ValueError) as error:
         raise InputError(
-            f"Wikipedia ({name}, {subset}) cannot be loaded ({first_line(error)}); give a file of texts instead, e.g. "
-            "editor.texts.source=FILE or editor.statistics.corpus=FILE"
+            f"Wikipedia ({name}, {subset}) cannot be loaded ({first_line(error)}); give a file of texts instead with "
+            f"{option}=FILE"
         ) from error

@@ -1,13 +1,14 @@
-"""Second moments E[k kᵀ] of what enters an MLP's output matrix, over ordinary text: what locate-then-edit methods
-protect (ROME, arXiv 2202.05262 §3.1; MEMIT, arXiv 2210.07229 §4.2), and the directions that text hardly uses
-(AlphaEdit's null space, arXiv 2410.02355 §3). Each layer's is an artefact of its own, whichever editor asks for it."""
+"""The covariance E[k kᵀ] (not centred: second moments) of the inputs k of an MLP's output matrix over ordinary text,
+which locate-then-edit methods protect (ROME, arXiv 2202.05262 §3.1; MEMIT, arXiv 2210.07229 §4.2), and the directions
+that text hardly uses (AlphaEdit's null space, arXiv 2410.02355 §3). Each layer has an artefact of its own in the cache,
+which all editors share."""
 
 import hashlib
 import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from kedit.common.cache import MANIFEST, cache_folder, cached, cached_many, digest, intact, writing_lock
 from kedit.common.errors import InputError, first_line
+from kedit.common.options import Count, CountOrNone, Layer, PathText
 from kedit.covariance.corpora import Stream, stream
 from kedit.covariance.second_moments import second_moments
 from kedit.lm import LM
@@ -35,14 +37,15 @@ ROUNDING = 1e-6  # so far below 0, relative to the largest, singular values may 
 
 @dataclass(frozen=True, kw_only=True)
 class Covariance:
-    """`tokens` tokens of `corpus` (wikipedia, world, or a file: see kedit.covariance.corpora), read in windows of
-    `window` tokens; or `files`, layer -> safetensors file with that layer's second moment, instead, for some layers or
-    all."""
+    """Computed over `tokens` tokens of `corpus` (wikipedia, world, or a file: see kedit.covariance.corpora), read in
+    windows of `window` tokens; or read from `files`, layer -> safetensors file with that layer's second moment, for
+    some layers or all."""
 
-    corpus: str | None = None
-    tokens: int = 0
-    files: Mapping[int, str] | None = None
-    window: int = 512
+    corpus: PathText | None = None
+    tokens: CountOrNone = 0
+    files: Mapping[Layer, PathText] | None = None
+    window: Count = 512
+    tokens_read: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)  # by layer
 
     def __post_init__(self) -> None:
         given = f"statistics.corpus={self.corpus}, tokens={self.tokens}, window={self.window}"
@@ -70,12 +73,17 @@ class Covariance:
             raise InputError(f"statistics.files has nothing for layers {list(layers)}; add them, or give a corpus")
         lm.check_unedited("the covariance")
         if lm.identity is None:
-            return second_moments(lm, layers, stream(self.corpus), self.tokens, self.window)[0]
+            moments, read = second_moments(lm, layers, stream(self.corpus), self.tokens, self.window)
+            self.tokens_read.update(dict.fromkeys(layers, read.tokens))
+            return moments
         homes = self.build(lm, layers)
+        self.tokens_read.update(
+            {n: _json(home / ABOUT)["read"]["tokens"] for n, home in zip(layers, homes, strict=True)}
+        )
         return {layer: load_file(home / FILE)[NAME] for layer, home in zip(layers, homes, strict=True)}
 
     def build(self, lm: LM, layers: Sequence[int]) -> list[Path]:
-        """The artefact of each of these distinct layers over the corpus; those that are missing are made."""
+        """The folders with the second moments of these distinct layers over the corpus; missing ones are built."""
         if self.corpus is None or lm.identity is None:
             raise InputError("second moments are kept of a corpus and of a model that was loaded; give both")
         lm.anatomy.check_layers(layers)
@@ -115,7 +123,7 @@ class Covariance:
 
 
 def read_matrix(path: Path, width: int, what: str) -> Float[Tensor, "f f"]:
-    """The one tensor [f f] of a safetensors file. Raises InputError where it is none, or has another shape."""
+    """The one tensor [f f] of a safetensors file. Raises InputError if there is none, or if it has another shape."""
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -134,7 +142,7 @@ def read_matrix(path: Path, width: int, what: str) -> Float[Tensor, "f f"]:
 
 @dataclass(frozen=True)
 class Moment:
-    """A layer's second moment that the cache holds."""
+    """A layer's second moment in the cache."""
 
     path: Path
 
@@ -161,9 +169,9 @@ def kept_moments() -> list[Moment]:
 
 
 def faults(moment: Moment) -> list[str]:
-    """What is wrong with a kept second moment: nothing, where it is one and covers what was asked for."""
+    """What is wrong with a second moment in the cache; empty if it is valid and covers the requested tokens."""
     if not moment.legible or not intact(moment.path):
-        return ["damaged: it is built again when it is asked for"]
+        return ["damaged: it is built again when a run needs it"]
     matrix = load_file(moment.path / FILE)[NAME]
     if not bool(matrix.isfinite().all()):
         return ["values that are not finite"]
@@ -184,14 +192,15 @@ def _json(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Projector:
-    """P = U₀U₀ᵀ, onto the `rank` directions that keys hardly use."""
+    """P = U₀U₀ᵀ, the projector onto the `rank` directions that keys hardly use."""
 
     matrix: Float[Tensor, "f f"]
     rank: int
 
 
 def projector_in(file: str, width: int, layer: int) -> Projector:
-    """What a safetensors file holds: one symmetric matrix that is its own square."""
+    """Read a projector from a safetensors file: one symmetric matrix that is its own square. Raises InputError if it is
+    not."""
     path = Path(file).expanduser()
     matrix = read_matrix(path, width, f"projector of layer {layer}")
     if not torch.allclose(matrix @ matrix, matrix, atol=1e-3) or not torch.allclose(matrix, matrix.T, atol=1e-3):
@@ -200,10 +209,10 @@ def projector_in(file: str, width: int, layer: int) -> Projector:
 
 
 def null_space(moment: Float[Tensor, "f f"], threshold: float, relative: bool = False) -> Projector:
-    """Onto the singular vectors of a second moment whose singular value is below `threshold` (AlphaEdit: 0.02,
-    absolute), or below `threshold` times the largest. Raises InputError where these are none or all.
+    """The projector onto the singular vectors of a second moment whose singular value is below `threshold` (AlphaEdit:
+    0.02, absolute), or if `relative` below `threshold` times the largest. Raises InputError if these are none or all.
 
-    Of a large moment, minutes of decomposing, it is kept."""
+    That of a large moment, which takes minutes to decompose, is cached."""
     if len(moment) < LARGE:
         return _null_space(moment, threshold, relative)
     values = hashlib.sha256(moment.cpu().contiguous().numpy()).hexdigest()  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ class Read:
 
 
 class Sums:
-    """Σ k kᵀ of each layer, above the diagonal; made where the keys are."""
+    """Σ k kᵀ of each layer, above the diagonal, on the device of the keys."""
 
     def __init__(self) -> None:
         self.total: dict[int, Float[Tensor, "f f"]] = {}  # float64
@@ -85,7 +85,7 @@ class Sums:
             part.zero_()
 
     def mean(self, layer: int, tokens: int) -> Float[Tensor, "f f"]:
-        """E[k kᵀ], float32 on the CPU. The sum is given up."""
+        """E[k kᵀ], float32 on the CPU. The layer's sum is deleted."""
         above = self.total.pop(layer).div_(tokens).float().cpu().triu_()
         return above + above.triu(1).T
 
@@ -93,8 +93,9 @@ class Sums:
 def second_moments(
     lm: LM, layers: Sequence[int], corpus: Stream, tokens: int, window: int, partial: Path | None = None
 ) -> tuple[dict[int, Float[Tensor, "f f"]], Read]:
-    """E[k kᵀ] of each layer over the first `tokens` tokens of the corpus, or over all of it where it has fewer; and
-    what was read. What `partial` holds of a killed call is continued, to the same result bit for bit."""
+    """E[k kᵀ] of each layer over the first `tokens` tokens of the corpus, or over all of it if it has fewer; and how
+    much was read. `partial` is the file with the sums of a killed call, which is continued to the same result, bit for
+    bit."""
     documents, read, sums = corpus.documents(), Read(), Sums()
     if partial is not None and partial.exists():
         documents, read, sums = _continued(partial, corpus)
@@ -117,7 +118,13 @@ def second_moments(
         raise InputError(f"the corpus {corpus.name} has no text; give another")
     if read.tokens < tokens:
         log.warning("the corpus %s has %d tokens, %d were asked for", corpus.name, read.tokens, tokens)
-    return {layer: sums.mean(layer, read.tokens) for layer in layers}, read
+    means = {layer: sums.mean(layer, read.tokens) for layer in layers}
+    if broken := [layer for layer, mean in means.items() if not bool(mean.isfinite().all())]:
+        raise InputError(
+            f"the second moments of layers {broken} are not finite over {corpus.name}; load the model with "
+            "model.dtype=float32, and check its weights"
+        )
+    return means, read
 
 
 def _parts(
@@ -171,8 +178,8 @@ def _save(path: Path, sums: Sums, read: Read) -> None:
 
 
 def _continued(path: Path, corpus: Stream) -> tuple[Iterator[str], Read, Sums]:
-    """The rest of the corpus after what a killed call has read, and its sums; all from the beginning where the corpus
-    does not begin with the same text."""
+    """The rest of the corpus after the part that a killed call has read, and its sums; all of it, with no sums, if the
+    corpus does not begin with the same text."""
     documents, sums = corpus.documents(), Sums()
     try:
         with safe_open(path, "pt") as file:

@@ -1,4 +1,5 @@
-"""Datasets: one file a form; each turns records into cases, or says which record is wrong and how to mend it."""
+"""Datasets: one module for each form of file; it turns records into cases, or says which record is wrong, and how to
+correct it."""
 
 from kedit.data.dataset import Dataset
 from kedit.data.files import load

@@ -1,40 +1,48 @@
-"""python -m kedit.data FILE: what a data file holds, and what will bound its scores."""
+"""python -m kedit.data FILE: what a data file holds, and what limits its scores."""
 
 import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 
 from kedit.common.errors import InputError
 from kedit.common.terminal import use_safe_output
-from kedit.data.dataset import select
-from kedit.data.files import parse_file, recognise
-from kedit.data.report import report
+from kedit.data.choices import dataset_options
+from kedit.data.files import dataset_of, load, unused_fields
+from kedit.data.report import report, unused_lines
+
+DESCRIPTION = """Say what a data file holds, what limits its scores, and which of its fields are not used.
+It reads the file as kedit does, and refuses what kedit refuses."""
 
 
 def main() -> None:
     use_safe_output()
-    parser = argparse.ArgumentParser(
-        prog="python -m kedit.data", description="Say what a data file holds, and what will bound its scores."
-    )
-    parser.add_argument("file", type=Path)
+    parser = argparse.ArgumentParser(prog="python -m kedit.data", description=DESCRIPTION)
+    parser.add_argument("file", type=Path, help="a JSON list of records, or one JSON record in each line")
+    parser.add_argument("options", nargs="*", help="as for kedit, e.g. dataset.drop_empty_targets=true")
+    parser.add_argument("--dataset", help="the choice of conf/dataset that reads it (default: by its first record)")
     parser.add_argument(
-        "--dedup", default="none", help="first, none or odd_toggle_last: which of the cases with one subject are kept"
+        "--dedup", help="which of the cases with one subject are kept: first, none or odd_toggle_last (default: none)"
     )
     given = parser.parse_args()
     try:
-        form = recognise(given.file)
-        dropped: Counter[str] = Counter()
-        cases = parse_file(form.parse, given.file, True, dropped)
-        cases = list(select(cases, dedup=given.dedup, order_seed=None, limit=None, dropped=dropped))
+        lines = _lines(given)
     except InputError as error:
         sys.exit(str(error))
-    lines = [
-        f"{given.file}: {form.__name__.rpartition('.')[2]} form",
-        *report(cases),
-        *(f"dropped: {n} {what}" for what, n in dropped.items()),
-    ]
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _lines(given: argparse.Namespace) -> list[str]:
+    name = given.dataset or dataset_of(given.file)
+    overrides = [*given.options, *([f"dataset.dedup={given.dedup}"] if given.dedup else [])]
+    options = dataset_options(name, overrides)
+    dataset = load(**options | {"path": str(given.file)})
+    return [
+        f"{given.file}: {len(dataset.cases)} cases, read with {' '.join([f'dataset={name}', *overrides])}",
+        *report(dataset.cases),
+        *(f"dropped: {n} {what}" for what, n in dataset.dropped.items()),
+        *unused_lines(*unused_fields(options["parse"], given.file)),
+    ]
 
 
 if __name__ == "__main__":

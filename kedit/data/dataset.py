@@ -5,10 +5,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from kedit.cases import Case
 from kedit.common.errors import InputError
+from kedit.data.records import find_field
 
 Dedup = Literal["first", "none", "odd_toggle_last"]
 Overlap = Literal["drop", "keep"]  # training cases about what is tested
@@ -33,16 +35,26 @@ class Dataset:
     cases: tuple[Case, ...]
     train: tuple[Case, ...] = ()  # what an editor's `fit` may learn from
     source: str = ""  # file or generator
+    file: str = ""  # on this machine; empty if a generator made the cases
     sha256: str = ""  # of the file
     dropped: dict[str, int] = field(default_factory=dict)  # what the loader left out, by reason
     notes: tuple[str, ...] = ()  # what else the report and the captions should say
     held_out: str = HELD_OUT  # a text that no edit is about; its perplexity shows collapse
 
+    def where(self, case: Case, text: str) -> str:
+        """For an error about a text of a case: the file, the record and its field, or the generator and the case."""
+        index = case.id.rpartition("-")[2]
+        if not self.file or not index.isdigit():
+            return f"{self.source}: case {case.id}"
+        field = find_field(Path(self.file), int(index), text, _subject(case))
+        return f"{self.source}: record {index}" + (f", field {field!r}" if field else "")
+
 
 def select(
     cases: Sequence[Case], *, dedup: Dedup, order_seed: int | None, limit: int | None, dropped: Counter[str]
 ) -> tuple[Case, ...]:
-    """Deduplicate by subject, shuffle (null: file order), take the first `limit`; counts what it drops."""
+    """Deduplicate by subject, shuffle (None: keep the file's order), take the first `limit` (None: all). `dropped`
+    counts what is left out."""
     if dedup not in DEDUP:
         raise InputError(f"dataset.dedup={dedup}: choose from {', '.join(DEDUP)}")
     kept = DEDUP[dedup](cases)
@@ -56,25 +68,25 @@ def select(
 
 
 def leakage_note(train: Sequence[Case], cases: Sequence[Case]) -> tuple[str, ...]:
-    """How much of what the cases test the training split holds, as a note; none where there is no training split."""
+    """How much of what the cases test the training split holds, as a note; none if there is no training split."""
     if not train:
         return ()
-    subjects = {_key(_subject(case) or "") for case in cases}
-    known = {_key(_subject(case) or "") for case in train}
-    asked = _questions(cases)
+    subjects = {_key(subject) for case in cases if (subject := _subject(case))}
+    known = {_key(subject) for case in train if (subject := _subject(case))}
+    tested = _questions(cases)
     return (
-        f"of {len(subjects)} test subjects {len(subjects & known)} occur in the training split, and of {len(asked)} "
-        f"test questions {len(asked & _questions(train))}",
+        f"of {len(subjects)} test subjects {len(subjects & known)} occur in the training split, and of {len(tested)} "
+        f"test questions {len(tested & _questions(train))}",
     )
 
 
 def drop_leaking(train: Sequence[Case], cases: Sequence[Case], dropped: Counter[str]) -> list[Case]:
-    """The training cases whose subject occurs in no question that the cases ask, and that ask none of these questions;
-    counts the others."""
+    """The training cases whose subject occurs in no question of the test cases, and that ask none of these questions;
+    `dropped` counts the others."""
     mentioned = {mention for case in cases for probe in case.probes for mention in _mentions(probe.prompt)}
-    asked = _questions(cases)
+    tested = _questions(cases)
     unknown = [case for case in train if _key(_subject(case) or "") not in mentioned]
-    kept = [case for case in unknown if asked.isdisjoint(_questions([case]))]
+    kept = [case for case in unknown if tested.isdisjoint(_questions([case]))]
     dropped["training case about a subject that a test asks about"] += len(train) - len(unknown)
     dropped["training case with a question that a test asks"] += len(unknown) - len(kept)
     return kept
@@ -85,7 +97,7 @@ def _questions(cases: Sequence[Case]) -> set[str]:
 
 
 def _key(text: str) -> str:
-    """What is compared: the words, whatever their case and what stands between them."""
+    """The words alone, in lower case: what is compared."""
     return " ".join(_words(text))
 
 
@@ -94,7 +106,7 @@ def _words(text: str) -> list[str]:
 
 
 def _mentions(prompt: str, longest: int = 12) -> Iterator[str]:
-    """Every run of up to so many words."""
+    """Every sequence of at most `longest` words."""
     words = _words(prompt)
     for start in range(len(words)):
         for end in range(start + 1, min(start + longest, len(words)) + 1):
@@ -106,17 +118,19 @@ def _subject(case: Case) -> str | None:
 
 
 def _first(cases: Sequence[Case]) -> list[Case]:
-    """The first case of each subject, in file order: KDPO's rule as its text has it."""
-    return list({_subject(case): case for case in reversed(cases)}.values())[::-1]
+    """The first case of each subject, in file order: KDPO's rule as its text has it. Cases without a subject repeat
+    none."""
+    return list({_subject(case) or case.id: case for case in reversed(cases)}.values())[::-1]
 
 
 def _odd_toggle_last(cases: Sequence[Case]) -> list[Case]:
     """A subject seen again removes what was kept of it: odd counts keep the last, even counts nothing (KDPO's
     WikiBio)."""
-    kept: dict[str | None, Case] = {}
+    kept: dict[str, Case] = {}
     for case in cases:
-        if kept.pop(_subject(case), None) is None:
-            kept[_subject(case)] = case
+        subject = _subject(case) or case.id
+        if kept.pop(subject, None) is None:
+            kept[subject] = case
     return list(kept.values())
 
 

@@ -8,41 +8,53 @@ from types import ModuleType
 from kedit.cases import Case
 from kedit.common.cache import sha256
 from kedit.common.errors import InputError, first_line
+from kedit.common.options import Count, Name, PathText, Seed
 from kedit.data import counterfact, knowedit, zsre_mend
 from kedit.data.dataset import Dataset, Dedup, Overlap, drop_leaking, leakage_note, select
-from kedit.data.records import Record, read_records
+from kedit.data.missing_files import check_files
+from kedit.data.records import Record, is_blank, read_records
 
 Parse = Callable[[Record, str, Counter[str]], Case]
-FORMS = (knowedit, counterfact, zsre_mend)  # each with `recognises` and `parse`
+# each with `recognises`, `dataset_of` and `parse`; KnowEdit's fields occur in the other forms too, so it comes last
+FORMS = (counterfact, zsre_mend, knowedit)
+TRAIN_OPTION = "dataset.train_path"
 
 
 def load(
     parse: Parse,
     *,
-    path: str | None = None,
-    hub: str | None = None,
-    hub_file: str | None = None,
-    hub_revision: str = "main",
-    train_path: str | Sequence[str] | None = None,
+    path: PathText | None = None,
+    hub: Name | None = None,
+    hub_file: Name | None = None,
+    hub_revision: Name = "main",
+    train_path: PathText | Sequence[PathText] | None = None,
     dedup: Dedup = "none",
-    order_seed: int | None = None,
-    limit: int | None = None,
+    order_seed: Seed | None = None,
+    limit: Count | None = None,
     drop_empty_targets: bool = False,
     train_overlap: Overlap = "drop",
     train: bool = False,
 ) -> Dataset:
-    """Cases of `path`, or where it is null of `hub_file` in the hub dataset `hub`.
+    """Cases of `path`, or if that is None of `hub_file` in the hub dataset `hub`.
 
     `train` says that the editor's fit learns from training cases: they are those of `train_path`, one file or several
     of any form that kedit knows, without those that a test asks about (`train_overlap` keep: with them). Raises
-    InputError, naming file, record and field, where a record is malformed, and where an edit has no target unless
-    `drop_empty_targets`.
+    InputError, naming file, record and field, if a record is malformed or no case is left, and if an edit has no target
+    unless `drop_empty_targets`.
     """
-    source = Path(path).expanduser() if path else download(hub, hub_file, hub_revision)
+    if path is not None and not path.strip():
+        raise InputError("dataset.path is empty; give the data file with dataset.path=FILE, or null for the hub's")
+    train_files = _train_files(train_path) if train else []
+    tests = [Path(path).expanduser()] if path else []
+    check_files([*(("dataset.path", file) for file in tests), *((TRAIN_OPTION, file) for file in train_files)])
+    source = tests[0] if tests else download(hub, hub_file, hub_revision)
     dropped: Counter[str] = Counter()
     cases = parse_file(parse, source, drop_empty_targets, dropped)
     chosen = select(cases, dedup=dedup, order_seed=order_seed, limit=limit, dropped=dropped)
-    learnable = _training(parse, train_path, drop_empty_targets, dropped) if train else []
+    if not chosen:
+        lost = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
+        raise InputError(f"{source}: none of its records is left to edit (dropped: {lost}); give another file")
+    learnable = _training(parse, train_files, drop_empty_targets, dropped)
     notes = leakage_note(learnable, chosen)
     if train_overlap == "drop":
         learnable = drop_leaking(learnable, chosen, dropped)
@@ -50,24 +62,28 @@ def load(
         cases=chosen,
         train=tuple(learnable),
         source=str(path or f"{hub}/{hub_file}@{hub_revision}"),
+        file=str(source),
         sha256=sha256(source),
         dropped=dict(+dropped),
         notes=notes,
     )
 
 
-def _training(
-    parse: Parse, paths: str | Sequence[str] | None, drop_empty_targets: bool, dropped: Counter[str]
-) -> list[Case]:
+def _train_files(paths: str | Sequence[str] | None) -> list[Path]:
+    """Raises InputError if there is none."""
+    files = [Path(path).expanduser() for path in ([paths] if isinstance(paths, str) else paths or []) if path.strip()]
+    if not files:
+        raise InputError(f"the editor's fit learns from training cases; give a file with {TRAIN_OPTION}=FILE")
+    return files
+
+
+def _training(parse: Parse, files: Sequence[Path], drop_empty_targets: bool, dropped: Counter[str]) -> list[Case]:
     """A file of the form that `parse` reads is read by it, with its options."""
-    if not paths:
-        raise InputError("the editor's fit learns from training cases; give a file with dataset.train_path=FILE")
-    cases, lost, own = [], Counter[str](), getattr(parse, "func", parse)
-    for path in [paths] if isinstance(paths, str) else paths:
-        file = Path(path).expanduser()
-        form = recognise(file, "dataset.train_path")
-        reader = parse if form.parse is own else form.parse
-        cases += parse_file(reader, file, drop_empty_targets, lost, "dataset.train_path")
+    cases, lost = [], Counter[str]()
+    for file in files:
+        form = recognise(file, TRAIN_OPTION)
+        reader = parse if form.parse is _function(parse) else form.parse
+        cases += parse_file(reader, file, drop_empty_targets, lost, TRAIN_OPTION)
     dropped.update({f"training: {reason}": n for reason, n in lost.items()})
     return cases
 
@@ -75,20 +91,51 @@ def _training(
 def parse_file(
     parse: Parse, path: Path, drop_empty_targets: bool, dropped: Counter[str], option: str = "dataset.path"
 ) -> list[Case]:
-    """Every record as a case, its id "<file>-<index in file>"; `option` is the one that gives the file."""
+    """Every record as a case, its id "<file>-<index in file>"; the user gives the file with `option`. `dropped` counts
+    what is left out, by reason."""
     cases = []
     for i, record in enumerate(read_records(path, option)):
+        _check_form(record, parse)
         case = parse(record, f"{path.stem}-{i}", dropped)
-        if all(edit.target_new.strip() for edit in case.edits):
+        if not any(is_blank(edit.target_new) for edit in case.edits):
             cases.append(case)
         elif drop_empty_targets:
             dropped["edit with an empty target"] += 1
         else:
             raise InputError(
-                f"{record.where}: the edit {case.edits[0].prompt!r} has an empty target; mend the record, or set "
-                "dataset.drop_empty_targets=true to leave such records out"
+                f"{record.where}: field {record.empty_field!r} is empty, so the edit {case.edits[0].prompt!r} has an "
+                "empty target; correct the record, or set dataset.drop_empty_targets=true to leave such records out"
             )
     return cases
+
+
+def unused_fields(parse: Parse, path: Path) -> tuple[Counter[str], set[str]]:
+    """Of a file that `parse` can read: in how many records each field is that it does not read, and which fields it
+    looks for that no record has."""
+    unused: Counter[str] = Counter()
+    read: set[str] = set()
+    there: set[str] = set()
+    for i, record in enumerate(read_records(path)):
+        parse(record, f"{path.stem}-{i}", Counter())
+        unused.update(record.unused())
+        read |= record.read
+        there |= record.data.keys()
+    return unused, read - there
+
+
+def _check_form(record: Record, parse: Parse) -> None:
+    """A record of one form that another form's parser reads would lose fields in silence."""
+    form = form_of(record)
+    if form and form.parse is not _function(parse) and any(known.parse is _function(parse) for known in FORMS):
+        raise InputError(
+            f"{record.where}: has the form that dataset={form.dataset_of(record)} reads (its fields are "
+            f"{', '.join(list(record.data)[:6])}); choose that dataset, or correct the record"
+        )
+
+
+def _function(parse: Parse) -> Parse:
+    """Without the options that a partial gives it."""
+    return getattr(parse, "func", parse)
 
 
 def download(hub: str | None, hub_file: str | None, revision: str) -> Path:
@@ -96,23 +143,38 @@ def download(hub: str | None, hub_file: str | None, revision: str) -> Path:
     if not hub or not hub_file:
         raise InputError("this dataset is not on the hub; give its file with dataset.path=FILE")
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         return Path(hf_hub_download(hub, hub_file, repo_type="dataset", revision=revision))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
         raise InputError(
             f"{hub_file} of the hub dataset {hub} could not be downloaded ({first_line(error)}); "
             "download it elsewhere and give it with dataset.path=FILE"
         ) from error
 
 
+def form_of(record: Record) -> ModuleType | None:
+    """Which of FORMS the record has."""
+    return next((form for form in FORMS if form.recognises(record)), None)
+
+
 def recognise(path: Path, option: str = "dataset.path") -> ModuleType:
-    """Which of FORMS the file's first record has."""
-    record = next(read_records(path, option))
-    for form in FORMS:
-        if form.recognises(record):
-            return form
-    raise InputError(
-        f"{path}: not the form of any benchmark kedit knows; its first record has the fields {', '.join(record.data)}"
-    )
+    """Which of FORMS the file's first record has. Raises InputError if it has none of them."""
+    return _recognised(path, next(read_records(path, option)))
+
+
+def dataset_of(path: Path) -> str:
+    """The choice of conf/dataset that reads the file, by its first record."""
+    record = next(read_records(path))
+    return str(_recognised(path, record).dataset_of(record))
+
+
+def _recognised(path: Path, first: Record) -> ModuleType:
+    form = form_of(first)
+    if form is None:
+        raise InputError(
+            f"{path}: not the form of any benchmark kedit knows; its first record has the fields "
+            f"{', '.join(first.data)}, but needs at least prompt, target_new and subject (docs/data.md)"
+        )
+    return form

@@ -1,7 +1,7 @@
 """WikiData_recent as FT-editing's appendix A uses it: KnowEdit's edits, paraphrases, neighbours from CounterFact.
 
 Efficacy and paraphrases are scored by token match; a neighbour by whether its true object is likelier than the new one
-of its own CounterFact record. The paper had its paraphrases written by gpt-3.5-turbo-0125; the user gives them.
+of its own CounterFact record. The paper's paraphrases are written by gpt-3.5-turbo-0125; here the user gives them.
 """
 
 import random
@@ -11,20 +11,28 @@ from pathlib import Path
 
 from kedit.cases import Case, Probe
 from kedit.common.errors import InputError
+from kedit.common.options import Count, PathText, Seed
 from kedit.data import counterfact, knowedit
 from kedit.data.files import parse_file
-from kedit.data.records import Record, read_any
+from kedit.data.records import Record, is_blank, read_any
 
 
 class WikiRecent:
     """Parses a record of KnowEdit's WikiData_recent, and asks ROME's three kinds as well.
 
     `paraphrases`: a json or jsonl file, index of the record -> list of paraphrases of its prompt (an object, or a list
-    in the records' order); null: no paraphrase is asked. `counterfact`: a CounterFact file in ROME's form; of its
-    neighbourhood prompts each case gets `neighbors`, drawn by `seed` and the case.
+    in the records' order); None: no paraphrase is asked. `counterfact`: a CounterFact file in ROME's form; each case
+    gets `neighbors` of its neighbourhood prompts, drawn by `seed` and the case.
     """
 
-    def __init__(self, *, counterfact: str | None, paraphrases: str | None = None, neighbors: int = 10, seed: int = 0):
+    def __init__(
+        self,
+        *,
+        counterfact: PathText | None,
+        paraphrases: PathText | None = None,
+        neighbors: Count = 10,
+        seed: Seed = 0,
+    ):
         if counterfact is None:
             raise InputError(
                 "dataset.parse.counterfact is null: locality asks CounterFact's neighbourhood prompts; give a "
@@ -34,8 +42,8 @@ class WikiRecent:
         self.pool = _neighbors(Path(counterfact).expanduser())
         if not 0 < neighbors <= len(self.pool):
             raise InputError(
-                f"dataset.parse.neighbors={neighbors}: {counterfact} has {len(self.pool)} neighbourhood prompts; give "
-                "a number from 1 to that"
+                f"dataset.parse.neighbors={neighbors}: {counterfact} has {len(self.pool)} neighbourhood prompts with a "
+                "competing object; give a number from 1 to that"
             )
         self.neighbors, self.seed = neighbors, seed
 
@@ -52,14 +60,15 @@ class WikiRecent:
 
 
 def _index(case_id: str) -> int:
-    """Of the record in its file."""
+    """The record's place in its file."""
     return int(case_id.rpartition("-")[2])
 
 
 def _neighbors(path: Path) -> list[Probe]:
-    """Every distinct neighbourhood prompt with its two objects."""
+    """Every distinct neighbourhood prompt that has two objects."""
     cases = parse_file(counterfact.parse, path, True, Counter(), option="dataset.parse.counterfact")
-    return list(dict.fromkeys(probe for case in cases for probe in case.probes if probe.kind == "neighborhood"))
+    found = (probe for case in cases for probe in case.probes if probe.kind == "neighborhood")
+    return list(dict.fromkeys(probe for probe in found if probe.competing_answer))
 
 
 def _paraphrases(path: Path) -> dict[int, list[str]]:
@@ -67,8 +76,8 @@ def _paraphrases(path: Path) -> dict[int, list[str]]:
     entries = data.items() if isinstance(data, dict) else enumerate(data if isinstance(data, list) else [data])
     found: dict[int, list[str]] = {}
     for index, texts in entries:
-        good = isinstance(texts, list) and all(isinstance(text, str) and text.strip() for text in texts)
-        if not good or not str(index).isdigit():
-            raise InputError(f"{path}: entry {index!r} is not a record's index with a list of texts; mend it")
+        good = isinstance(texts, list) and all(isinstance(text, str) and not is_blank(text) for text in texts)
+        if not good or not str(index).isdecimal():
+            raise InputError(f"{path}: entry {index!r} is not a record's index with a list of texts; correct it")
         found[int(index)] = texts
     return found

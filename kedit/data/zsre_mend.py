@@ -5,13 +5,19 @@ from typing import Literal, get_args
 
 from kedit.cases import Case, Edit, Probe
 from kedit.common.errors import InputError
-from kedit.data.records import Record, answers
+from kedit.data.records import Record
 
 Target = Literal["alt", "answers"]
 
 
 def recognises(record: Record) -> bool:
-    return record.has("src") and record.has("alt")
+    """By the field that is there, whatever it holds."""
+    return "src" in record.data
+
+
+def dataset_of(record: Record) -> str:
+    """The choice of conf/dataset that reads a file of such records: portability questions follow from alt."""
+    return "zsre_mend_portability" if record.data.get("portability") else "zsre_mend"
 
 
 def parse(record: Record, case_id: str, dropped: Counter[str], *, target: Target = "alt") -> Case:
@@ -26,24 +32,33 @@ def parse(record: Record, case_id: str, dropped: Counter[str], *, target: Target
     new, old = _objects(record, target)
     probes = [Probe("reliability", prompt, (new,)), Probe("generality", rephrase, (new,))]
     rome = [Probe("efficacy", prompt, (new,)), Probe("paraphrase", rephrase, (new,))]
-    unrelated = answers(record.data.get("loc_ans"), record, "loc_ans")
+    unrelated = record.answers("loc_ans")
     if unrelated:
         probes.append(Probe("locality", record.text("loc"), unrelated, "neighborhood"))
         rome.append(Probe("neighborhood", record.text("loc") + "?", unrelated))
     else:
         dropped["locality probe with a blank answer"] += 1
-    hop = record.part("portability")
-    if hop.data and target == "alt":
-        probes.append(Probe("portability", hop.text("New Question"), (hop.text("New Answer"),), "one_hop"))
+    probes += _portability(record, target, dropped)
     edit = Edit(prompt, new, record.text("subject"), old)
     return Case(case_id, (edit,), (*probes, Probe("fluency", prompt, ()), *rome))
 
 
 def _objects(record: Record, target: Target) -> tuple[str, str | None]:
     """(new, old). An edit to the true answer replaces none that the dataset states."""
-    true = answers(record.data.get("answers", ""), record, "answers")
+    true = record.optional_answers("answers")
     if target == "alt":
         return record.text("alt", blank=True), true[0] if true else None
     if not true:
         raise record.error("answers", "holds no answer; give one, or set dataset.parse.target=alt")
     return true[0], None
+
+
+def _portability(record: Record, target: Target, dropped: Counter[str]) -> list[Probe]:
+    hop = record.part("portability")
+    if not hop.data or target != "alt":
+        return []
+    accepted = hop.answers("New Answer")
+    if accepted:
+        return [Probe("portability", hop.text("New Question"), accepted, "one_hop")]
+    dropped["portability probe with a blank answer"] += 1
+    return []

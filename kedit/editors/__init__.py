@@ -41,6 +41,7 @@ class Editor:
     needs_subject: ClassVar[bool] = False  # must an edit's subject be a span of its prompt?
     reports_steps: ClassVar[bool] = False  # does `edit` call `on_step`?
     side_by_side: bool = True  # can edits be made in several variants of a model (LM.in_variants)?
+    keeps_adapter: ClassVar[bool] = False  # is an adapter of all edits in the model afterwards, to be saved alone?
     scratch: Path | None = None  # where a long edit may keep what it needs to continue after a kill; emptied after it
 
     # where somebody listens: called after each optimiser step with its number (from 1) and the loss before it

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
+from kedit.common.options import Count, Name, PathText, Seed, Share
 from kedit.covariance.corpora import NAMED, texts
 from kedit.editors import Editor
 from kedit.lm import LM
@@ -58,7 +59,7 @@ class Paraphrases(Examples):
     ". " (the released prefixes of the paper are of this kind). `prefixes` gives them instead.
     """
 
-    n: int = 15
+    n: Count = 15
     prefixes: Sequence[str] | None = None
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
@@ -68,7 +69,11 @@ class Paraphrases(Examples):
         lm.check_unedited("sampling the sentences before an edit")
         lengths = [5] * (self.n // 3) + [10] * (self.n - self.n // 3)
         seeds = [random.randrange(2**31) for _ in lengths]
-        texts = lm.generate([lm.text.opening] * self.n, lengths, top_k=5, seeds=seeds, stop=False)
+        try:
+            opening = lm.text.opening
+        except InputError as error:
+            raise InputError(f"{error}; give the prefixes with editor.examples.<name>.prefixes") from error
+        texts = lm.generate([opening] * self.n, lengths, top_k=5, seeds=seeds, stop=False)
         return [" ".join(text.text.replace("{", "").replace("}", "").split()).rstrip(" .") + ". " for text in texts]
 
     def of(self, edit: Edit) -> list[Edit]:
@@ -79,8 +84,8 @@ class Paraphrases(Examples):
 class RandomFacts(Examples):
     """`n` facts of the training split with their true answers, drawn for each edit."""
 
-    n: int = 20
-    seed: int = 0
+    n: Count = 20
+    seed: Seed = 0
     needs_train: ClassVar[bool] = True
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
@@ -94,8 +99,8 @@ class RandomFacts(Examples):
 class SimilarFacts(Examples):
     """The `n` facts of the training split whose prompts are nearest to the edit's, by cosine of sentence embeddings."""
 
-    n: int = 15
-    encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    n: Count = 15
+    encoder: Name = "sentence-transformers/all-MiniLM-L6-v2"
     needs_train: ClassVar[bool] = True
     _near: dict[str, list[Edit]] = field(default_factory=dict, init=False, repr=False)
 
@@ -115,16 +120,31 @@ class SimilarFacts(Examples):
 
 
 def known_facts(train: Sequence[Case], n: int) -> list[Edit]:
-    """The training cases' facts, each once: the old answer, or the edit's where none is known, because it is true
-    (ZsRE, WikiData_recent). Raises InputError where there are fewer than `n`."""
-    true = [(edit, edit.target_old or edit.target_new) for case in train for edit in case.edits]
-    facts = list({edit.prompt: replace(edit, target_new=answer, target_old=None) for edit, answer in true}.values())
+    """The training cases' facts with their true answers, each once. Raises InputError if there are fewer than `n`.
+
+    The true answer is the old one. A file that states no old answer at all has true edits (ZsRE edited to its answers,
+    WikiData_recent, WikiBigEdit): there it is the new answer. If other records of the file state one, the new answer is
+    counterfactual and the true one unknown: such a record is left out.
+    """
+    stating_old = {_file(case) for case in train if any(edit.target_old for edit in case.edits)}
+    known = [
+        (edit, edit.target_old or edit.target_new)
+        for case in train
+        for edit in case.edits
+        if edit.target_old or _file(case) not in stating_old
+    ]
+    facts = list({edit.prompt: replace(edit, target_new=answer, target_old=None) for edit, answer in known}.values())
     if len(facts) < n:
         raise InputError(
             f"the training split has {len(facts)} facts with a known answer, {n} are trained with each edit; "
             "give more with dataset.train_path (world: dataset.train_people), or fewer with editor.examples.<name>.n"
         )
     return facts
+
+
+def _file(case: Case) -> str:
+    """Which file, or which world, the case comes from."""
+    return case.id.rpartition("-")[0]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -135,10 +155,10 @@ class Texts:
     `max_tokens`.
     """
 
-    source: str
-    gamma: float = 0.1
-    per_edit: int = 3
-    max_tokens: int = 256
+    source: PathText
+    gamma: Share = 0.1
+    per_edit: Count = 3
+    max_tokens: Count = 256
 
     def __post_init__(self) -> None:
         if self.source not in NAMED:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kedit.cases import Edit
 from kedit.common.errors import InputError
+from kedit.common.options import Count, Factor, Share
 from kedit.editors.attribution import asked, integrated_gradients, points
 from kedit.editors.extra_examples import WithExamples
 from kedit.editors.mlp_neurons import add_to_neurons, neuron_sites
@@ -31,15 +32,15 @@ class KnowledgeNeurons(WithExamples):
     other words) only neurons found for more than `share` of the prompts are kept.
     """
 
-    steps: int
-    threshold: float
-    share: float = 0.4
+    steps: Count
+    threshold: Share
+    share: Share = 0.4
     attributed: Attributed = "old"
     from_zero: bool = False
     extend: bool = True
     special_tokens: bool = False
-    old_times: float = 1.0
-    new_times: float = 1.0
+    old_times: Factor = 1.0
+    new_times: Factor = 1.0
     twice_old: bool = False
     signed: bool = False
 

@@ -4,26 +4,31 @@ ROME's reference score (Meng et al. 2022): the cosine of two TF-IDF vectors, of 
 Wikipedia passages about subjects that truly have the new object.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kedit.cases import Question
 from kedit.common.errors import InputError
+from kedit.common.options import PathText
+from kedit.data.missing_files import check_files
+from kedit.data.records import read_any
 
 
 class Consistency:
     """Reference texts, and the vectoriser that compares with them.
 
     `path`: a file in the form of ROME's attribute_snippets.json, a list of {relation_id, target_id, samples: [{text}]};
-    null: no references, so no consistency. `idf` and `vocabulary`: ROME's idf.npy and tfidf_vocab.json; null: counted
-    on all texts of `path`, as ROME's were.
+    None: no references, so no consistency. `idf` and `vocabulary`: ROME's idf.npy and tfidf_vocab.json; None: computed
+    from all texts of `path`, as ROME's are. Raises InputError naming a file that is missing, before a model is loaded.
     """
 
-    def __init__(self, path: str | None = None, idf: str | None = None, vocabulary: str | None = None):
+    def __init__(self, path: PathText | None = None, idf: PathText | None = None, vocabulary: PathText | None = None):
         if (idf is None) != (vocabulary is None):
             raise InputError(f"eval.consistency has idf={idf}, vocabulary={vocabulary}: give both, or neither")
+        files = {"path": path, "idf": idf, "vocabulary": vocabulary}
+        named = [(f"eval.consistency.{name}", Path(file).expanduser()) for name, file in files.items() if file]
+        check_files(named, "eval.consistency=null to leave consistency out")
         self.references = _references(path) if path else {}
         self._vectoriser = _vectoriser(self.references, idf, vocabulary)
 
@@ -58,9 +63,12 @@ def _vectoriser(references: Mapping[str, Sequence[str]], idf: str | None, vocabu
     import numpy as np
 
     try:
-        vectoriser = TfidfVectorizer(vocabulary=json.loads(_file(vocabulary, "vocabulary").read_text(encoding="utf-8")))
-        vectoriser.idf_ = np.load(_file(idf, "idf"))
-    except (ValueError, TypeError) as error:
+        words = read_any(Path(vocabulary).expanduser(), "eval.consistency.vocabulary")
+        vectoriser = TfidfVectorizer(vocabulary=words)
+        vectoriser.idf_ = np.load(Path(idf).expanduser(), allow_pickle=False)
+    except InputError:
+        raise
+    except (ValueError, TypeError, EOFError) as error:
         raise InputError(
             f"{idf} and {vocabulary} are not ROME's idf.npy and tfidf_vocab.json ({error}); give two files that "
             "belong together, or neither"
@@ -71,10 +79,11 @@ def _vectoriser(references: Mapping[str, Sequence[str]], idf: str | None, vocabu
 def _references(path: str) -> dict[str, list[str]]:
     """relation_id/target_id -> texts."""
     found: dict[str, list[str]] = {}
+    entries = read_any(Path(path).expanduser(), "eval.consistency.path")
     try:
-        for entry in json.loads(_file(path, "path").read_text(encoding="utf-8")):
+        for entry in entries:
             topic = f"{entry['relation_id']}/{entry['target_id']}"
-            found.setdefault(topic, []).extend(str(sample["text"]) for sample in entry["samples"])
+            found.setdefault(topic, []).extend(_text(sample["text"]) for sample in entry["samples"])
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{path}: not in the form of attribute_snippets.json ({type(error).__name__}: {error}); give a list of "
@@ -83,8 +92,7 @@ def _references(path: str) -> dict[str, list[str]]:
     return {topic: texts for topic, texts in found.items() if texts}
 
 
-def _file(path: str, option: str) -> Path:
-    found = Path(path).expanduser()
-    if not found.is_file():
-        raise InputError(f"{path}: no such file; give it with eval.consistency.{option}=FILE")
-    return found
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"text is {type(value).__name__}")
+    return value

@@ -1,12 +1,13 @@
 """Asking and grading: the same call before and after editing, so protocols cannot differ. See docs/metrics.md."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
 from zlib import crc32
 
 from kedit.cases import KINDS, KNOWEDIT, Kind, Question
 from kedit.common.errors import InputError
+from kedit.common.options import Count, CountOrNone, OneOrMore, Seed, Several
 from kedit.evaluation import metrics
 from kedit.evaluation.consistency import Consistency
 from kedit.evaluation.easyedit_scoring import score_group
@@ -52,10 +53,10 @@ class Evaluator:
         self,
         *,
         # what a test asks, as far as the dataset has it
-        kinds: Sequence[Kind] = KNOWEDIT,
+        kinds: OneOrMore[Kind] = KNOWEDIT,
         # forced: token match, exact match and NLL from one teacher-forced pass; generate: does the free greedy
         # continuation say the answer and stop?
-        scoring: Sequence[Scoring] = ("forced",),
+        scoring: OneOrMore[Scoring] = ("forced",),
         # the first answer counts, as in EasyEdit, or the best of any
         aliases: Aliases = "first",
         # locality is agreement with the unedited model, or with the answer
@@ -70,15 +71,15 @@ class Evaluator:
         routed_by: RoutedBy = "prompt",
         # length of a fluency text, prompt included (0: no fluency), sampled from the k most probable tokens, seeded
         # for each case
-        fluency_tokens: int = 100,
-        fluency_top_k: int = 5,
-        fluency_seed: int = 42,
+        fluency_tokens: CountOrNone = 100,
+        fluency_top_k: Count = 5,
+        fluency_seed: Seed = 42,
         # reference texts that a case's fluency texts are compared with
         consistency: Consistency | None = None,
         # kinds that the loop also asks of every edit right after it
-        each_edit: Sequence[Kind] = ("reliability",),
+        each_edit: Several[Kind] = ("reliability",),
         # kinds whose loss is followed over the optimiser steps of every edit (kedit/evaluation/step_trace.py)
-        each_step: Sequence[Kind] = (),
+        each_step: Several[Kind] = (),
     ):
         _known("kinds", kinds, KINDS)
         _known("scoring", scoring, get_args(Scoring))
@@ -89,6 +90,8 @@ class Evaluator:
         _known("routed_by", [routed_by], get_args(RoutedBy))
         _known("each_edit", each_edit, [kind for kind in KINDS if kind != "consistency"])
         _known("each_step", each_step, [kind for kind in KINDS if kind not in _TEXTS])
+        if not kinds or not scoring:
+            raise InputError(f"eval.kinds={list(kinds)}, eval.scoring={list(scoring)}: give at least one of each")
         if "consistency" in kinds and "fluency" not in kinds:
             raise InputError(f"eval.kinds={list(kinds)}: consistency compares the texts of fluency; add fluency")
         self.scoring, self.aliases, self.locality_reference = tuple(scoring), aliases, locality_reference
@@ -107,6 +110,11 @@ class Evaluator:
         asks = self._objects([Ask(q) for q in closed]) if self.easyedit_padding is None else []
         prompts = [route.prompt for route in self._routes(lm, asks)]
         lm.cache_lower_layers(touched, prompts, [ask.answer for ask in asks])
+
+    def scored_texts(self, lm: LM, asked: Sequence[Question]) -> Iterator[tuple[Question, str, str]]:
+        """(question, prompt as the unedited model reads it, answer) of everything that is teacher-forced."""
+        for ask in self._objects([Ask(q) for q in asked if q.probe.kind != "fluency"]):
+            yield ask.question, self._framed(lm, ask.question, ask.question.probe.prompt), ask.answer
 
     def answer(self, lm: LM, asked: Sequence[Question], variants: Sequence[int] = ()) -> list[Answer]:
         """One answer a question, in order; prompts are pooled over all questions. `variants`: of the model that each

@@ -8,16 +8,14 @@ answer has.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-from torch import nn
 
 from kedit.cases import Case, questions_of
 from kedit.evaluation.evaluator import Evaluator, Row
 from kedit.evaluation.metrics import mean_nll
 from kedit.lm import LM, Scored
+from kedit.lm.modes import eval_mode
 
 
 class StepTrace:
@@ -55,19 +53,6 @@ class StepTrace:
             heard = {"nll": round(mean_nll(scored.logprob), 6), "logprob": _rounded(scored.logprob)}
             self.records.append({**self.place, **probe, **when, **heard})
         return answers
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Inside, no module is in training mode: nothing is dropped out, no random number drawn."""
-    awake = [module for module in model.modules() if module.training]
-    for module in awake:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in awake:
-            module.training = True
 
 
 def _rounded(values: Sequence[float]) -> list[float]:

@@ -1,5 +1,6 @@
 """Batches that fit into memory: formed by length within a budget that halves itself when memory runs out."""
 
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,12 @@ def unless_out_of_memory(run: Callable[[], list[Result]]) -> list[Result] | None
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
+    free_memory()
+    return None
+
+
+def free_memory() -> None:
+    """Return what nothing refers to."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return None

@@ -1,6 +1,5 @@
 """Passes of the model: which rows it reads, who acts inside, which layers are run, where logits are computed."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -13,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.common.errors import InputError
 from kedit.lm.acting import Acting
-from kedit.lm.anatomy import inspect_anatomy
+from kedit.lm.anatomy import context_length, inspect_anatomy, vocabulary_size
 from kedit.lm.batching import Budget, Result, in_batches
+from kedit.lm.head import wrapper_logits
 from kedit.lm.hooks import entering, hook
 from kedit.lm.intervention import Pass
 from kedit.lm.partial_forward import LowerLayerCache, PartialForward, partial_forward_of
@@ -39,13 +39,13 @@ class Forward(Acting):
         keep_mb: float = 1024.0,
     ):
         super().__init__(model.eval().requires_grad_(False))
-        self.text = Text(tokenizer, keep_edge_spaces)
+        self.text = Text(tokenizer, keep_edge_spaces, vocabulary_size(model))
         self.anatomy = inspect_anatomy(model)
         self.padding_side = padding_side
         # larger batches are slower on a CPU: what they compute leaves its cache
         on_cpu = next(model.parameters()).device.type == "cpu"
         self.scoring_budget = Budget(token_budget or (512 if on_cpu else 8192), "tokens")
-        self.context = getattr(model.config, "max_position_embeddings", sys.maxsize)  # the most tokens that it reads
+        self.context = context_length(model.config)
         self._body = model.get_submodule(self.anatomy.body)
         self._head_module = model.get_submodule(self.anatomy.head)
         self._lower_layers = LowerLayerCache(model, self.anatomy, int(keep_mb * 2**20))
@@ -83,9 +83,8 @@ class Forward(Acting):
 
     def head(self, states: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
         """Logits of last hidden states."""
-        logits = self._head_module(states)
-        cap = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma 2
-        return torch.tanh(logits / cap) * cap if cap else logits
+        states = states.to(device_of(self._head_module))
+        return wrapper_logits(self.model, self._body, states)  # type: ignore[arg-type]
 
     # --- batches ------------------------------------------------------------------------------------------------------
 

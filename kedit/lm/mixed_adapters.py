@@ -1,17 +1,19 @@
 """Saved low-rank adapters in the model, each switched on for some rows of a batch: peft's mixed-adapter batches."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 from transformers import PreTrainedModel
 
 from kedit.common.errors import InputError, first_line
+from kedit.lm.check import check_adapter
 from kedit.lm.hooks import hook
 
 BASE = "__base__"  # peft's name for the model without any adapter
@@ -33,21 +35,29 @@ class MixedAdapters:
         return self._inside is not None
 
     def add(self, name: str, folder: Path) -> None:
-        """From a folder in peft's form. Raises InputError where it is none, not LoRA's, or of another model."""
+        """From a folder in peft's form. Raises InputError if it is none, not whole, not LoRA's, or of another model."""
+        before = self._lora_layers()
         try:
+            if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+                raise FileNotFoundError(f"there is no {SAFETENSORS_WEIGHTS_NAME}")
             kind = PeftConfig.from_pretrained(str(folder)).peft_type
             if kind != "LORA":
                 raise InputError(f"{folder}: an adapter of type {kind}; only LoRA's can share a batch with the model")
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an older name
+                warnings.simplefilter("ignore")  # peft only warns of missing tensors; they are refused below
                 self._inside = self._with(name, str(folder)).eval()
-        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            check_adapter(self._inside, name, folder)
+        except InputError:
             self.remove()
+            raise
+        except Exception as error:  # whatever peft raises for files that it cannot read, or that do not fit
+            self.remove()
+            self._remove_all_but(before)
             raise InputError(
                 f"{folder}: no adapter that fits this model ({first_line(error)}); give a folder that peft has saved "
                 "for it"
             ) from error
-        self._layers = [module for module in self._model.modules() if isinstance(module, LoraLayer)]
+        self._layers = list(self._lora_layers().values())
         for layer in self._layers:
             layer.set_adapter([], inference_mode=True)
 
@@ -62,6 +72,17 @@ class MixedAdapters:
         if self._inside is not None:
             self._inside.unload()
         self._inside, self._layers = None, []
+
+    def _remove_all_but(self, layers: Collection[str]) -> None:
+        """The modules without the layers that peft has put in but could not load."""
+        for name, layer in self._lora_layers().items():
+            if name not in layers:
+                self._model.set_submodule(name, layer.get_base_layer())
+        if not layers:
+            vars(self._model).pop("peft_config", None)
+
+    def _lora_layers(self) -> dict[str, LoraLayer]:
+        return {name: module for name, module in self._model.named_modules() if isinstance(module, LoraLayer)}
 
     @contextmanager
     def reading(self, names: Sequence[str | None]) -> Iterator[None]:

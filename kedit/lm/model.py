@@ -1,7 +1,7 @@
 """LM: the model that is edited, scored and continued; the only place that meets devices, padding and memory."""
 
 import logging
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +19,7 @@ from kedit.lm.forward import Forward, with_prefix
 from kedit.lm.generate import SeededTopK, Stop, continue_batch, greedy, key_value_bytes
 from kedit.lm.mixing import MixedScores, Steps
 from kedit.lm.route import Route, Router, unrouted
+from kedit.lm.saving import no_adapter, save_merged
 from kedit.lm.text import Batch, Pair
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class LM(Forward):
     ):
         super().__init__(model, tokenizer, **options)
         self.identity = identity
+        self.save_adapter: Callable[[Path], None] = no_adapter  # of the editor whose adapter is in the model
         self.lent: dict[str, LM] = {}
         self.generation_budget = Budget(_cache_bytes(self.device), "bytes of keys and values", most_rows=1024)
         self._eos = self.text.eos | _ids(getattr(model.generation_config, "eos_token_id", None))
@@ -283,15 +285,17 @@ class LM(Forward):
 
     # --- leaving ------------------------------------------------------------------------------------------------------
 
-    def save(self, directory: str | Path) -> None:
-        """The model as it is now, as a transformers directory that loads with plain transformers. Interventions, soft
-        prompts and what routes give the model to read are no part of it: a warning says what is lost."""
+    def save(self, directory: str | Path, *, adapter: bool = False) -> None:
+        """The model as it is now, as a transformers directory that loads with plain transformers; a trained adapter is
+        added to the weights. Interventions, soft prompts and what routes give the model to read are no part of it: a
+        warning says what is lost. `adapter`: write the trained adapter alone, as peft does; InputError without one."""
         for lost in dict.fromkeys(one.lost or f"an intervention at {one.module}" for one in self.changes.interventions):
             log.warning("%s: %s is not saved", directory, lost)
         if self.route is not unrouted:
             log.warning("%s: what the editor gives the model to read is not saved", directory)
         self.adapters.remove()
-        self.model.save_pretrained(directory)  # type: ignore[operator]
+        write = self.save_adapter if adapter else partial(save_merged, self.model)  # type: ignore[arg-type]
+        write(Path(directory))
         self.text.tokenizer.save_pretrained(directory)
 
 

@@ -4,6 +4,7 @@ The rule is the field's, EasyEdit's among others: prompt + " " + answer, tokenis
 many tokens as the prompt alone has. It holds for byte-level and SentencePiece tokenizers, with and without BOS.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,6 +19,7 @@ from kedit.lm.route import Reading
 
 Side = Literal["left", "right"]
 Mask = Literal["positional", "token_membership", "none"]
+SAMPLES = ("The capital of France is Paris.", "a b c", "1 2 3", "x")  # to see what a tokenizer adds to a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ def collate(
     out: torch.device | None = None,
     mask: Mask = "positional",
 ) -> Batch:
-    """Pad pairs to one length on `side`; ids go to `device`, what is compared with logits to `out` (null: the same)."""
+    """Pad pairs to one length on `side`; ids go to `device`, what is compared with logits to `out` (default: there)."""
     longest = max(len(pair.ids) for pair in pairs)
     ids = torch.full((len(pairs), longest), pad)
     real = torch.zeros(len(pairs), longest, dtype=torch.bool)
@@ -122,24 +124,30 @@ def collate(
 class Text:
     """A tokenizer with kedit's rules.
 
-    `keep_edge_spaces` imitates the reference framework, which tokenises prompt and answer as the file has them: a
-    blank at either edge then doubles the one between them. Default: edge blanks are removed and there is exactly one.
+    A text is its own tokens behind what the tokenizer puts before every text (BOS, [CLS], ...); what the tokenizer
+    would append (EOS, [SEP], ...) is left out, because an answer continues its prompt. `keep_edge_spaces` imitates the
+    reference framework, which tokenises prompt and answer as the file has them: a blank at either edge then doubles
+    the one between them. Default: edge blanks are removed and there is exactly one. `vocabulary`: how many token ids
+    the model embeds (None: all that occur). Raises InputError if the tokenizer's special tokens stand inside a text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, keep_edge_spaces: bool = False):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, keep_edge_spaces: bool = False, vocabulary: int | None = None
+    ):
         self.tokenizer, self.keep_edge_spaces = tokenizer, keep_edge_spaces
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self.pad: int = pad if pad is not None else 0
-        self.special_ids: list[int] = tokenizer("").input_ids  # what the tokenizer puts before every text
+        self.vocabulary = sys.maxsize if vocabulary is None else vocabulary
+        self.special_ids, self.appended_ids = special_tokens_around(tokenizer)
         self.eos = frozenset() if tokenizer.eos_token_id is None else frozenset([tokenizer.eos_token_id])
+        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id)  # what is embedded there is never read
+        self.pad: int = next((pad for pad in pads if pad is not None and 0 <= pad < self.vocabulary), 0)
 
     def pairs(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Pair]:
-        """Token sequences of prompt + " " + answer. Raises InputError where the answer has no token."""
+        """Token sequences of prompt + " " + answer. Raises InputError if the answer or the prompt has no token."""
         if not prompts:
             return []
-        bare = self.prompts(prompts)
+        starts = [len(ids) for ids in self.prompts(prompts)]
         texts = [self._prompt(p) + " " + self._answer(a) for p, a in zip(prompts, answers, strict=True)]
-        pairs = [Pair(ids, len(start)) for ids, start in zip(self.tokenizer(texts).input_ids, bare, strict=True)]
+        pairs = [Pair(ids, start) for ids, start in zip(self._encode(texts), starts, strict=True)]
         for prompt, answer, pair in zip(prompts, answers, pairs, strict=True):
             if not answer.strip() or not pair.answer:
                 raise InputError(
@@ -151,13 +159,18 @@ class Text:
                 )
         return pairs
 
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a text as it is."""
+        return self._encode([text])[0]
+
     def prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer([self._prompt(p) for p in prompts]).input_ids if prompts else []
+        """Token ids of each prompt."""
+        return self._encode([self._prompt(p) for p in prompts]) if prompts else []
 
     def offsets(
         self, prompts: Sequence[str], answers: Sequence[str] | None = None
     ) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """Of each prompt (with its answer): its tokens, and which of its characters each token holds (start, end)."""
+        """The tokens of each prompt (with its answer), and which of its characters each token holds (start, end)."""
         if not self.tokenizer.is_fast:
             raise InputError(
                 f"{type(self.tokenizer).__name__} does not tell which characters a token holds, so subjects cannot be "
@@ -166,18 +179,36 @@ class Text:
         texts = [self._prompt(p) for p in prompts]
         if answers is not None:
             texts = [f"{text} {self._answer(a)}" for text, a in zip(texts, answers, strict=True)]
-        found = self.tokenizer(texts, return_offsets_mapping=True)
-        return list(zip(found.input_ids, found.offset_mapping, strict=True))
+        encoded = self.tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)
+        before = [(0, 0)] * len(self.special_ids)
+        return [
+            (self._embedded([*self.special_ids, *ids], text), [*before, *characters])
+            for text, ids, characters in zip(texts, encoded.input_ids, encoded.offset_mapping, strict=True)
+        ]
 
     def windows(self, texts: Sequence[str], size: int) -> list[list[int]]:
-        """All tokens of each text, in order, in sequences of at most `size`; each of them is opened by what the
+        """All tokens of each text, in order, in sequences of at most `size`; each of them begins with what the
         tokenizer puts before every text."""
-        opening, found = self.special_ids, []
+        opening, windows = self.special_ids, []
         step = max(1, size - len(opening))
-        for ids in self.tokenizer(list(texts), verbose=False).input_ids if texts else []:
+        for ids in self._encode(list(texts)):
             own = ids[len(opening) :]
-            found += [opening + own[i : i + step] for i in range(0, len(own), step)]
-        return found
+            windows += [opening + own[i : i + step] for i in range(0, len(own), step)]
+        return windows
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        own = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids if texts else []
+        return [self._embedded([*self.special_ids, *ids], text) for text, ids in zip(texts, own, strict=True)]
+
+    def _embedded(self, ids: list[int], text: str) -> list[int]:
+        """`ids`. Raises InputError if the model has no embedding for one of them."""
+        if max(ids, default=0) >= self.vocabulary:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise InputError(
+                f"{text[:80]!r} contains the token {token!r} with id {max(ids)}, but the model has embeddings for "
+                f"{self.vocabulary} tokens only; remove it, or give the tokenizer that belongs to the model"
+            )
+        return ids
 
     def _prompt(self, prompt: str) -> str:
         return prompt if self.keep_edge_spaces else prompt.rstrip(" ")
@@ -187,27 +218,35 @@ class Text:
 
     @property
     def opening(self) -> str:
-        """A prompt for text from nothing: the tokenizer's BOS alone, else its end-of-text token."""
-        return "" if self.special_ids else str(self.tokenizer.eos_token or self.tokenizer.bos_token)
+        """A prompt for text from nothing: what the tokenizer puts before every text alone, else its end-of-text token.
+        Raises InputError if it has neither."""
+        if self.special_ids:
+            return ""
+        token = self.tokenizer.eos_token or self.tokenizer.bos_token
+        if token is None or len(self.prompts([token])[0]) != 1:
+            raise InputError(
+                "the tokenizer has no BOS and no end-of-text token, so the model cannot write text from nothing"
+            )
+        return str(token)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     @property
     def closing(self) -> str:
-        """The end-of-text token, written out; empty where the tokenizer has none."""
+        """The end-of-text token as text; empty if the tokenizer has none."""
         return str(self.tokenizer.eos_token or "")
 
     @property
     def chats(self) -> bool:
-        """Has the tokenizer a chat template?"""
+        """Whether the tokenizer has a chat template."""
         return self.tokenizer.chat_template is not None
 
     def chat(self, prompt: str, double_bos: bool = False) -> str:
         """`prompt` as one user turn of the tokenizer's chat template, ready for the answer.
 
-        The text is tokenised again with special tokens; its own BOS is removed, unless `double_bos` asks for the
-        reference's two.
+        The text is tokenised again with special tokens: the template's own BOS is removed if the tokenizer adds one
+        (with `double_bos`, as in the reference's code, it is kept).
         """
         if not self.chats:
             raise InputError(
@@ -215,5 +254,21 @@ class Text:
             )
         turns = [{"role": "user", "content": prompt}]
         text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        bos = self.tokenizer.bos_token
-        return text if double_bos or not bos else text.removeprefix(bos)
+        bos, adds_bos = self.tokenizer.bos_token, self.tokenizer.bos_token_id in self.special_ids
+        return text if double_bos or not bos or not adds_bos else text.removeprefix(bos)
+
+
+def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before every text, and those that it appends."""
+    for sample in SAMPLES:
+        own = tokenizer(sample, add_special_tokens=False).input_ids
+        whole = tokenizer(sample).input_ids
+        starts = [i for i in range(len(whole) - len(own) + 1) if whole[i : i + len(own)] == own]
+        if own and not starts:
+            raise InputError(
+                f"{type(tokenizer).__name__} tokenises {sample!r} differently if it adds its special tokens, so "
+                "prompts and answers cannot be told apart; give a model with another tokenizer"
+            )
+        if own:
+            return whole[: starts[0]], whole[starts[0] + len(own) :]
+    return tokenizer("").input_ids, []  # it has no token for any of the samples

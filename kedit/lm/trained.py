@@ -66,6 +66,8 @@ class Start(Protocol):
     """The weights that an edit, or each of several, started from. They serve as a reference model without a second
     model."""
 
+    kept: dict[object, float]  # what a loss has computed with them, by example
+
     @property
     def moved(self) -> bool:
         """Has a step been taken since?"""
@@ -81,6 +83,7 @@ class StartWeights:
         self.trained = trained
         self.values = [leaf.detach().clone() for leaf in trained.leaves] if keep else []
         self.moved = False
+        self.kept: dict[object, float] = {}  # what a loss has computed with them, by example
 
     @contextmanager
     def weights(self) -> Iterator[None]:
@@ -118,6 +121,7 @@ class StartOfAll:
 
     def __init__(self, starts: Sequence[StartWeights]):
         self.starts = starts
+        self.kept: dict[object, float] = {}  # nothing: each edit's weights are its own
 
     @property
     def moved(self) -> bool:

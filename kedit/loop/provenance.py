@@ -3,9 +3,7 @@
 import logging
 import os
 import platform
-import resource
 import subprocess
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +16,7 @@ from kedit.common.dotted import dotted
 from kedit.data import Dataset
 from kedit.evaluation.evaluator import Evaluator, noise_floor
 from kedit.lm import LM
+from kedit.lm.peak_memory import peak_memory_mb
 from kedit.loop.runner import all_questions
 from kedit.loop.settings import Step
 
@@ -69,7 +68,7 @@ def named_files(config: Any) -> dict[str, str]:
     return {name: remembered_sha256(path) for name, path in paths.items() if os.path.isfile(path)}
 
 
-def costs(lm: LM, steps: Sequence[dict[str, Any]], n_rows: int, load_s: float, total_s: float) -> dict[str, Any]:
+def costs(steps: Sequence[dict[str, Any]], n_rows: int, load_s: float, total_s: float) -> dict[str, Any]:
     """The part that is known after the last step: seconds by what they went into, rates, peak memory.
 
     Load and total are of the session that finished the cell; the rest is summed over all its steps.
@@ -87,16 +86,8 @@ def costs(lm: LM, steps: Sequence[dict[str, Any]], n_rows: int, load_s: float, t
         "edits_per_s": edits / edit_s if edit_s else None,
         "probes_per_s": n_rows / eval_s if eval_s else None,
         "optimiser_steps": sum(step.get("steps", 0) for step in steps),
-        "peak_memory_mb": peak_memory_mb(lm),
+        "peak_memory_mb": peak_memory_mb(),
     }
-
-
-def peak_memory_mb(lm: LM) -> float:
-    """Of the GPU where the model is on one, else of the process (resident set)."""
-    if lm.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(lm.device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def git_commit(root: Path) -> str | None:

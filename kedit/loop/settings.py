@@ -9,15 +9,16 @@ from typing import Literal, get_args
 
 from kedit.cases import Case
 from kedit.common.errors import InputError
+from kedit.common.options import Count, Several
 
 Cases = Sequence[Case]
-Horizon = int | Literal["all"]
+Horizon = Count | Literal["all"]
 Short = Literal["error", "cap"]  # fewer cases than T: refuse, or run with the effective T
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Edit these cases together, then test those, then restore the pristine model (or not).
+    """Edit these cases together, then test those, then restore the unedited model (or not).
 
     `T` says to which T of a table the test belongs; a short last block counts as its block size.
     """
@@ -39,7 +40,7 @@ def single(cases: Cases, T: Horizon = 1, *, short: Short = "error") -> Iterator[
 
 
 def sequential(
-    cases: Cases, T: Horizon, *, batch_size: int = 1, checkpoints: Sequence[int] = (), short: Short = "error"
+    cases: Cases, T: Horizon, *, batch_size: Count = 1, checkpoints: Several[Count] = (), short: Short = "error"
 ) -> Iterator[Step]:
     """Edit the first T cases, `batch_size` at a time, then test all T on the final model (KDPO §4; KEDAS Eq. 6).
 
@@ -47,22 +48,24 @@ def sequential(
     """
     if T == 1 and len(cases) > 1:
         raise InputError(
-            f"setting=sequential T=1 would test one of {len(cases)} cases; for each on its own choose setting=single "
-            "(or setting=blocks in a grid over T), for just one give dataset.limit=1"
+            f"setting=sequential with T=1 tests only the first of {len(cases)} cases; use setting=single to test each "
+            "case (setting=blocks in a grid over T), or dataset.limit=1"
         )
     chosen = first_edits(cases, T, short)
     ends = _ends(len(chosen), batch_size)
     tests = {at for at in checkpoints if at < len(chosen)} | {len(chosen)}
     missed = sorted(tests - set(ends))
     if missed:
-        raise InputError(f"checkpoints={missed} fall inside a batch of batch_size={batch_size}; give multiples of it")
+        raise InputError(
+            f"setting.checkpoints={missed} are no multiples of setting.batch_size={batch_size}; give multiples of it"
+        )
     return (
         Step(chosen[end - n : end], chosen[:end], T=end) if end in tests else Step(chosen[end - n : end])
         for end, n in _sized(ends)
     )
 
 
-def blocks(cases: Cases, T: Horizon, *, batch_size: int = 1, short: Short = "error") -> Iterator[Step]:
+def blocks(cases: Cases, T: Horizon, *, batch_size: Count = 1, short: Short = "error") -> Iterator[Step]:
     """Consecutive blocks of T, each as sequential, restored in between; a short last block is kept. T=1 equals single.
 
     OVERTONE's continual editing, as WISE's authors describe the protocol it descends from.
@@ -98,24 +101,23 @@ def first_edits(cases: Cases, T: Horizon, short: Short) -> Cases:
         raise InputError(f"T={T!r}: give a number of edits of at least 1, or all")
     if len(cases) < T and short == "error":
         raise InputError(
-            f"T={T} edits were asked for, the dataset offers {len(cases)} cases; lower T, or set setting.short=cap "
-            f"to use {len(cases)}"
+            f"T={T} is more than the dataset's {len(cases)} cases; lower T, or set setting.short=cap to use all of them"
         )
     return cases[:T]
 
 
 def _some(cases: Cases) -> None:
     if not cases:
-        raise InputError("the dataset offers no case to edit; look at dataset.limit and at what was dropped")
+        raise InputError("the dataset has no case to edit; check dataset.limit, and what was dropped")
 
 
 def _ends(n: int, batch_size: int) -> list[int]:
-    """After how many cases each step ends: 3, 6, 7 for n=7 in batches of 3."""
+    """The number of cases at the end of each step: 3, 6, 7 for n=7 in batches of 3."""
     if batch_size < 1:
-        raise InputError(f"batch_size={batch_size}: give at least 1")
+        raise InputError(f"setting.batch_size={batch_size}: give at least 1")
     return [*range(batch_size, n, batch_size), n]
 
 
 def _sized(ends: list[int]) -> Iterator[tuple[int, int]]:
-    """(end, size) of each step."""
+    """Yield (end, size) of each step."""
     return ((end, end - start) for start, end in zip([0, *ends], ends, strict=False))

@@ -7,15 +7,18 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies
+
+from kedit.common.options import Name, Positive
 
 if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
 
+Mode = Literal["offline", "online", "disabled"]
 TABLE_ROWS = 10_000  # that wandb shows of one table
 
 
@@ -55,7 +58,12 @@ class Wandb(Tracker):
     lost: ClassVar[bool] = False  # this process has met a server that does not answer
 
     def __init__(
-        self, *, project: str = "kedit", mode: str = "offline", init_timeout: float = 30.0, finish_timeout: float = 60.0
+        self,
+        *,
+        project: Name = "kedit",
+        mode: Mode = "offline",
+        init_timeout: Positive = 30.0,
+        finish_timeout: Positive = 60.0,
     ):
         self.project, self.mode, self.init_timeout, self.finish_timeout = project, mode, init_timeout, finish_timeout
         self.directory = Path()
@@ -145,7 +153,7 @@ class Wandb(Tracker):
 
         media: dict[str, Any] = {name: wandb.Image(str(path)) for name, path in report.pictures.items()}
         for name, frame in report.tables.items():
-            media |= {part: wandb.Table(dataframe=rows) for part, rows in _parts(name, frame)}
+            media |= {part: _table(rows) for part, rows in _parts(name, frame)}
         self._run.log(media, step=self._step)
         self._run.summary.update(dict(report.summary))
 
@@ -167,6 +175,18 @@ class Wandb(Tracker):
         except Exception as error:
             log.warning("wandb stopped: %s; the rows on disk are complete", error)
             self._run = None
+
+
+def _table(frame: "pd.DataFrame") -> Any:
+    """A wandb.Table of columns of numbers and of texts. Its values are given at once: wandb would check every row's
+    types, which takes a second for some thousand."""
+    import wandb
+    from pandas.api.types import is_numeric_dtype
+
+    types = [float if is_numeric_dtype(column) else str for _, column in frame.items()]
+    table = wandb.Table(columns=list(map(str, frame)), data=[], dtype=types, optional=True)
+    table.data = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
+    return table
 
 
 def _parts(name: str, frame: "pd.DataFrame") -> list[tuple[str, "pd.DataFrame"]]:

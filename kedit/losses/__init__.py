@@ -55,6 +55,11 @@ class Loss:
     belongs to one batch."""
 
     uses_reference: bool = False  # does it ask for the weights that the edit started from?
+    remembers: bool = False  # does `remember` keep anything?
+
+    def remember(self, view: LossInputs) -> None:
+        """Called with each batch of a long training before its first step: keep in `view.start.kept`, by example, what
+        every epoch would compute again with the weights as they were."""
 
     def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> Bool[Tensor, " n"] | None:
         """Called at the start of each cycle with the logits of the weights as they are. Returns the rows in which

@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from kedit.common.options import Share
 from kedit.losses import Loss, LossInputs
 
 
@@ -13,7 +14,7 @@ class CrossEntropy(Loss):
     `label_smoothing` spreads this share of the target evenly over the vocabulary (OVERTONE §4.4 compares with it).
     """
 
-    def __init__(self, label_smoothing: float = 0.0):
+    def __init__(self, label_smoothing: Share = 0.0):
         self.label_smoothing = label_smoothing
 
     def __call__(self, view: LossInputs, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:

@@ -5,6 +5,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from kedit.cases import Edit
+from kedit.common.options import Positive, Share
 from kedit.lm.text import Batch
 from kedit.losses import Loss, LossInputs, log_p
 
@@ -18,7 +20,7 @@ class DPO(Loss):
 
     uses_reference = True
 
-    def __init__(self, beta: float):
+    def __init__(self, beta: Positive):
         self.beta = beta
 
     def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> Bool[Tensor, " n"]:
@@ -49,19 +51,39 @@ class PreferNewAnswer(Loss):
     """
 
     uses_reference = True
+    remembers = True
 
-    def __init__(self, other: Loss, alpha: float, beta: float):
+    def __init__(self, other: Loss, alpha: Share, beta: Positive):
         self.other, self.alpha, self.beta = other, alpha, beta
+
+    def remember(self, view: LossInputs) -> None:
+        self._encode(view)
+        if self.rows:
+            view.start.kept |= zip(self._facts(view), self._reference(view).tolist(), strict=True)
+        self.other.remember(view)
 
     def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> Bool[Tensor, " n"] | None:
         if cycle == 0:
-            facts = view.facts
-            self.rows = [i for i, fact in enumerate(facts) if fact.target_old and fact.target_old != fact.target_new]
-            if self.rows:
-                self.new = view.with_answers(self.rows, [facts[i].target_new for i in self.rows])
-                self.old = view.with_answers(self.rows, [str(facts[i].target_old) for i in self.rows])
-                self.reference = self._margin(view.reference(self.new), view.reference(self.old))
+            self._encode(view)
+        if cycle == 0 and self.rows:
+            kept = [view.start.kept.get(fact) for fact in self._facts(view)]
+            self.reference = self._reference(view) if None in kept else logits.new_tensor(kept)
         return self.other.refresh(view, logits, cycle)
+
+    def _encode(self, view: LossInputs) -> None:
+        facts = view.facts
+        self.rows = [i for i, fact in enumerate(facts) if fact.target_old and fact.target_old != fact.target_new]
+        if self.rows:
+            self.new = view.with_answers(self.rows, [facts[i].target_new for i in self.rows])
+            self.old = view.with_answers(self.rows, [str(facts[i].target_old) for i in self.rows])
+
+    def _facts(self, view: LossInputs) -> list[Edit]:
+        """Those with an old answer."""
+        return [view.facts[i] for i in self.rows]
+
+    def _reference(self, view: LossInputs) -> Float[Tensor, " m"]:
+        """The margins of the weights that the edit started from."""
+        return self._margin(view.reference(self.new), view.reference(self.old))
 
     def keep(self, view: LossInputs, rows: Int[Tensor, " m"], places: Int[Tensor, " l"]) -> None:
         self.other.keep(view, rows, places)

@@ -4,6 +4,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from kedit.common.options import Positive
 from kedit.losses import Loss, LossInputs, log_p
 
 
@@ -17,7 +18,7 @@ class KDPO(Loss):
 
     uses_reference = True
 
-    def __init__(self, beta: float):
+    def __init__(self, beta: Positive):
         self.beta = beta
 
     def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> Bool[Tensor, " n"]:

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from kedit.common.options import Amount, Positive, Share
 from kedit.losses import Loss, LossInputs
 
 
@@ -25,9 +26,9 @@ class Overtone(Loss):
 
     def __init__(
         self,
-        lam: float,
-        epsilon: float,
-        n: float,
+        lam: Share,
+        epsilon: Amount,
+        n: Positive,
         *,
         clip: bool = True,
         dyn: bool = True,

@@ -1,13 +1,13 @@
-"""The one-time translation of the transcribed tables to names in conf/: python -m kedit.papers.translate SOURCE_DIR.
+"""Translates the transcribed tables to names in conf/, once: python -m kedit.papers.translate SOURCE_DIR.
 
-Three keys change; the name that was there before goes to `printed_as` as key=name (several are joined by "; "):
+Three keys change; the printed name goes to `printed_as` as key=name (several are joined by "; "):
 
 - editor: "+" becomes "_" and "-" becomes "_no_" (`lora+overtone-clip` is `lora_overtone_no_clip`).
-- dataset: what the paper really used. "ZsRE" is KnowEdit's in KDPO and KEDAS; in "Model Editing by Standard
+- dataset: the one that the paper really used. "ZsRE" is KnowEdit's in KDPO and KEDAS; in "Model Editing by Standard
   Fine-Tuning" it is MEND's, in OVERTONE MEND's with portability questions; the "WikiRecent" of the former is its own.
 - setting: OVERTONE's sequential editing restores the model after every T edits, which is `blocks`, and `single` at T=1.
 
-Numbers, notes and the order of lines stay as they are. The files it writes are committed; running it again changes
+Numbers, notes and the order of lines do not change. The files that it writes are committed; running it again changes
 nothing.
 """
 
@@ -45,7 +45,7 @@ def _setting(row: CsvRow) -> str:
 
 
 def translate(source: Path, target: Path = FOLDER) -> list[Path]:
-    """Write the translation of each <paper>_table<n>.csv in `source` to `target`; returns what was written."""
+    """Write the translation of each <paper>_table<n>.csv in `source` to `target`; returns the written files."""
     paths = sorted(source.glob("*_table*.csv"))
     if not paths:
         raise InputError(f"{source}: no <paper>_table<n>.csv there; give the folder of the transcribed tables")

@@ -131,7 +131,7 @@ def _value(row: Mapping[str, Any], column: str) -> float | None:
     """Of one row; success, if one of ROME's three kinds has it, instead of token match. None if it has none."""
     value = row.get("success") if column == "token" and row["kind"] in SCORE else None
     value = row.get(column) if value is None else value
-    return None if value is None or math.isnan(value) else value
+    return None if value is None or math.isnan(value) else float(value)
 
 
 def _cases(groups: Mapping[tuple[Any, ...], Sequence[float]]) -> dict[tuple[Any, ...], float]:

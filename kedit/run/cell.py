@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +25,48 @@ from kedit.loop.journal import InMemoryJournal, Journal, ReadOnlyJournal
 from kedit.reports.present import present_cells, showing
 from kedit.results.cell_files import ERROR
 from kedit.run.naming import BOOKKEEPING, GROUPS, cell_directory
+from kedit.run.numbers import Files, described, said
+from kedit.run.options import check, check_general, check_layers, layer_count
+from kedit.run.references import resolved
+from kedit.run.rules import shown
 
 log = logging.getLogger(__name__)
 
+_LAST_MODEL: dict[str, Any] = {}  # the model of this process's last cell, by its options: the next one may use it
 IS_WORKER = os.environ.get("RANK", "0") != "0"  # one of several processes that accelerate launched, and not the first
 
 
-def run(cfg: DictConfig, names: Mapping[str, str]) -> Path:
-    """Run a cell, continue it, or leave it alone when it is finished; returns its directory."""
+def run(cfg: DictConfig, names: Mapping[str, str], files: Files | None = None) -> Path:
+    """Run a cell, continue it, or leave it alone when it is finished; returns its directory.
+
+    `files`: those of conf/hparams that its config is made of (None: not known).
+    """
+    config = resolved(cfg, names)
+    check_general(config)
     directory = cell_directory(Path(cfg.runs), names, cfg.T, cfg.seed)
-    journal = Journal(directory, identity(cfg), every_s=cfg.commit_every_s, keep_state=cfg.keep_state)
+    journal = Journal(directory, identity(config), every_s=cfg.commit_every_s, keep_state=cfg.keep_state)
     journal.check()
     if journal.finished:
         log.info("finished before: %s", directory)
         return directory
+    check(config)
+    n_layers = layer_count(config["model"])
+    if n_layers is not None:
+        check_layers(config, n_layers)
     parts = assemble(cfg)
+    numbers = {} if files is None else described(files, config)
     if IS_WORKER:
         logging.disable(logging.INFO)
-        experiment_of(cfg, parts, load_model(cfg), ReadOnlyJournal(directory))
+    started = time.perf_counter()
+    lm = checked_model(cfg, parts)
+    if IS_WORKER:
+        experiment_of(cfg, parts, lm, ReadOnlyJournal(directory))
         return directory
     with journal, log_file(directory / "run.log"), error_file(directory):
         log.info("%s: %d steps", directory, len(parts.steps))
-        compute(cfg, names, journal, parts)
+        for line in said(names, numbers) if numbers else ():
+            log.info("%s", line)
+        compute(cfg, {**names, **numbers}, journal, parts, lm, started)
     return directory
 
 
@@ -65,28 +84,53 @@ class Parts:
 def assemble(cfg: DictConfig) -> Parts:
     """Everything that can be built and checked before a model is loaded and a directory made."""
     editor, evaluator, tracker = (instantiate(cfg[part], _convert_="all") for part in ("editor", "eval", "tracker"))
+    if cfg.save == "adapter" and not editor.keeps_adapter:
+        raise InputError(
+            "save=adapter: this editor leaves no adapter in the model; give save=true for the edited model"
+        )
     dataset = instantiate(cfg.dataset, _convert_="all")(train=editor.needs_train)
     steps = list(instantiate(cfg.setting, _convert_="all")(dataset.cases, cfg.T))
+    if cfg.save and steps and steps[-1].restore:
+        raise InputError(
+            f"save={shown(cfg.save)}: this setting restores the model after its last edit; choose setting=sequential"
+        )
     if editor.needs_subject:
-        check_subjects(case for step in steps for case in step.edit)
+        check_subjects((case for step in steps for case in step.edit), dataset.where)
     if evaluator.each_step and not editor.reports_steps:
         raise InputError(
             f"eval.each_step={list(evaluator.each_step)}: {type(editor).__name__} does not tell its optimiser steps; "
             "set eval.each_step=[], or choose an editor that trains edit by edit"
         )
+    check_tests(steps, evaluator.kinds)
     editor.prepare([edit for step in steps for case in step.edit for edit in case.edits])
     return Parts(editor, evaluator, tracker, dataset, steps)
 
 
-def compute(cfg: DictConfig, names: Mapping[str, str], journal: Journal, parts: Parts) -> None:
-    """The part that needs the model."""
+def check_tests(steps: Sequence[Any], kinds: Sequence[Any]) -> None:
+    """Raises InputError if no test would ask anything."""
+    asked = {probe.kind for step in steps for case in step.test for probe in case.probes}
+    if asked.isdisjoint(kinds):
+        given = f"eval.kinds={list(kinds)} (fluency only with fluency tokens)"
+        raise InputError(f"{given}: no test would ask anything; the dataset has {', '.join(sorted(asked))}")
+
+
+def checked_model(cfg: DictConfig, parts: Parts) -> Any:
+    """The model, once it can read what the cell edits and asks: a text that is too long is refused before the cell has
+    a directory."""
+    from kedit.loop.context_check import check_lengths
+
+    lm = load_model(cfg)
+    check_lengths(lm, parts.steps, parts.evaluator, parts.dataset.where)
+    return lm
+
+
+def compute(cfg: DictConfig, names: Mapping[str, Any], journal: Journal, parts: Parts, lm: Any, started: float) -> None:
+    """The part that makes the cell's directory. `started`: when the model began to load (time.perf_counter)."""
     from kedit.loop.provenance import costs, describe, named_files
     from kedit.loop.tracker import Report
     from kedit.reports.dashboard import flat_config, report
     from kedit.results.cells import Cell
 
-    started = time.perf_counter()
-    lm = load_model(cfg)
     load_s = time.perf_counter() - started
     cell = {**names, "T": cfg.T, "seed": cfg.seed, "order_seed": cfg.dataset.get("order_seed")}
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -100,14 +144,14 @@ def compute(cfg: DictConfig, names: Mapping[str, str], journal: Journal, parts: 
         config=flat_config(without(config, BOOKKEEPING), meta),
     )
     experiment_of(cfg, parts, lm, journal, parts.tracker)
-    journal.describe(meta | costs(lm, journal.steps, len(journal.rows), load_s, time.perf_counter() - started))
+    journal.describe(meta | costs(journal.steps, len(journal.rows), load_s, time.perf_counter() - started))
     if cfg.save:
-        lm.save(journal.directory / "model")
-    shown = Report()
+        lm.save(journal.directory / "model", adapter=cfg.save == "adapter")
+    results = Report()
     with showing(journal.directory):
         [(_, table), *_] = present_cells(journal.directory)
-        shown = report(Cell(journal.directory), table)
-    parts.tracker.finish(shown)
+        results = report(Cell(journal.directory), table)
+    parts.tracker.finish(results)
     journal.finish()
 
 
@@ -115,15 +159,19 @@ def load_model(cfg: DictConfig) -> Any:
     """The pristine model; the cells of one command share it, and what it keeps of the layers below their edits."""
     import torch
 
+    from kedit.lm.batching import free_memory
+    from kedit.lm.peak_memory import reset_peak_memory
+
     torch.set_num_threads(cfg.threads or int(os.environ.get("OMP_NUM_THREADS", 1)))
-    lm = _loaded(OmegaConf.to_yaml(cfg.model, resolve=True))
-    lm.restore()
-    return lm
-
-
-@lru_cache(maxsize=1)
-def _loaded(model: str) -> Any:
-    return instantiate(OmegaConf.create(model), _convert_="all")
+    options = OmegaConf.to_yaml(cfg.model, resolve=True)
+    if options not in _LAST_MODEL:
+        _LAST_MODEL.clear()  # two models need not fit into memory
+        free_memory()
+    reset_peak_memory()
+    if options not in _LAST_MODEL:
+        _LAST_MODEL[options] = instantiate(OmegaConf.create(options), _convert_="all")
+    _LAST_MODEL[options].restore()
+    return _LAST_MODEL[options]
 
 
 def experiment_of(cfg: DictConfig, parts: Parts, lm: Any, journal: InMemoryJournal, tracker: Any = None) -> None:
@@ -143,10 +191,9 @@ def experiment_of(cfg: DictConfig, parts: Parts, lm: Any, journal: InMemoryJourn
     )
 
 
-def identity(cfg: DictConfig) -> str:
+def identity(config: Mapping[str, Any]) -> str:
     """What a cell is: the resolved config without what changes no row."""
-    whole: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return OmegaConf.to_yaml(without(whole, BOOKKEEPING))
+    return OmegaConf.to_yaml(without(config, BOOKKEEPING))
 
 
 def without(options: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -155,21 +202,32 @@ def without(options: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """What the user can correct is said without a stack trace, also if it is found while instantiating."""
+    """What the user can correct is said in its own sentence, without a stack trace, however deep in the config the part
+    is that Hydra was instantiating."""
     try:
         yield
     except CompactHydraException:
         raise
-    except InputError as error:
-        raise CompactHydraException(str(error)) from error
     except Exception as error:
-        if isinstance(error, InstantiationException) and isinstance(error.__cause__, InputError):
-            raise CompactHydraException(str(error.__cause__)) from error
+        if known := _input_error(error):
+            raise CompactHydraException(str(known)) from error
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported until a model is needed
+            raise CompactHydraException(
+                f"out of memory in one edit or text ({first_line(error)}); give model.dtype=bfloat16, a larger GPU or "
+                "several (model.device_map=auto), or an editor that needs less; the same command continues"
+            ) from error
         if disk_is_full(error):
             raise CompactHydraException(
                 f"the disk is full ({first_line(error)}); free some space, then the same command continues"
             ) from error
         raise
+
+
+def _input_error(error: BaseException | None) -> InputError | None:
+    """The InputError at the end of a chain of Hydra's errors."""
+    while isinstance(error, InstantiationException):
+        error = error.__cause__
+    return error if isinstance(error, InputError) else None
 
 
 def message(error: Exception) -> str:

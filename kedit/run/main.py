@@ -6,19 +6,23 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from kedit.common.errors import InputError
 from kedit.common.paths import ROOT
 from kedit.common.terminal import check_command_line, use_safe_output
 from kedit.reports.present import show_cells, showing
 from kedit.run.cell import IS_WORKER, message, one_sentence, run
+from kedit.run.composition import RAW, command_line
 from kedit.run.naming import cell_directory, names_of
+from kedit.run.numbers import number_files
+from kedit.run.options import check_general
+from kedit.run.references import check_added, resolved
 from kedit.run.sweep import outside
 
 log = logging.getLogger(__name__)
-OmegaConf.register_new_resolver("kedit.root", lambda: str(ROOT), replace=True)
 
 
 def main() -> None:
@@ -26,7 +30,8 @@ def main() -> None:
     use_safe_output()
     try:
         check_command_line(sys.argv)
-        hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(cell)()
+        with command_line():
+            hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(cell)()
     except InputError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
@@ -40,16 +45,21 @@ def cell(cfg: DictConfig) -> None:
     Launchers send this function to other processes by its name.
     """
     job = HydraConfig.get()
-    names = names_of(job)
-    directory = cell_directory(Path(cfg.runs), names, cfg.T, cfg.seed)
-    alone = job.mode == RunMode.RUN
-    if not alone and outside(cfg, names):
-        log.info("not in the printed table (table.without): %s", directory)
-        return
+    names, alone = names_of(job), job.mode == RunMode.RUN
+    directory = Path("/".join(names[group] for group in ("sweeps", "model", "dataset", "editor", "setting")))
     try:
         with one_sentence():
-            run(cfg, names)
+            config = resolved(cfg, names)
+            directory = cell_directory(Path(config["runs"]), names, config["T"], config["seed"])
+            check_general(config)
+            check_added(job.overrides.task, config)
+            if not alone and outside(cfg, names):
+                log.info("not in the printed table (table.without): %s", directory)
+                return
+            run(cfg, names, number_files(job))
     except Exception as error:
+        if alone and isinstance(error, HydraException) and not RAW:
+            sys.exit(message(error))
         if alone:
             raise
         log.error("%s: %s", directory, message(error))

@@ -17,20 +17,22 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kedit.common.axes import axis_values
-from kedit.common.errors import InputError
+from kedit.common.errors import InputError, first_line
 from kedit.common.text_files import read_text, write_text
 from kedit.reports.present import present_cells, show_cells, showing
 from kedit.results.cell_files import CELLS, CONFIG, is_finished, requested_cells
 from kedit.results.integrity import DamagedFile, check_files
 from kedit.run.cell import IS_WORKER, identity
+from kedit.run.composition import explained
 from kedit.run.naming import GROUPS, cell_directory, names_of
+from kedit.run.options import General, check_general
+from kedit.run.references import resolved
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,6 @@ def _absent(group: str, names: Sequence[str]) -> list[str]:
 
 
 OmegaConf.register_new_resolver("kedit.present", present, replace=True)
-OmegaConf.register_new_resolver("kedit.paper", lambda sweep: sweep.partition("_table")[0], replace=True)
 
 
 def left_out(config: DictConfig) -> list[str]:
@@ -106,16 +107,25 @@ class Planned:
 def planned(config: DictConfig) -> list[Planned]:
     """The cells of a multirun."""
     general = list(config.hydra.overrides.hydra)
-    cells = (compose("config", [*general, *job], return_hydra_config=True) for job in jobs(config))
+    cells = (_composed([*general, *job], job) for job in jobs(config))
     return [Planned(_entry(cell), _identity(cell)) for cell in cells if not outside(cell, names_of(cell.hydra))]
 
 
 def _identity(cfg: DictConfig) -> str:
     """Of the cell; empty if its config cannot be resolved, and so the cell cannot run."""
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     try:
-        return identity(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
-    except OmegaConfBaseException:
+        return identity(resolved(own, names_of(cfg.hydra)))
+    except InputError:
         return ""
+
+
+def _composed(overrides: Sequence[str], job: Sequence[str]) -> DictConfig:
+    """One cell. Raises InputError, which names it, if it cannot be composed."""
+    try:
+        return compose("config", list(overrides), return_hydra_config=True)
+    except Exception as error:
+        raise InputError(f"the cell {' '.join(job)}: {explained(error, overrides)}") from error
 
 
 def _entry(cfg: DictConfig) -> dict[str, Any]:
@@ -143,19 +153,19 @@ class Sweep(Callback):
         self.planned: list[Planned] = []
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        self._check(config.runs)
+        self._check(config, config.runs)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         home = Path(config.hydra.sweep.dir)
-        self._check(str(home))
         if IS_WORKER:
             return
         for line in left_out(config):
             log.warning("%s", line)
         try:
             self.planned = planned(config)
-        except HydraException:
-            return  # Hydra says it in a moment
+        except InputError as error:  # an exception would only be warned of by Hydra
+            sys.exit(str(error))
+        self._check(config, str(home))
         record(home, [cell.entry for cell in self.planned])
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -187,10 +197,16 @@ class Sweep(Callback):
             page = None
         log.info("%s", page) if page else show(made)
 
-    def _check(self, folder: str) -> None:
+    def _check(self, config: DictConfig, folder: str) -> None:
+        """Hydra would only warn of an exception."""
         try:
+            check_general({name: config[name] for name in General.__annotations__ if name in config})
             Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # an exception would only be warned of by Hydra
+        except InputError as error:
+            sys.exit(str(error))
+        except OmegaConfBaseException as error:
+            sys.exit(f"{error.full_key}: {first_line(error)}; give a value")
+        except OSError as error:
             sys.exit(f"{folder} cannot be made ({error.strerror}); set KEDIT_RUNS to a writable folder")
 
 

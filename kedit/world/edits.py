@@ -4,35 +4,42 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le, MultipleOf
 
 from kedit.cases import Case, Edit, Probe
 from kedit.common.errors import InputError
+from kedit.common.options import Count, CountOrNone, Rule, Seed
 from kedit.data import Dataset
 from kedit.data.dataset import leakage_note
 from kedit.world.corpus import Corpus
 from kedit.world.facts import GEO_TEMPLATES, TEMPLATES, Person, World
 
+People = Annotated[
+    int, Ge(4), Le(10_000), MultipleOf(2), Rule("an even number from 4 to 10000, because people come in couples")
+]
+Relations = Annotated[int, Ge(1), Le(len(TEMPLATES))]
 TRAIN_PEOPLE = 160
 NEIGHBORS = 5
 
 
 def load(
     *,
-    edits: int | str | None = None,
-    seed: int = 0,
-    limit: int | None = None,
-    train_people: int | None = None,
-    people: int = 520,
-    relations: int = 4,
-    world_seed: int = 0,
+    edits: Count | Literal["all"] | None = None,
+    seed: Seed = 0,
+    limit: Count | None = None,
+    train_people: CountOrNone | None = None,
+    people: People = 520,
+    relations: Relations = 4,
+    world_seed: Seed = 0,
     train: bool = False,
 ) -> Dataset:
-    """Counterfactual edits about distinct people, drawn by `seed`; null or "all" `edits`: everybody not kept for
-    training.
+    """Counterfactual edits about distinct people, drawn by `seed`.
 
-    `edits` is how many of the cases the run will edit: probes about other people ask only people whom none of these
-    edits touches. The last `train_people` of the world's list (null: 160 where an editor's fit asks for `train`, else
-    0) are never edited.
+    `edits` is the number of cases that the run will edit (None or "all": all of them): probes about other people ask
+    only about people whom none of these edits touches. The last `train_people` of the world's list (None: 160 if the
+    editor's fit needs `train`, else 0) are never edited.
     """
     if not (edits is None or edits == "all" or isinstance(edits, int)):
         raise InputError(f"{edits!r} edits: give a number, or all")
@@ -64,10 +71,10 @@ def load(
 
 
 def more_training(
-    train: Sequence[Case], *, draws: int, people: int = 520, relations: int = 4, world_seed: int = 0
+    train: Sequence[Case], *, draws: Count, people: People = 520, relations: Relations = 4, world_seed: Seed = 0
 ) -> list[Case]:
     """The training cases, and as many again about the same people with each further draw: other answers, and mostly
-    other relations. For what is to learn how edits are read, from more of them than there are people."""
+    other relations. For alignment, which needs more edits than there are people."""
     world, subjects = World(people, relations, world_seed), {case.edits[0].subject for case in train}
     kept = [person for person in world.people if person.name in subjects]
     return [*train, *(case for draw in range(1, draws) for case in _training(world, kept, draw))]
@@ -83,7 +90,7 @@ def _training(world: World, people: Sequence[Person], draw: int = 0) -> list[Cas
 
 @dataclass(frozen=True, slots=True)
 class Counterfactual:
-    """This person's relation gets this answer."""
+    """An edit: this person's relation gets this answer."""
 
     person: Person
     relation: str
@@ -106,7 +113,7 @@ def _draw(world: World, people: Sequence[Person], seed: str) -> list[Counterfact
 
 
 class Asker:
-    """Writes the probes of a run's edits; asks about others only those of `people` whom no edit touches."""
+    """Writes the probes of a run's edits; those about other people ask only about `people` whom no edit touches."""
 
     def __init__(self, world: World, touched: list[Counterfactual], rng: random.Random, people: Sequence[Person]):
         self.world, self.rng = world, rng
@@ -172,21 +179,21 @@ class Asker:
 
 
 def documents(n: int) -> list[str]:
-    """Texts about people of the default world who are kept for training, as its model was taught to write them."""
+    """`n` texts about the default world's training people, of the kind that its model was trained on."""
     world = World()
     stream = Corpus(world, "documents").documents(world.people[-TRAIN_PEOPLE:], {"biography": 0.5, "context": 0.5})
     return ["".join(text for text, _ in next(stream)).strip() for _ in range(n)]
 
 
 def running_text() -> Iterator[str]:
-    """Endless documents of the kinds that the default world's model was trained on, about everybody, in an order that
-    training never drew."""
+    """Endless documents about everybody in the default world, of the kinds that its model was trained on, in an order
+    that training never used."""
     world = World()
     for document in Corpus(world, "running-text").documents(world.people):
         yield "".join(text for text, _ in document).strip()
 
 
 def held_out(world: World, documents: int = 60) -> str:
-    """A fixed text of the world that training never drew."""
+    """A fixed text about the world that training never used."""
     stream = Corpus(world, f"held-out-{world.seed}").documents(world.people)
     return " ".join("".join(text for text, _ in next(stream)).strip() for _ in range(documents))

@@ -1,7 +1,7 @@
-"""The facts of the world in words that it never asks in: what diverse edit augmentation stores beside an edit's prompt.
+"""The facts of the world in words that no probe uses: diverse edit augmentation stores them beside an edit's prompt.
 
-None of them uses a template of a relation, a one-hop question or the reversed question of a couple: a query that finds
-one of them has found the fact, not its own wording.
+None of them uses a template of a relation, a one-hop question or the reversed question of a couple: a query that
+retrieves one of them has found the fact, not its own wording.
 """
 
 from kedit.cases import Edit
@@ -69,7 +69,7 @@ WORDINGS: dict[str, dict[str, str]] = {
 
 
 def wordings(edit: Edit) -> dict[str, str] | None:
-    """The wordings of an edit by the names of their forms; None where the edit is none of the world's."""
+    """The wordings of an edit by the names of their forms; None if the edit is not one of the world's."""
     for relation, named in WORDINGS.items():
         if edit.subject and TEMPLATES[relation][0].format(s=edit.subject) == edit.prompt.strip():
             return {form: text.format(s=edit.subject, a=edit.target_new.strip()) for form, text in named.items()}

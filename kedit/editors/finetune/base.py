@@ -5,13 +5,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from kedit.cases import Edit
 from kedit.common.errors import InputError
+from kedit.common.options import Amount, Count, Layers, ModelPart, Rate, Rule, ShareBelowOne, matches
 from kedit.editors.extra_examples import WithExamples
 from kedit.editors.finetune.lora import LoRA
 from kedit.lm import LM
@@ -20,6 +21,8 @@ from kedit.lm.trained import Trained
 from kedit.losses import Loss
 
 log = logging.getLogger(__name__)
+
+PowerLaw = Annotated[str, matches("power_law"), Rule("power_law")]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -34,14 +37,14 @@ class Tuner(WithExamples):
     """
 
     loss: Loss
-    lr: float
-    batch_size: int = 1
-    stop_loss: float | None = None
-    parameters: str | None = "mlp_out.weight"
-    layers: Sequence[int] | None = None
-    depth: float = 21 / 32
+    lr: Rate
+    batch_size: Count = 1
+    stop_loss: Amount | None = None
+    parameters: ModelPart | None = "mlp_out.weight"
+    layers: Layers | None = None
+    depth: ShareBelowOne = 21 / 32
     adapter: LoRA | None = None
-    weight_decay: float | str = 0.0
+    weight_decay: Amount | PowerLaw = 0.0
     mask: Mask = "positional"
     trained_dtype: Literal["float32", "model"] = "float32"
 
@@ -71,6 +74,10 @@ class Tuner(WithExamples):
             leaf = max(4, own) if self.trained_dtype == "float32" else own
             total += parameter.numel() * (own + (5 if leaf > own else 4) * leaf)
         return total
+
+    @property
+    def keeps_adapter(self) -> bool:  # type: ignore[override]
+        return self.adapter is not None and not self.adapter.merge
 
     def facts(self, edit: Edit) -> list[Edit]:
         """What is trained for one edit: the edit, and its examples."""

@@ -14,17 +14,20 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from jaxtyping import Float
+from accelerate.utils import gather_object
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import get_scheduler, set_seed
 
 from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
+from kedit.common.options import Amount, Count, Positive, Share
 from kedit.common.progress import progress
 from kedit.editors.extra_examples import Texts
 from kedit.editors.finetune.base import Tuner, finite, moved
 from kedit.editors.finetune.training_checkpoint import Checkpoint
 from kedit.lm import LM
+from kedit.lm.modes import eval_mode
 from kedit.lm.trained import StartWeights, Trained
 from kedit.losses import LossInputs
 
@@ -39,16 +42,16 @@ class StandardFineTune(Tuner):
     it. A killed training continues at its last checkpoint, one every `checkpoint_s` seconds.
     """
 
-    epochs: int
-    max_steps: int | None = None
+    epochs: Count
+    max_steps: Count | None = None
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup_ratio: float = 0.0
-    max_grad_norm: float | None = None
+    warmup_ratio: Share = 0.0
+    max_grad_norm: Positive | None = None
     texts: Texts | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    gradient_accumulation: int = 1
+    gradient_accumulation: Count = 1
     gradient_checkpointing: bool = False
-    checkpoint_s: float = 600.0
+    checkpoint_s: Amount = 600.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,17 +97,20 @@ class Objective(nn.Module):
         self.tuner, self.lm, self.start, self.per_edit = tuner, lm, start, per_edit
 
     def forward(self, facts: Sequence[Edit]) -> Float[Tensor, ""]:
-        batch = self.lm.encode([f.prompt for f in facts], [f.target_new for f in facts], self.tuner.mask)
-        view, loss = LossInputs(self.lm, facts, batch, self.start), deepcopy(self.tuner.loss)
-        logits = view.logits()
+        view, loss = self.inputs(facts), deepcopy(self.tuner.loss)
+        batch, logits = view.batch, view.logits()
         learnt = loss.refresh(view, logits, cycle=0)
         read = loss.reads(view)
         total = loss(view, logits if read is batch else view.logits(read)).mean()
-        if learnt or not total.requires_grad:
+        if (learnt is not None and bool(learnt.all())) or not total.requires_grad:
             total = total.detach() + 0 * logits.sum()  # every process takes part in the backward pass
         if self.tuner.texts:
             total = self.tuner.texts.added(total, self.lm, len(facts) / self.per_edit)
         return total + self.tuner.adapter.regulariser() if self.tuner.adapter else total
+
+    def inputs(self, facts: Sequence[Edit]) -> LossInputs:
+        batch = self.lm.encode([f.prompt for f in facts], [f.target_new for f in facts], self.tuner.mask)
+        return LossInputs(self.lm, facts, batch, self.start)
 
 
 class TrainingRun:
@@ -125,12 +131,14 @@ class TrainingRun:
         self.checkpoint = Checkpoint(
             tuner.scratch, data.edits, trained.leaves, optimizer, self.schedule, tuner.checkpoint_s
         )
-        objective = Objective(tuner, lm, self.start, data.per_edit)
-        self.model = self.accelerator.prepare_model(objective, device_placement=False)
+        self.objective = Objective(tuner, lm, self.start, data.per_edit)
+        self.model = self.accelerator.prepare_model(self.objective, device_placement=False)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
 
     def run(self) -> dict[str, float | int]:
         """Steps taken, the last epoch's mean loss, examples a second."""
+        if self.tuner.loss.remembers:
+            self._remember()
         done, losses = self.checkpoint.load()  # losses: of the epoch so far
         self.trained.write()
         self.start.moved = done > 0
@@ -150,14 +158,29 @@ class TrainingRun:
         rate = round((number + 1 - done) * size / (time.perf_counter() - began), 2)
         return {"steps": number + 1, "loss": mean(losses), "examples_per_s": rate}
 
+    @torch.no_grad()
+    def _remember(self) -> None:
+        """What the loss wants of the weights as they are now, once for each example that will be trained; in the order
+        of the data, whatever a killed training had done, and each process a part of it."""
+        here, of = self.accelerator.process_index, self.accelerator.num_processes
+        used = self._shuffled(0)[: self.steps * of * self.tuner.batch_size].sort().values
+        with eval_mode(self.objective.model), self.accelerator.autocast():
+            for part in used.split(self.tuner.batch_size)[here::of]:
+                facts = [self.data[i] for i in part.tolist()]
+                deepcopy(self.tuner.loss).remember(self.objective.inputs(facts))
+        for kept in gather_object([self.start.kept]) if of > 1 else ():
+            self.start.kept |= kept
+
     def order(self) -> Iterator[list[Edit]]:
         """This process's batches of all epochs, each epoch in its own order."""
         here, of = self.accelerator.process_index, self.accelerator.num_processes
         for epoch in range(self.tuner.epochs):
-            shuffled = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self.seed + epoch))
-            batches = shuffled.split(self.tuner.batch_size)
+            batches = self._shuffled(epoch).split(self.tuner.batch_size)
             for i in range(self.batches):
                 yield [self.data[j] for j in batches[(i * of + here) % len(batches)].tolist()]
+
+    def _shuffled(self, epoch: int) -> Int[Tensor, " n"]:
+        return torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self.seed + epoch))
 
     def step(self, number: int, facts: Sequence[Edit]) -> float:
         set_seed(self.seed + number)  # dropout and texts: a continued training draws the same

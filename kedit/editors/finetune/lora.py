@@ -1,6 +1,7 @@
-"""LoRA and AdaLoRA as the trained parameters of a fine-tuning editor; the adapters themselves are peft's."""
+"""LoRA and AdaLoRA as the trained parameters of a fine-tuning editor; peft makes the adapters."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,24 +15,26 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kedit.common.errors import InputError, first_line
+from kedit.common.options import Amount, Count, CountOrNone, Name, Rank, ShareBelowOne
 from kedit.lm import LM
+from kedit.lm.saving import no_adapter
 
 NAME = "default"
 
 
 @dataclass(kw_only=True, eq=False)
 class LoRA:
-    """Low-rank changes of `target_modules` (null: peft's choice for the architecture, mostly q_proj and v_proj;
+    """Low-rank changes of `target_modules` (default: peft's choice for the architecture, mostly q_proj and v_proj;
     "all-linear": every linear module but the head).
 
     `merge`: after each edit the change is added to the weights and the next edit has a new adapter (KDPO's code);
     otherwise one adapter stays in the model and every edit trains it on (EasyEdit).
     """
 
-    rank: int
-    alpha: int
-    dropout: float = 0.0
-    target_modules: Sequence[str] | str | None = None
+    rank: Rank
+    alpha: Count
+    dropout: ShareBelowOne = 0.0
+    target_modules: Sequence[Name] | Name | None = None
     merge: bool = False
     _tuner: Any = field(default=None, init=False, repr=False)
 
@@ -64,7 +67,7 @@ class LoRA:
             self._merge(lm)
 
     def abandon(self, lm: LM) -> None:
-        """The edit has failed: a new adapter is taken out; one that stays is the caller's to bring back."""
+        """The edit has failed: a new adapter is taken out; one that stays is restored by the caller."""
         if self.merge and self._tuner is not None:
             self._detach(lm)
 
@@ -78,7 +81,7 @@ class LoRA:
 
     @torch.no_grad()
     def load_state(self, lm: LM, layers: Sequence[int] | None, state: Mapping[str, Tensor]) -> None:
-        """The adapter as it was saved; none where there was none."""
+        """The adapter as it was saved; none if there was none."""
         if not state:
             self.reset()
             return
@@ -88,9 +91,11 @@ class LoRA:
             lm.model.get_parameter(name).copy_(value)
 
     def save(self, folder: Path) -> None:
-        """The adapter that is in the model, as peft writes one: `PeftModel.from_pretrained` loads the folder."""
-        config = self._tuner.peft_config[NAME]
+        """The adapter that is in the model, as peft writes one: `PeftModel.from_pretrained` loads the folder, and
+        `AutoPeftModelForCausalLM.from_pretrained` loads it with its base model. The same bytes in every process."""
+        config = copy(self._tuner.peft_config[NAME])
         config.task_type, config.inference_mode = TaskType.CAUSAL_LM, True
+        config.target_modules = sorted(config.target_modules)  # a set, whose order differs between processes
         config.save_pretrained(folder)
         state = get_peft_model_state_dict(self._tuner, adapter_name=NAME, save_embedding_layers=False)
         named = {f"base_model.{name}": value.detach().cpu().contiguous() for name, value in state.items()}
@@ -98,10 +103,10 @@ class LoRA:
 
     # --- with peft ---------------------------------------------------------------------------------------------------
 
-    def _config(self, layers: Sequence[int] | None, base: str) -> LoraConfig:
-        return LoraConfig(r=self.rank, **self._shared(layers, base))
+    def _config(self, lm: LM, layers: Sequence[int] | None) -> LoraConfig:
+        return LoraConfig(r=self.rank, **self._shared(lm, layers))
 
-    def _shared(self, layers: Sequence[int] | None, base: str) -> dict[str, Any]:
+    def _shared(self, lm: LM, layers: Sequence[int] | None) -> dict[str, Any]:
         targets = self.target_modules or None
         if not isinstance(targets, str | None):
             targets = list(targets)
@@ -111,7 +116,7 @@ class LoRA:
             "lora_dropout": self.dropout,
             "target_modules": targets,
             "layers_to_transform": chosen,
-            "base_model_name_or_path": base,
+            **base_model(lm),
         }
 
     def _wrap(self, lm: LM, config: LoraConfig) -> Any:
@@ -119,13 +124,13 @@ class LoRA:
 
     def _attach(self, lm: LM, layers: Sequence[int] | None) -> None:
         try:
-            self._tuner = self._wrap(lm, self._config(layers, str(getattr(lm.model.config, "name_or_path", ""))))
+            self._tuner = self._wrap(lm, self._config(lm, layers))
         except InputError:
             raise
         except ValueError as error:
             raise InputError(f"editor.adapter does not fit ({first_line(error)}); change {self}") from error
         self._tuner.eval()
-        lm.model._hf_peft_config_loaded = True  # type: ignore[assignment]  # save_pretrained writes the adapter alone
+        lm.save_adapter = self.save
         if not self.merge:
             lm.on_restore(lambda: self._detach(lm), list(self._adapted()))
 
@@ -133,7 +138,7 @@ class LoRA:
         """The model's own modules again."""
         self._tuner.unload()
         vars(lm.model).pop("peft_config", None)  # what peft may leave behind
-        lm.model._hf_peft_config_loaded = False  # type: ignore[assignment]
+        lm.save_adapter = no_adapter
         self._tuner = None
 
     @torch.no_grad()
@@ -156,16 +161,23 @@ class AdaLoRA(LoRA):
     """LoRA as B · diag(E) · A, whose rank per matrix falls from `init_rank` to `rank` on average (arXiv 2303.10512).
 
     `total_steps` is the length of the training; ranks fall from step `warmup_steps` on, every `every` steps, until
-    `final_steps` before the end. total_steps null, as in EasyEdit's code, never asks the allocator: every matrix keeps
-    `init_rank`. The loss gets peft's penalty that keeps A and B orthogonal, times `orthogonality`.
+    `final_steps` before the end. Without total_steps, as in EasyEdit's code, the allocator is never called: every
+    matrix keeps `init_rank`. The loss gets peft's penalty that keeps A and B orthogonal, times `orthogonality`.
     """
 
-    init_rank: int = 12
-    total_steps: int | None = None
-    warmup_steps: int = 0
-    final_steps: int = 0
-    every: int = 1
-    orthogonality: float = 0.5
+    init_rank: Rank = 12
+    total_steps: Count | None = None
+    warmup_steps: CountOrNone = 0
+    final_steps: CountOrNone = 0
+    every: Count = 1
+    orthogonality: Amount = 0.5
+
+    def __post_init__(self) -> None:
+        if self.total_steps is not None and self.warmup_steps + self.final_steps >= self.total_steps:
+            raise InputError(
+                f"editor.adapter.warmup_steps={self.warmup_steps} and final_steps={self.final_steps} leave no step of "
+                f"total_steps={self.total_steps} in which ranks can fall; lower them, or train for more steps"
+            )
 
     def stepped(self, step: int) -> None:
         if self.total_steps is not None:
@@ -178,15 +190,15 @@ class AdaLoRA(LoRA):
         return self.orthogonality * torch.stack([d.to(distances[0].device) for d in distances]).mean()
 
     def ranks(self) -> list[int]:
-        """Of each adapted matrix: singular values that are not zero."""
+        """How many singular values of each adapted matrix are not zero."""
         return [int((layer.lora_E[NAME] != 0).sum()) for layer in self._layers()]
 
-    def _config(self, layers: Sequence[int] | None, base: str) -> LoraConfig:
-        steps: dict[str, Any] = {"tinit": 0, "tfinal": 0, "total_step": 1}  # the allocator will not be asked
+    def _config(self, lm: LM, layers: Sequence[int] | None) -> LoraConfig:
+        steps: dict[str, Any] = {"tinit": 0, "tfinal": 0, "total_step": 1}  # the allocator is never called
         if self.total_steps is not None:
             steps = {"tinit": self.warmup_steps, "tfinal": self.final_steps, "total_step": self.total_steps}
         return AdaLoraConfig(
-            init_r=self.init_rank, target_r=self.rank, deltaT=self.every, **steps, **self._shared(layers, base)
+            init_r=self.init_rank, target_r=self.rank, deltaT=self.every, **steps, **self._shared(lm, layers)
         )
 
     def _wrap(self, lm: LM, config: LoraConfig) -> Any:
@@ -198,3 +210,11 @@ class AdaLoRA(LoRA):
                 "editor.layers there, or use editor=adalora_released, which keeps every rank"
             )
         return made
+
+
+def base_model(lm: LM) -> dict[str, str | None]:
+    """Where an adapter's base model is found from any folder: an absolute path, or a hub id with its commit."""
+    name = str(getattr(lm.model.config, "name_or_path", ""))
+    if name and Path(name).is_dir():
+        return {"base_model_name_or_path": str(Path(name).resolve()), "revision": None}
+    return {"base_model_name_or_path": name, "revision": getattr(lm.model.config, "_commit_hash", None)}

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from kedit.cases import Edit
 from kedit.common.errors import InputError
+from kedit.common.options import Amount, Count, Positive
 from kedit.editors import Job, Outcome
 from kedit.editors.finetune.base import Tuner, moved
 from kedit.editors.finetune.joint_training import JointTraining, Part
@@ -27,11 +28,11 @@ class FineTune(Tuner):
 
     reports_steps: ClassVar[bool] = True
 
-    steps: int
-    cycles: int = 1
-    stuck_loss: float | None = None
-    norm_constraint: float | None = None
-    delta_times: int = 1
+    steps: Count
+    cycles: Count = 1
+    stuck_loss: Amount | None = None
+    norm_constraint: Positive | None = None
+    delta_times: Count = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

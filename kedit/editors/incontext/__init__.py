@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
+from kedit.common.options import Count
 from kedit.editors import Editor
 from kedit.editors.incontext.alignment import Alignment
 from kedit.editors.incontext.augmentation import Augmentation, with_augmentations
@@ -50,7 +51,7 @@ class InContext(Editor):
     filter: Filter | None = None
     alignment: Alignment | None = None
     more_training: Callable[[Sequence[Case]], Sequence[Case]] | None = None
-    inject: int = 1
+    inject: Count = 1
     aligned_when: When = "recalled"
 
     def __post_init__(self) -> None:

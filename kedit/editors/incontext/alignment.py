@@ -18,11 +18,13 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from kedit.cases import Case, Edit
 from kedit.common.cache import cache_folder, cached, digest
-from kedit.common.errors import InputError
+from kedit.common.errors import InputError, first_line
+from kedit.common.options import Count, PathText, Seed
 from kedit.common.seeding import seeded
 from kedit.editors.finetune.epochs import StandardFineTune
 from kedit.editors.incontext.alignment_examples import Conversations
@@ -50,11 +52,11 @@ class Alignment:
     conversations: Conversations
     prompt: UpdatedInformation
     tuner: StandardFineTune
-    max_tokens: int
+    max_tokens: Count
     end: str = ""
     chat: bool = True
-    seed: int = 0
-    trained: str | None = None
+    seed: Seed = 0
+    trained: PathText | None = None
     _home: Path | None = field(default=None, init=False, repr=False)
     _unkept: TemporaryDirectory[str] | None = field(default=None, init=False, repr=False)
 
@@ -66,6 +68,8 @@ class Alignment:
             )
         if self.trained is not None:
             self._home = _checked(Path(self.trained).expanduser(), self.name)
+        else:
+            self.conversations.check()
 
     @property
     def needs_train(self) -> bool:
@@ -101,7 +105,13 @@ class Alignment:
         if self.name:
             lm.adapt(self.name, self._learnt)
             return
-        values = load_file(self._learnt / FULL)
+        try:
+            values = load_file(self._learnt / FULL)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"{self._learnt / FULL}: not a safetensors file ({first_line(error)}); give the folder of a full "
+                "alignment"
+            ) from error
         shapes = {name: parameter.shape for name, parameter in lm.model.named_parameters()}
         wrong = [name for name, value in values.items() if shapes.get(name) != value.shape]
         if wrong:

@@ -11,6 +11,8 @@ from typing import ClassVar
 
 from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
+from kedit.common.options import Count, CountOrNone, Name, PathText, Seed, Share, Shares
+from kedit.data.missing_files import check_file
 from kedit.data.records import Record, read_records
 from kedit.editors.incontext.augmentation import Augmentation, qa, with_augmentations
 from kedit.editors.incontext.prompts import UpdatedInformation
@@ -19,6 +21,7 @@ from kedit.lm.sentence_encoder import MINILM, load
 
 REPHRASED = ("generality", "paraphrase")  # kinds of probe that ask the edit itself
 FOLLOWS = (*REPHRASED, "portability")  # ... that an edit decides
+RELEASED, GENERAL = "editor.alignment.conversations.path", "editor.alignment.conversations.general"
 
 
 class Conversations:
@@ -26,9 +29,11 @@ class Conversations:
 
     needs_train: ClassVar[bool] = False
 
+    def check(self) -> None:
+        """Raises InputError if a file that they are read from is not there: before any model is loaded."""
+
     def build(self, train: Sequence[Case], prompt: UpdatedInformation) -> dict[str, list[Edit]]:
-        """By kind; always the same for the same training cases. Raises InputError where there is nothing to learn
-        from."""
+        """By kind; always the same for the same training cases. Raises InputError if there is nothing to learn from."""
         raise NotImplementedError
 
 
@@ -38,18 +43,22 @@ class Released(Conversations):
     a list of {from: human or user, value} and {from: gpt or assistant, value}. The first question and the answer to it
     are taken; they are written in LTE's prompt already."""
 
-    path: str | None
+    path: PathText | None
     needs_train: ClassVar[bool] = False
 
-    def build(self, train: Sequence[Case], prompt: UpdatedInformation) -> dict[str, list[Edit]]:
+    def check(self) -> None:
+        check_file(self._file(), RELEASED, "editor/alignment/conversations=cases")
+
+    def _file(self) -> Path:
         if self.path is None:
             raise InputError(
-                "editor.alignment.conversations.path is null: LTE's released conversations are not part of kedit; "
-                "give their json file, or editor/alignment/conversations=cases"
+                f"{RELEASED} is null: LTE's released conversations are not part of kedit; give their json file, or "
+                "editor/alignment/conversations=cases"
             )
-        option = "editor.alignment.conversations.path"
-        path = Path(self.path).expanduser()
-        return {"released": [_first_turns(record) for record in read_records(path, option)]}
+        return Path(self.path).expanduser()
+
+    def build(self, train: Sequence[Case], prompt: UpdatedInformation) -> dict[str, list[Edit]]:
+        return {"released": [_first_turns(record) for record in read_records(self._file(), RELEASED)]}
 
 
 def _first_turns(record: Record) -> Edit:
@@ -82,16 +91,16 @@ class FromCases(Conversations):
     `augmentation` each fact is shown in any of its wordings, all equally often.
     """
 
-    draws: Mapping[str, int]
-    rounds: int = 1
-    rewrites: float = 0.3
-    renamed: float = 0.0
-    facts: Sequence[float] = (0.5, 0.25, 0.25)
-    near: int = 5
-    encoder: str | None = MINILM
+    draws: Mapping[str, CountOrNone]
+    rounds: Count = 1
+    rewrites: Share = 0.3
+    renamed: Share = 0.0
+    facts: Shares = (0.5, 0.25, 0.25)
+    near: Count = 5
+    encoder: Name | None = MINILM
     augmentation: Augmentation | None = None
-    general: str | None = None
-    seed: int = 0
+    general: PathText | None = None
+    seed: Seed = 0
     needs_train: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -100,6 +109,10 @@ class FromCases(Conversations):
             raise InputError(
                 f"editor.alignment.conversations.draws has {', '.join(sorted(unknown))}; choose from {', '.join(KINDS)}"
             )
+
+    def check(self) -> None:
+        if self.general is not None:
+            check_file(Path(self.general).expanduser(), GENERAL, f"{GENERAL}=null")
 
     def build(self, train: Sequence[Case], prompt: UpdatedInformation) -> dict[str, list[Edit]]:
         if not train:
@@ -117,9 +130,13 @@ class FromCases(Conversations):
 
 
 def _instructions(file: str) -> list[Edit]:
-    path = Path(file).expanduser()
-    records = read_records(path, "editor.alignment.conversations.general")
-    return [Edit(record.text("instruction"), record.text("output")) for record in records]
+    """What a file asks and answers; an `input` that is not empty is part of the question, as in Alpaca's files."""
+    asked = []
+    for record in read_records(Path(file).expanduser(), GENERAL):
+        given = record.text("input", blank=True) if record.has("input") else ""
+        question = record.text("instruction") + (f"\n\n{given}" if given.strip() else "")
+        asked.append(Edit(question, record.text("output")))
+    return asked
 
 
 class ExampleSampler:
@@ -137,7 +154,7 @@ class ExampleSampler:
 
     def in_scope(self, case: int) -> Edit | None:
         other = self.rng.randrange(len(self.train))
-        if self.rng.random() < self.source.renamed and _apart(self.train[case], self.train[other]):
+        if self.rng.random() < self.source.renamed and _can_trade(self.train[case], self.train[other]):
             return self._renamed(case, other)
         return self._told(self._rewrite_or(self._new(case), _asked(self.train[case], FOLLOWS)), case)
 
@@ -239,7 +256,13 @@ def _apart(a: Case, b: Case) -> bool:
     return left != right and left not in b.edits[0].target_new and right not in a.edits[0].target_new
 
 
+def _can_trade(a: Case, b: Case) -> bool:
+    """Whether the subject of one may stand in the other's texts: both must name theirs."""
+    return bool(a.edits[0].subject and b.edits[0].subject) and _apart(a, b)
+
+
 def _subject(case: Case) -> str:
-    """Of its first edit; where the data names none, the prompt, which is about it."""
+    """What tells cases about one subject apart from others: that of the first edit; its prompt if the data names
+    none."""
     edit = case.edits[0]
     return edit.subject or edit.prompt

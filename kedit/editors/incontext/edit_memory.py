@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kedit.common.options import Count, Name
 from kedit.editors.incontext.augmentation import Form
 from kedit.editors.incontext.vector_index import Index
 from kedit.lm.sentence_encoder import MINILM, load
@@ -36,10 +37,10 @@ class EditMemory:
     """Finds the `k` stored strings nearest to a query, by the cosine of `encoder`'s embeddings (`normalize` false: by
     their inner product, as Contriever is meant). `approximate_from`: see Index."""
 
-    k: int
-    encoder: str = MINILM
+    k: Count
+    encoder: Name = MINILM
     normalize: bool = True
-    approximate_from: int | None = None
+    approximate_from: Count | None = None
     entries: list[MemoryEntry] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from kedit.cases import Case
 from kedit.common.cache import cached, digest, sha256
 from kedit.common.errors import InputError
+from kedit.common.options import PathText, Share
 from kedit.editors.incontext import filter_training
 from kedit.editors.incontext.filter_pairs import FilterPair, FilterPairs
 from kedit.editors.incontext.filter_training import REPORT, FilterTraining, load_encoder, mixed, score, unloadable
@@ -30,11 +31,11 @@ class Filter:
     `threshold` is the probability from which an edit is accepted.
     """
 
-    model: str
+    model: PathText
     pairs: FilterPairs
     training: FilterTraining
-    trained: str | None = None
-    threshold: float = 0.5
+    trained: PathText | None = None
+    threshold: Share = 0.5
     _home: Path | None = field(default=None, init=False)
     _known: dict[tuple[str, str], float] = field(default_factory=dict, init=False, repr=False)
 
@@ -43,6 +44,7 @@ class Filter:
             raise InputError(f"editor.filter.threshold={self.threshold}: a probability; give one from 0 to 1")
         if self.trained is not None:
             self._home = _checked(Path(self.trained).expanduser())
+            self._encoder = load_encoder(str(self._home))
 
     @property
     def needs_train(self) -> bool:
@@ -107,19 +109,17 @@ def _config(base: str) -> Any:
 
     try:
         return AutoConfig.from_pretrained(base)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever transformers raises for a file that it cannot read
         raise unloadable(base, error) from error
 
 
 def _checked(folder: Path) -> Path:
     """A directory with a cross-encoder of one logit."""
-    from transformers import AutoConfig
-
     given = f"editor.filter.trained={folder}"
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise InputError(f"{given}: no model there; give a folder with config.json, safetensors and a tokenizer")
-    config = AutoConfig.from_pretrained(folder)
-    [kind] = config.architectures or ["model of unknown kind"]
+    config = _config(str(folder))
+    kind, *_ = config.architectures or ["model of unknown kind"]
     if config.num_labels != 1 or not kind.endswith("ForSequenceClassification"):
         raise InputError(
             f"{given}: a {kind} with {config.num_labels} labels; give a sequence classifier with one, as kedit and "

@@ -10,9 +10,13 @@ import torch
 
 from kedit.cases import Case
 from kedit.common.errors import InputError
-from kedit.data.records import Record, read_any
+from kedit.common.options import CountOrNone, PathText, Seed, Share
+from kedit.common.text_files import read_lines
+from kedit.data.missing_files import check_file
+from kedit.data.records import read_records
 from kedit.editors.incontext.augmentation import Augmentation, with_augmentations
 
+GENERAL = "editor.filter.pairs.general"
 TOGETHER = 512  # queries that are compared with all strings at a time
 
 
@@ -36,12 +40,12 @@ class FilterPairs:
     characters with it, such as a retriever returns from a memory of many edits.
     """
 
-    general: str | None = None
-    general_share: float = 0.5
+    general: PathText | None = None
+    general_share: Share = 0.5
     rephrases: bool = False
     augmentation: Augmentation | None = None
-    mined: int = 0
-    seed: int = 0  # draws the general prompts
+    mined: CountOrNone = 0
+    seed: Seed = 0  # draws the general prompts
 
     def __post_init__(self) -> None:
         if not 0 <= self.general_share <= 1 or self.mined < 0:
@@ -49,6 +53,8 @@ class FilterPairs:
                 f"filter.pairs: general_share={self.general_share} is a share, from 0 to 1, and mined={self.mined} "
                 "a number of strings, 0 or more"
             )
+        if self.general is not None:
+            check_file(Path(self.general).expanduser(), GENERAL, f"{GENERAL}=null", "general prompts")
 
     def of(self, train: Sequence[Case]) -> list[FilterPair]:
         """Every pair of these cases, in their order. Raises InputError where there are no cases, and where the general
@@ -136,18 +142,12 @@ def _nearest(queries: Sequence[str], texts: Sequence[str], k: int) -> dict[str, 
 
 
 def general_prompts(path: Path) -> list[str]:
-    """Those of a file: of .json and .jsonl each record's instruction, prompt or text; else a line each."""
+    """Those of a file: of .json and .jsonl each record's instruction, prompt or text; else one in each line."""
+    check_file(path, GENERAL, f"{GENERAL}=null", "general prompts")
     if path.suffix in (".json", ".jsonl"):
-        records = read_any(path, "editor.filter.pairs.general")
-        records = records if isinstance(records, list) else [records]
-        prompts = [
-            Record(record, f"{path}: record {i}").text("instruction", "prompt", "text")
-            for i, record in enumerate(records)
-        ]
-    elif path.is_file():
-        prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        prompts = [record.text("instruction", "prompt", "text") for record in read_records(path, GENERAL)]
     else:
-        raise InputError(f"{path}: no such file; give general prompts with editor.filter.pairs.general=FILE, or null")
+        prompts = [line.strip() for line in read_lines(path) if line.strip()]
     if not prompts:
-        raise InputError(f"{path}: holds no prompt; give another file with editor.filter.pairs.general=FILE, or null")
+        raise InputError(f"{path}: holds no prompt; give another file with {GENERAL}=FILE, or set {GENERAL}=null")
     return prompts

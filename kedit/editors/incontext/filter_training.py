@@ -15,9 +15,11 @@ from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, Trai
 from transformers.utils import logging as transformers_logging
 
 from kedit.common.errors import InputError, first_line
+from kedit.common.options import Count, Rate, Seed, Share, ShareBelowOne
 from kedit.common.progress import progress
 from kedit.common.seeding import seeded
 from kedit.editors.incontext.filter_pairs import FilterPair
+from kedit.lm.check import check_encoder
 from kedit.lm.sentence_encoder import MINILM
 from kedit.world.recipe import precision
 
@@ -33,14 +35,14 @@ class FilterTraining:
     are cut to `max_length` tokens, the longer text of a pair first; batches hold pairs of similar length.
     """
 
-    lr: float
-    epochs: int
-    batch_size: int
-    max_length: int
-    max_steps: int | None = None
-    warmup: float = 0.1  # share of the steps
-    validation: float = 0.1
-    seed: int = 0
+    lr: Rate
+    epochs: Count
+    batch_size: Count
+    max_length: Count
+    max_steps: Count | None = None
+    warmup: Share = 0.1  # share of the steps
+    validation: ShareBelowOne = 0.1
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1 or min(self.epochs, self.batch_size) < 1 or self.max_length < 8:
@@ -133,8 +135,8 @@ def count(pairs: Sequence[FilterPair], kind: str) -> int:
 
 
 def load_encoder(source: str, num_labels: int | None = None, max_length: int | None = None) -> Any:
-    """sentence-transformers' CrossEncoder, on a GPU where there is one; nothing is said of a head that is new. Raises
-    InputError where it cannot be loaded."""
+    """sentence-transformers' CrossEncoder, on a GPU if there is one. Raises InputError if it cannot be loaded, or only
+    in part; with `num_labels` its head may be new, to be trained."""
     try:
         from sentence_transformers import CrossEncoder
     except ImportError as error:
@@ -142,11 +144,16 @@ def load_encoder(source: str, num_labels: int | None = None, max_length: int | N
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        return CrossEncoder(source, num_labels=num_labels, max_length=max_length, model_kwargs=SAFE)
-    except (OSError, ValueError) as error:
+        encoder = CrossEncoder(source, num_labels=num_labels, max_length=max_length, model_kwargs=SAFE)
+        new = rf"^(?!{encoder.model.base_model_prefix}\.)|(^|\.)pooler\." if num_labels is not None else "$^"
+        check_encoder(encoder.model, f"the filter's encoder {source}", encoder.tokenizer, new)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the libraries raise for files that they cannot read
         raise unloadable(source, error) from error
     finally:
         transformers_logging.set_verbosity(level)
+    return encoder
 
 
 def unloadable(source: str, error: Exception) -> InputError:

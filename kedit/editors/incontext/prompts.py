@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from kedit.cases import Case
 from kedit.common.errors import InputError
+from kedit.common.options import Count, Name, Rule, Text, has_fields
 from kedit.editors.incontext.augmentation import qa
 from kedit.lm import LM, Route
 from kedit.lm.sentence_encoder import MINILM, load
@@ -34,7 +35,7 @@ class UpdatedInformation(Prompt):
     """LTE's prompt, which KEDAS prints in a short form: `template` with {facts} and {query}; several facts are
     numbered, one in a line."""
 
-    template: str
+    template: Annotated[str, has_fields("facts", "query"), Rule("a text with {facts} and {query}")]
 
     def compose(self, lm: LM, queries: Sequence[str], facts: Sequence[Sequence[str]]) -> list[str]:
         return [self.write(query, known) for query, known in zip(queries, facts, strict=True)]
@@ -53,10 +54,10 @@ class Demonstrations(Prompt):
     (asked something else, with the old answer).
     """
 
-    k: int
-    template: str
+    k: Count
+    template: Annotated[str, has_fields("fact", "query"), Rule("a text with {fact} and {query}")]
     end: str
-    encoder: str = MINILM
+    encoder: Name = MINILM
     needs_train: ClassVar[bool] = True
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
@@ -97,9 +98,9 @@ class Notes(Prompt):
     `reading` has {notes} and {query}; `unanswerable` is what the model says where the notes say nothing.
     """
 
-    reading: str
-    unanswerable: str = "unanswerable"
-    max_tokens: int = 20
+    reading: Annotated[str, has_fields("notes", "query"), Rule("a text with {notes} and {query}")]
+    unanswerable: Text = "unanswerable"
+    max_tokens: Count = 20
 
     def compose(self, lm: LM, queries: Sequence[str], facts: Sequence[Sequence[str]]) -> list[str]:
         notes = [".\n".join(fact.rstrip(" .") for fact in known) + "." for known in facts]

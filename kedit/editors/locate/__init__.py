@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
+from kedit.common.options import Count, Layers, OneOrMore, ShareBelowOne, Text
 from kedit.covariance.estimate import Covariance
 from kedit.editors import Editor
 from kedit.editors.locate.activations import add_to_matrix
@@ -43,10 +44,10 @@ class Locate(Editor):
     values: Values
     solver: Solver
     spread: Literal["even", "sqrt"] = "even"
-    layers: Sequence[int] | None = None
-    depth: float = 0.25
-    n_layers: int = 1
-    context_templates: Sequence[str] | None = None
+    layers: Layers | None = None
+    depth: ShareBelowOne = 0.25
+    n_layers: Count = 1
+    context_templates: OneOrMore[Text] | None = None
     sampling: Sampling
     statistics: Covariance | None = None
 
@@ -57,6 +58,10 @@ class Locate(Editor):
             self.context_templates = given(self.context_templates)
         if self.spread not in SHARES:
             raise InputError(f"editor.spread={self.spread}: choose one of {', '.join(SHARES)}")
+        several = self.n_layers if self.layers is None else len(self.layers)
+        if several > 1 and not self.solver.several_layers:
+            option = f"editor.n_layers={several}" if self.layers is None else f"editor.layers={list(self.layers)}"
+            raise InputError(f"{option}: {type(self.solver).__name__} changes one layer; give one, or another solver")
 
     def edited_parameters(self, lm: LM) -> Sequence[str]:
         return lm.anatomy.parameters(lm.model, "mlp_out.weight", self._layers(lm))
@@ -65,7 +70,8 @@ class Locate(Editor):
         self.templates = self.sampling(lm) if self.context_templates is None else list(self.context_templates)
         layers = self._layers(lm)
         if self.solver.needs_covariance and self.statistics is not None:
-            self.solver.fit(self.statistics.second_moment(lm, layers))
+            moments = self.statistics.second_moment(lm, layers)
+            self.solver.fit(moments, self.statistics.tokens_read)
         else:
             self.solver.read({layer: lm.anatomy.mlp_width(lm.model, layer) for layer in layers})
 

@@ -3,8 +3,12 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Len, MinLen
 
 from kedit.common.errors import InputError
+from kedit.common.options import Count, OneOrMore, Rule, Text
 from kedit.lm import LM
 
 BARE = "{}"
@@ -16,12 +20,12 @@ class Sampling:
     (top-k 5, as released with ROME and MEMIT). Words null: it begins from nothing, as ROME's and MEMIT's own code has
     it; EasyEdit's words are the default."""
 
-    lengths: Sequence[Sequence[int]]
-    words: Sequence[str] | None = ("The", "Therefore", "Because", "I", "You")
+    lengths: Annotated[Sequence[Annotated[Sequence[Count], Len(2, 2)]], MinLen(1), Rule("a list of [tokens, how many]")]
+    words: OneOrMore[Text] | None = ("The", "Therefore", "Because", "I", "You")
 
     def __call__(self, lm: LM) -> list[str]:
         lm.check_unedited("sampling context templates")
-        words = [lm.text.opening] if self.words is None else list(self.words)
+        words = [self._opening(lm)] if self.words is None else list(self.words)
         templates = [BARE]
         for length, number in self.lengths:
             openings = [words[i % len(words)] for i in range(number)]
@@ -29,6 +33,13 @@ class Sampling:
             said = lm.generate(openings, max_tokens=length, top_k=5, seeds=seeds, stop=False)
             templates += [" ".join(text.full.translate(BRACES).split()) + ". {}" for text in said]
         return templates
+
+    @staticmethod
+    def _opening(lm: LM) -> str:
+        try:
+            return lm.text.opening
+        except InputError as error:
+            raise InputError(f"{error}; name the first words with editor.sampling.words") from error
 
 
 BRACES = str.maketrans("{}", "  ")

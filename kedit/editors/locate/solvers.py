@@ -8,6 +8,7 @@ is decomposed once, and a batch then costs a system of n equations instead of f.
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -15,9 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kedit.common.errors import InputError
+from kedit.common.options import Amount, Layer, PathText, Positive
 from kedit.covariance.estimate import Projector, null_space, projector_in
 
 log = logging.getLogger(__name__)
+NOTHING: Mapping[int, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +44,7 @@ def least_squares(
 ) -> Float[Tensor, "d f"]:
     """R Kᵀ (λC + K Kᵀ)⁻¹ (MEMIT, Eq. 14 of arXiv 2210.07229) as R (I + Kᵀ(λC)⁻¹K)⁻¹ Kᵀ(λC)⁻¹; `whitened` = (λC)⁻¹ K."""
     gram = keys.T @ whitened
-    return residual @ torch.linalg.solve(gram + torch.eye(len(gram)).to(gram), whitened.T)
+    return residual @ _solve(gram + torch.eye(len(gram)).to(gram), whitened.T)
 
 
 def equality(
@@ -50,7 +53,7 @@ def equality(
     """R (Kᵀ C⁻¹ K + ridge · I)⁻¹ Kᵀ C⁻¹ with `whitened` = C⁻¹ K. EMMET, Eq. 10 of arXiv 2403.14236; the ridge is its
     code's."""
     gram = keys.T @ whitened
-    return residual @ torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), whitened.T)
+    return residual @ _solve(gram + ridge * torch.eye(len(gram)).to(gram), whitened.T)
 
 
 def projected(
@@ -64,29 +67,53 @@ def projected(
     gram = both.T @ both
     system = gram + l2 * torch.eye(len(gram)).to(gram)
     chosen = torch.eye(len(gram), keys.shape[1]).to(gram)
-    return residual @ (both @ torch.linalg.solve(system, chosen)).T
+    return residual @ (both @ _solve(system, chosen)).T
+
+
+def _solve(system: Float[Tensor, "n n"], wanted: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+    """system⁻¹ · wanted. Raises FloatingPointError, so that the edit fails alone, if there is no inverse: two edits
+    have the same key, and the method adds no ridge."""
+    solution, failed = torch.linalg.solve_ex(system, wanted)
+    if int(failed):
+        raise FloatingPointError(f"the {len(system)} keys of these edits are linearly dependent")
+    return solution
 
 
 class Inverse:
-    """C⁻¹ times something, C decomposed when it is first asked."""
+    """C⁻¹ times something; C is decomposed at the first call. `tokens`: how many C is a mean over, if known."""
 
-    def __init__(self, moment: Float[Tensor, "f f"]):
-        self.moment = moment
+    def __init__(self, moment: Float[Tensor, "f f"], layer: int, tokens: int | None = None):
+        self.moment, self.layer, self.tokens = moment, layer, tokens
         self._factor: Tensor | None = None
+        if tokens is not None and tokens <= len(moment):
+            self._cholesky(moment.double())  # said before the first edit if it has no inverse
 
     def times(self, keys: Float[Tensor, "f n"]) -> Float[Tensor, "f n"]:
         if self._factor is None:
-            self._factor = _cholesky(self.moment.to(keys))
+            self._factor = self._cholesky(self.moment.to(keys))
         return torch.cholesky_solve(keys, self._factor)
 
+    def _cholesky(self, moment: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:
+        """The factor of C, or of C + 1e-6 of its mean diagonal if rounding, too few tokens, or neurons that never fire
+        have left it not positive. Raises InputError if that is not positive either."""
+        factor, failed = torch.linalg.cholesky_ex(moment)
+        if int(failed):
+            log.warning("%s: 1e-6 of its mean diagonal is added; gather more tokens", self._described())
+            ridge = 1e-6 * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
+            factor, failed = torch.linalg.cholesky_ex(moment + ridge)
+        if int(failed):
+            raise InputError(
+                f"{self._described()}; give a corpus with more tokens in editor.statistics.corpus, and raise "
+                "editor.statistics.tokens"
+            )
+        return factor
 
-def _cholesky(moment: Float[Tensor, "f f"]) -> Float[Tensor, "f f"]:
-    """Of C; of C + 1e-6 of its mean diagonal where rounding, or too few tokens, have left it not positive."""
-    factor, failed = torch.linalg.cholesky_ex(moment)
-    if int(failed):
-        log.warning("a second moment is not positive definite; 1e-6 of its mean diagonal is added: gather more tokens")
-        factor = torch.linalg.cholesky(moment + 1e-6 * moment.diagonal().mean() * torch.eye(len(moment)).to(moment))
-    return factor
+    def _described(self) -> str:
+        read = "" if self.tokens is None else f"{self.tokens} tokens were read, "
+        return (
+            f"the second moment of layer {self.layer} has no inverse ({read}more than {len(self.moment)} are needed, "
+            "its number of rows)"
+        )
 
 
 @dataclass(kw_only=True, eq=False)
@@ -95,9 +122,11 @@ class Solver:
 
     batched: ClassVar[bool] = True  # can it solve for several facts at once?
     needs_covariance: ClassVar[bool] = True
+    several_layers: ClassVar[bool] = True  # can the change be spread over several layers?
 
-    def fit(self, moments: Mapping[int, Float[Tensor, "f f"]]) -> None:
-        self.inverses = {layer: Inverse(moment) for layer, moment in moments.items()}
+    def fit(self, moments: Mapping[int, Float[Tensor, "f f"]], tokens: Mapping[int, int] = NOTHING) -> None:
+        """`tokens`: how many tokens each layer's moment is a mean over, as far as that is known."""
+        self.inverses = {layer: Inverse(moment, layer, tokens.get(layer)) for layer, moment in moments.items()}
 
     def read(self, widths: Mapping[int, int]) -> None:
         """Instead of `fit`, where no moments are needed: take what was given for layers with keys of these widths."""
@@ -131,6 +160,7 @@ class RankOne(Solver):
     EasyEdit ships it)."""
 
     batched: ClassVar[bool] = False
+    several_layers: ClassVar[bool] = False
     covariance: bool = True
 
     @property
@@ -146,7 +176,7 @@ class RankOne(Solver):
 class LeastSquares(Solver):
     """MEMIT and PMET; `weight` is λ: how many ordinary keys stand against the edits."""
 
-    weight: float
+    weight: Positive
 
     def change(self, layer: int, keys: Keys, residual: Float[Tensor, "d n"]) -> Float[Tensor, "d f"]:
         return least_squares(residual, keys.average, self.inverses[layer].times(keys.average) / self.weight)
@@ -156,8 +186,8 @@ class LeastSquares(Solver):
 class Equality(Solver):
     """EMMET; C is scaled by `weight`."""
 
-    weight: float
-    ridge: float
+    weight: Positive
+    ridge: Amount
 
     def change(self, layer: int, keys: Keys, residual: Float[Tensor, "d n"]) -> Float[Tensor, "d f"]:
         whitened = self.inverses[layer].times(keys.average) / self.weight
@@ -173,13 +203,13 @@ class NullSpace(Solver):
     """
 
     stateful: ClassVar[bool] = True
-    l2: float
-    threshold: float
+    l2: Amount
+    threshold: Amount
     relative: bool = False
-    files: Mapping[int, str] | None = None
+    files: Mapping[Layer, PathText] | None = None
     _earlier: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    def fit(self, moments: Mapping[int, Float[Tensor, "f f"]]) -> None:
+    def fit(self, moments: Mapping[int, Float[Tensor, "f f"]], tokens: Mapping[int, int] = NOTHING) -> None:
         found = {layer: null_space(moment, self.threshold, self.relative) for layer, moment in moments.items()}
         self.projectors: dict[int, Projector] = found
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kedit.common.options import Amount, Count, Layer, OneOrMore, Positive, Rate
 from kedit.editors.finetune.base import finite
 from kedit.editors.locate.fact_rows import Fact
 from kedit.editors.locate.subject_forward import OutputSite, SubjectForward, single
@@ -37,16 +38,16 @@ class Values:
     is done where the KL term is below `learnt_kl`. `loss_layer`: prediction is read after this layer; null: the last.
     """
 
-    sites: Sequence[OutputSite]
-    steps: int
-    lr: float
-    decay: float
-    clamp: float
-    kl: float = 0.0625
-    stop_loss: float = 0.05
-    learnt_nll: float | None = None
-    learnt_kl: float = 0.01
-    loss_layer: int | None = None
+    sites: OneOrMore[OutputSite]
+    steps: Count
+    lr: Rate
+    decay: Amount
+    clamp: Positive
+    kl: Amount = 0.0625
+    stop_loss: Amount = 0.05
+    learnt_nll: Amount | None = None
+    learnt_kl: Amount = 0.01
+    loss_layer: Layer | None = None
     keep_columns: bool = field(default=True, repr=False)
 
     def find(self, lm: LM, facts: Sequence[Fact], layer: int) -> list[Found]:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kedit.cases import Case, Edit
+from kedit.common.options import Amount, Count, Factor, OneOrMore, Positive, Rate, Share, Text
 from kedit.editors.attribution import points
 from kedit.editors.extra_examples import WithExamples
 from kedit.editors.finetune.base import finite
@@ -42,17 +43,17 @@ class SubjectEmbeddings(WithExamples):
 
     needs_subject = True
 
-    lr: float
-    steps: int
-    kl_factor: float
-    weight_decay: float
-    clamp_norm_factor: float
-    stop: float
-    suppression: float
-    threshold: float
-    points: int
-    start: float = 1.0
-    context_templates: Sequence[str] | None = None
+    lr: Rate
+    steps: Count
+    kl_factor: Amount
+    weight_decay: Amount
+    clamp_norm_factor: Positive
+    stop: Amount
+    suppression: Amount
+    threshold: Share
+    points: Count
+    start: Factor = 1.0
+    context_templates: OneOrMore[Text] | None = None
     sampling: Sampling | None = None
     kl_from_start: bool = False
     search_answers: bool = False

@@ -24,7 +24,7 @@ def facts(frame: pd.DataFrame, cells: Sequence[Cell], score: Score) -> list[str]
     said += [f"mixed: {', '.join(mixes)}"] if mixes else []
     unfinished = sum(not cell.finished for cell in cells)
     said += [f"{unfinished} of {len(cells)} cells are not finished: what they have tested counts"] if unfinished else []
-    return said + noise(cells)
+    return said + numbers(cells) + noise(cells)
 
 
 def _own(frame: pd.DataFrame) -> pd.DataFrame:
@@ -65,6 +65,20 @@ def failures(frame: pd.DataFrame) -> list[str]:
         f"{n} edit{'s' * (n > 1)} of {editor} failed and {'were' if n > 1 else 'was'} undone"
         for editor, n in counts[counts > 0].items()
     ]
+
+
+def numbers(cells: Sequence[Cell]) -> list[str]:
+    """Editors whose numbers for the model are those of other editors, or of none (meta.json: numbers, untuned)."""
+    said: dict[str, None] = {}
+    for cell in cells:
+        editor, model = cell.meta["editor"], cell.meta["model"]
+        sources = [file.rpartition("/")[0] for file in cell.meta.get("numbers", {})]
+        inherited = [name for name in sources if name != editor and "/" not in name]  # solver/... is a part's own
+        if cell.meta.get("untuned"):
+            said[f"{editor} is untuned for {model}"] = None
+        elif inherited:
+            said[f"{editor} has numbers of {', '.join(inherited)} for {model}"] = None
+    return list(said)
 
 
 def noise(cells: Sequence[Cell]) -> list[str]:

@@ -9,6 +9,7 @@ from threading import Event
 from typing import Any
 
 from kedit.common.errors import InputError, first_line
+from kedit.common.options import Amount, Count, CountOrNone, Name, Positive
 from kedit.common.progress import progress
 from kedit.editors.incontext.augmentation import qa
 from kedit.editors.incontext.augmentation.language_model import (
@@ -31,16 +32,16 @@ class Endpoint(LanguageModelAugmentation):
     and later, where the endpoint does not answer or is busy. `max_cost`: USD; an estimate above it is refused.
     """
 
-    model: str
-    base_url: str | None
-    api_key_env: str | None
+    model: Name
+    base_url: Name | None
+    api_key_env: Name | None
     decoding: Mapping[str, Any]
-    workers: int
-    timeout_s: float
-    retries: int
-    usd_per_million_in: float
-    usd_per_million_out: float
-    max_cost: float | None
+    workers: Count
+    timeout_s: Positive
+    retries: CountOrNone
+    usd_per_million_in: Amount
+    usd_per_million_out: Amount
+    max_cost: Amount | None
     _used: list[tuple[int, int]] = field(default_factory=list, init=False)  # tokens in and out of each reply
 
     def asked(self) -> Mapping[str, Any]:

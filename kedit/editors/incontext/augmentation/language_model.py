@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from kedit.cases import Edit
 from kedit.common.errors import InputError
+from kedit.common.options import Count, PathText
 from kedit.editors.incontext.augmentation import Augmentation, Form, named, qa
 from kedit.editors.incontext.augmentation.from_file import EditKey, key, write
 from kedit.editors.incontext.augmentation.parsing import Unusable, sentence, sentences
@@ -54,8 +55,8 @@ class LanguageModelAugmentation(Augmentation):
     """
 
     prompts: Mapping[str, str]
-    attempts: int
-    save_to: str | None = None
+    attempts: Count
+    save_to: PathText | None = None
     _known: dict[EditKey, list[Form]] = field(default_factory=dict, init=False)
 
     def asked(self) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kedit.common.options import Count, DeviceMap, Dtype, Name, PathText
 from kedit.common.progress import progress
 from kedit.editors.incontext.augmentation.language_model import Keep, LanguageModelAugmentation, Request
 from kedit.lm import LM, load
@@ -21,13 +22,13 @@ class LocalModel(LanguageModelAugmentation):
     It is in memory only while something is asked: edits whose replies are kept do not load it.
     """
 
-    path: str
-    revision: str
-    dtype: str
-    device_map: str | dict[str, Any]
+    path: PathText
+    revision: Name
+    dtype: Dtype
+    device_map: DeviceMap | dict[str, Any]
     trust_remote_code: bool
-    token_budget: int | None
-    max_new_tokens: int
+    token_budget: Count | None
+    max_new_tokens: Count
     _lm: LM | None = field(default=None, init=False)
 
     def asked(self) -> Mapping[str, Any]:

@@ -1,0 +1,63 @@
+"""Files that the user names: there, or one sentence that says where they come from and where to put them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kedit.common.errors import InputError
+
+ORIGINS = Path(__file__).with_name("origins.yaml")
+
+
+def check_file(path: Path, option: str, instead: str = "", what: str = "it") -> None:
+    """Raises InputError if `path`, which the user gives with `option`, is no file. `instead`: another way out, e.g.
+    "eval.consistency=null"."""
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give a file with {option}=FILE") from error
+    if path.is_file():
+        return
+    if there:
+        kind = "a folder" if path.is_dir() else "no ordinary file"
+        raise InputError(f"{path} is {kind}; give a file with {option}=FILE")
+    *ways, last = _ways_out(path, option, instead, what)
+    raise InputError(f"{path}: no such file; {', '.join(ways)}{', or ' if ways else ''}{last}")
+
+
+def check_files(files: Sequence[tuple[str, Path]], instead: str = "") -> None:
+    """`check_file` for several (option, file); the sentence about the first that is missing names the others."""
+    missing: dict[Path, InputError] = {}
+    for option, path in files:
+        try:
+            check_file(path, option, instead)
+        except InputError as error:
+            missing[path] = error
+    if missing:
+        (_, said), *others = missing.items()
+        more = f" (missing too: {', '.join(str(path) for path, _ in others)})" if others else ""
+        raise InputError(f"{said}{more}")
+
+
+def _ways_out(path: Path, option: str, instead: str, what: str) -> Iterator[str]:
+    """Where the file comes from, as far as it is known, where kedit looks for it, and what else can be given."""
+    origin = _origins().get(path.name)
+    folder = Path(os.environ.get("KEDIT_DATA") or "data").expanduser()
+    there = f"put it into {folder}, the folder that KEDIT_DATA names" if path.parent == folder else ""
+    if origin:
+        yield f"get {origin['what']} from {origin['from']}{' and ' if there else ''}{there}"
+    elif there:
+        yield there
+    yield f"give {what} with {option}=FILE"
+    if instead:
+        yield f"set {instead}"
+
+
+@cache
+def _origins() -> dict[str, Any]:
+    """File name -> {what, from}."""
+    return yaml.safe_load(ORIGINS.read_text(encoding="utf-8"))

@@ -1,0 +1,58 @@
+"""Where Hydra finds configs beside conf/: in sweeps/, and in no other folder of the checkout.
+
+Importing this module registers it, and the resolvers that conf/ uses, for every composition of this process. What the
+command line gives as hydra.searchpath is searched as well.
+"""
+
+import os
+
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
+
+from kedit.common.paths import ROOT
+
+SWEEPS = "sweeps"
+
+
+class SweepsSource(FileConfigSource):
+    """The group sweeps/ of a folder. Its other folders are no groups: as one, runs/ would hide the option `runs`."""
+
+    @staticmethod
+    def scheme() -> str:
+        return SWEEPS
+
+    def is_group(self, config_path: str) -> bool:
+        return (not config_path or _inside(config_path)) and super().is_group(config_path)
+
+    def is_config(self, config_path: str) -> bool:
+        return _inside(config_path) and super().is_config(config_path)
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        if not config_path:
+            return [] if results_filter == ObjectType.CONFIG else [SWEEPS]
+        return super().list(config_path, results_filter)
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        return super().load_config(config_path)
+
+
+class KeditSearchPath(SearchPathPlugin):
+    """Adds sweeps/ to whatever else is searched."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("kedit", f"{SWEEPS}://{ROOT}")
+
+
+def _inside(config_path: str) -> bool:
+    return os.path.normpath(config_path).split(os.sep)[0] == SWEEPS
+
+
+Plugins.instance().register(SweepsSource)
+Plugins.instance().register(KeditSearchPath)
+OmegaConf.register_new_resolver("kedit.root", lambda: str(ROOT), replace=True)
+OmegaConf.register_new_resolver("kedit.paper", lambda sweep: sweep.partition("_table")[0], replace=True)
