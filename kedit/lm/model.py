@@ -1,8 +1,7 @@
 """LM: the model that is edited, scored and continued; the only place that meets devices, padding and memory."""
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedit.common.errors import InputError
 from kedit.lm.batching import Budget, in_batches
 from kedit.lm.changes import no_suspension
-from kedit.lm.forward import Forward, with_prefix
+from kedit.lm.forward import with_prefix
 from kedit.lm.generate import SeededTopK, Stop, continue_batch, greedy, key_value_bytes
 from kedit.lm.mixing import MixedScores, Steps
-from kedit.lm.route import Route, Router, unrouted
+from kedit.lm.route import Route, unrouted
+from kedit.lm.routing import Routing
 from kedit.lm.saving import no_adapter, save_merged
 from kedit.lm.text import Batch, Pair
 
@@ -48,7 +48,7 @@ class Generated:
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
-class LM(Forward):
+class LM(Routing):
     """A causal language model with its tokenizer.
 
     `identity` says which model it is (file hashes, or a hub commit); its answers are cached under it, and not at all if
@@ -67,40 +67,6 @@ class LM(Forward):
         self.generation_budget = Budget(_cache_bytes(self.device), "bytes of keys and values", most_rows=1024)
         self._eos = self.text.eos | _ids(getattr(model.generation_config, "eos_token_id", None))
 
-    @property
-    def route(self) -> Router:
-        """What sends prompts through an editor's memory; `restore` unsets it."""
-        return self.changes.route
-
-    @route.setter
-    def route(self, router: Router) -> None:
-        self.changes.route = router
-
-    @property
-    def changed(self) -> list[str]:
-        """Also the modules of interventions, and "route"."""
-        acting = [] if self.interventions.off else [one.module for one in self.changes.interventions]
-        routes = [] if self.route is unrouted else ["route"]
-        return list(dict.fromkeys([*super().changed, *acting, *routes]))
-
-    def check_unedited(self, purpose: str) -> None:
-        """Raises InputError if the model is edited: `purpose` needs the unedited one."""
-        if changed := self.changed:
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise InputError(
-                f"{purpose} needs the unedited model, but this one has been edited ({', '.join(changed[:3])}{more}); "
-                "call lm.restore() first"
-            )
-
-    @contextmanager
-    def unedited(self) -> Iterator[None]:
-        route, self.route = self.route, unrouted
-        try:
-            with super().unedited():
-                yield
-        finally:
-            self.route = route
-
     def lend(self, name: str, other: "LM") -> None:
         """Let routes name another model of the same vocabulary as a reader, until `restore`."""
         if other.text.tokenizer.get_vocab() != self.text.tokenizer.get_vocab():
@@ -110,28 +76,6 @@ class LM(Forward):
         if self.lent.get(name) is not other:
             self.lent[name] = other
             self.on_restore(partial(self.lent.__delitem__, name), [], no_suspension, shared=True)
-
-    # --- routing ------------------------------------------------------------------------------------------------------
-
-    def routed(
-        self, prompts: Sequence[str], keys: Sequence[str] | None = None, variants: Sequence[int] = ()
-    ) -> Sequence[Route]:
-        """Where each prompt goes. `keys`: what it is looked up by, if that is not the prompt itself. `variants`: which
-        variant of the model reads it; inside a `scope`, or where there are none, all go the same way."""
-        keys = prompts if keys is None else keys
-        if self.variants is None or self.variants.current is not None:
-            return self.route(prompts, keys)
-        found: dict[int, Route] = {}
-        for variant, changes in enumerate(self.variants.changes):
-            mine = [i for i, of in enumerate(variants) if of == variant]
-            routes = changes.route([prompts[i] for i in mine], [keys[i] for i in mine]) if mine else ()
-            found |= {i: replace(route, variant=variant) for i, route in zip(mine, routes, strict=True)}
-        return [found[i] for i in range(len(prompts))]
-
-    def _routes(self, prompts: Sequence[str] | Sequence[Route]) -> list[Route]:
-        """Prompts that are no Routes yet are routed."""
-        given = [prompt for prompt in prompts if isinstance(prompt, Route)]
-        return given if len(given) == len(prompts) else list(self.routed([str(prompt) for prompt in prompts]))
 
     @torch.no_grad()
     def cache_lower_layers(

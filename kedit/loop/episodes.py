@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kedit.common.errors import InputError
-from kedit.loop.journal import InMemoryJournal
+from kedit.loop.in_memory_journal import InMemoryJournal
 from kedit.loop.settings import Step
 
 log = logging.getLogger(__name__)

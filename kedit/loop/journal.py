@@ -9,7 +9,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from kedit.common.errors import InputError
 from kedit.common.text_files import read_text, write_text
 from kedit.loop.appended_file import AppendedFile
 from kedit.loop.checkpoint import intact_commit, load_checkpoint, save_checkpoint
+from kedit.loop.in_memory_journal import InMemoryJournal
 from kedit.loop.stop_signals import StopAtOnce, StopSignals
 from kedit.results.cell_files import (
     COMMIT,
@@ -56,60 +57,6 @@ log = logging.getLogger(__name__)
 # parts of meta.json that a continued run must share with its beginning
 FIXED = ("data", "files", "model_is", "versions")
 LOOKS_S = 0.5  # longer than a look of kedit.status, which holds the lock for a moment
-
-
-class InMemoryJournal:
-    """A journal that keeps everything in memory: for use from Python."""
-
-    scratch: Path | None = None  # for an editor's use during one step; emptied when it is committed
-    every_s = 60.0  # what a kill may lose
-
-    def __init__(self) -> None:
-        self.group_sizes: dict[int, int] = {}  # from this step on, so many episodes run side by side
-        self.rows: list[dict[str, Any]] = []
-        self.steps: list[dict[str, Any]] = []
-        self.traces: list[dict[str, Any]] = []
-
-    def resume(self, lm: "LM", editor: "Editor") -> int:
-        """Bring model and editor to the last committed step and return it; -1 where nothing was committed."""
-        return -1
-
-    def write(self, step: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append one step and its rows."""
-        self.steps.append(dict(step))
-        self.rows.extend(map(dict, rows))
-
-    def trace(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append what was heard during the step that is written next."""
-        self.traces.extend(map(dict, records))
-
-    def keep_group_size(self, step: int, size: int) -> None:
-        """From this step on, so many episodes run side by side."""
-        self.group_sizes[step] = size
-
-    def unfinished_group(self, lm: "LM", editor: "Editor") -> AbstractContextManager[None]:
-        """Inside, a group of episodes runs, of which nothing is written yet."""
-        return nullcontext()
-
-    def commit(self, lm: "LM", editor: "Editor", *, now: bool) -> None:
-        """Make what was written so far the point where a killed run continues: `now`, or when it is time."""
-
-
-class ReadOnlyJournal(InMemoryJournal):
-    """The journal of the other processes of a parallel training: they continue where the cell does, and write
-    nothing."""
-
-    def __init__(self, directory: str | Path):
-        super().__init__()
-        self.directory = Path(directory)
-        self.scratch = self.directory / STATE / SCRATCH
-
-    def resume(self, lm: "LM", editor: "Editor") -> int:
-        try:
-            intact_commit(self.directory)
-            return load_checkpoint(self.directory, lm, editor)
-        except DamagedFile:
-            return -1
 
 
 class Journal(InMemoryJournal):

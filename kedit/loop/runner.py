@@ -13,7 +13,7 @@ from kedit.evaluation.evaluator import Evaluator, Row
 from kedit.lm import LM
 from kedit.lm.batching import unless_out_of_memory
 from kedit.loop.episodes import Episode, GroupSizes, Parallel, episodes
-from kedit.loop.journal import InMemoryJournal
+from kedit.loop.in_memory_journal import InMemoryJournal
 from kedit.loop.settings import Step
 from kedit.loop.step_runner import StepResult, StepRunner, Turn, all_questions, seed_step
 from kedit.loop.tracker import Tracker

@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from kedit.cases import check_subjects
 from kedit.common.errors import InputError, disk_is_full, first_line
 from kedit.common.text_files import write_text
-from kedit.loop.journal import InMemoryJournal, Journal, ReadOnlyJournal
+from kedit.loop.in_memory_journal import InMemoryJournal, ReadOnlyJournal
+from kedit.loop.journal import Journal
 from kedit.reports.present import present_cells, showing
 from kedit.results.cell_files import ERROR
 from kedit.run.naming import BOOKKEEPING, GROUPS, cell_directory
