@@ -136,7 +136,7 @@ def test_questions_are_asked_in_parts_of_whole_cases(lm: LM, monkeypatch: pytest
         return [row | {"nll": pytest.approx(row["nll"], abs=1e-4)} if "nll" in row else row for row in made]
 
     whole = rows()
-    monkeypatch.setattr("kedit.loop.runner.PART", 7)
+    monkeypatch.setattr("kedit.loop.step_runner.PART", 7)
     monkeypatch.setattr("kedit.lm.model.POOL", 3)
     assert rows() == whole
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -72,7 +72,7 @@ class Editor:
         """
         raise NotImplementedError
 
-    def fork(self) -> Self:
+    def fork(self) -> "Editor":
         """An editor that has learnt the same in `fit`, but no edit yet; the two know nothing of each other's edits."""
         other = copy(self)
         other.reset()

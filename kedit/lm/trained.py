@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,7 @@ class Trained:
                 parameter.grad = None
 
 
+@runtime_checkable
 class Start(Protocol):
     """The weights that an edit, or each of several, started from. They serve as a reference model without a second
     model."""

@@ -42,9 +42,8 @@ class Overtone(Loss):
 
     def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> None:
         if not self.dyn and cycle == 0:
-            self.found = view.reference(
-                now=logits
-            )  # log-probabilities have the same softmax, maximum's distance and std
+            # log-probabilities have the same softmax, distance from the maximum, and standard deviation
+            self.found = view.reference(now=logits)
 
     def keep(self, view: LossInputs, rows: Int[Tensor, " m"], places: Int[Tensor, " l"]) -> None:
         if not self.dyn:
