@@ -75,7 +75,7 @@ def test_an_editors_rows_do_not_depend_on_what_runs_beside(lm: LM, name: str) ->
     if not editor.side_by_side or editor.needs_train:
         pytest.skip("runs one by one, or is tested with what it learns from (tests/test_incontext.py)")
     steps = list(single(world.cases(edits=CASES, limit=CASES).cases, 1))
-    # of attention's queries and keys some gradients are rounding alone, which Adam's first steps make as large as others
+    # some gradients of queries and keys are rounding alone; the first steps of Adam make them as large as others
     near = 10 * TIE if getattr(editor, "parameters", None) == "block" else TIE
     assert_same_rows(rows_of(lm, editor, steps, 1), rows_of(lm, editor, steps, CASES), near)
 
