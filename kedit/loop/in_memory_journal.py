@@ -43,6 +43,10 @@ class InMemoryJournal:
         """From this step on, so many episodes run side by side."""
         self.group_sizes[step] = size
 
+    def fitting(self) -> AbstractContextManager[None]:
+        """Inside, the editor learns what it needs before the first edit: what it keeps of that it keeps itself."""
+        return nullcontext()
+
     def unfinished_group(self, lm: "LM", editor: "Editor") -> AbstractContextManager[None]:
         """Inside, a group of episodes runs, of which nothing is written yet."""
         return nullcontext()

@@ -175,6 +175,14 @@ class Journal(InMemoryJournal):
         self._files[name] = AppendedFile(self.directory / name, size)
 
     @contextmanager
+    def fitting(self) -> Iterator[None]:
+        try:
+            with self._signals.at_once():
+                yield
+        except StopAtOnce:
+            self._signals.stop("before the first edit")
+
+    @contextmanager
     def unfinished_group(self, lm: "LM", editor: "Editor") -> Iterator[None]:
         try:
             with self._signals.at_once():
@@ -196,7 +204,7 @@ class Journal(InMemoryJournal):
                 shutil.rmtree(old)
         self._last_commit = time.monotonic()
         if self._signals.received is not None:
-            self._signals.stop(step)
+            self._signals.stop(f"after step {step}")
 
     def describe(self, meta: Mapping[str, Any]) -> None:
         """Write (again) what the cell is: meta.json. Raises InputError if it was started with other data, another model

@@ -50,7 +50,8 @@ def experiment(
     editor.scratch = journal.scratch
     seed_step(seed, 0)
     started = time.perf_counter()
-    editor.fit(lm, train)
+    with journal.fitting():
+        editor.fit(lm, train)
     fit_s = time.perf_counter() - started
     done = journal.resume(lm, editor)
     run = Run(lm, editor, runner, journal, tracker, len(steps))

@@ -54,8 +54,8 @@ class StopSignals:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def stop(self, step: int) -> NoReturn:
-        """After this step. The exit status is 128 + the signal's number."""
+    def stop(self, where: str) -> NoReturn:
+        """`where` the run stops: "after step 7". The exit status is 128 + the signal's number."""
         number = self.received or 0
-        log.warning("stopped by signal %d after step %d; the same command continues", number, step)
+        log.warning("stopped by signal %d %s; the same command continues", number, where)
         raise SystemExit(128 + number)
