@@ -132,12 +132,12 @@ def _columns(score: Score) -> list[str]:
     return [_SOURCES[score][0], *(column for column, _ in _TEXTS.values()), *(["success"] if score == "token" else [])]
 
 
-def _value_of(table: pa.Table, score: Score) -> pa.Array:
+def _value_of(table: pa.Table, score: Score) -> pa.ChunkedArray:
     """Each row's score; null where it is of another scoring, or has none."""
     kind, scoring, names = table["kind"], table["scoring"], table.column_names
-    none = pa.nulls(len(table), pa.float64())
+    none = pa.chunked_array([pa.nulls(len(table), pa.float64())])
 
-    def taken(column: str, where: pa.Array) -> pa.Array:
+    def taken(column: str, where: pa.ChunkedArray) -> pa.ChunkedArray:
         return pc.if_else(where, table[column].cast(pa.float64()), none) if column in names else none
 
     column, wanted = _SOURCES[score]
