@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from kedit.cases import check_subjects
 from kedit.common.errors import InputError, disk_is_full, first_line
 from kedit.common.text_files import write_text
-from kedit.loop.journal import InMemoryJournal, Journal, ReadOnlyJournal
+from kedit.loop.in_memory_journal import InMemoryJournal, ReadOnlyJournal
+from kedit.loop.journal import Journal
 from kedit.reports.present import present_cells, showing
 from kedit.results.cell_files import ERROR
 from kedit.run.naming import BOOKKEEPING, GROUPS, REFERRED, cell_directory
@@ -181,7 +182,17 @@ def experiment_of(cfg: DictConfig, parts: Parts, lm: Any, journal: InMemoryJourn
     from kedit.loop.runner import experiment
 
     data = {"train": parts.dataset.train, "held_out": parts.dataset.held_out}
-    experiment(lm, parts.steps, parts.editor, parts.evaluator, seed=cfg.seed, journal=journal, tracker=tracker, **data)
+    experiment(
+        lm,
+        parts.steps,
+        parts.editor,
+        parts.evaluator,
+        seed=cfg.seed,
+        journal=journal,
+        tracker=tracker,
+        parallel=cfg.parallel,
+        **data,
+    )
 
 
 def identity(config: Mapping[str, Any]) -> str:

@@ -49,6 +49,7 @@ class General:
     threads: Annotated[int, Ge(1), Le(1024)] | None
     save: bool | Literal["adapter"]
     keep_state: bool
+    parallel: Count | Literal["auto"]
     commit_every_s: Amount
     n_edits: Horizon | None = None
 

@@ -132,7 +132,7 @@ class Objective(nn.Module):
         learnt = loss.refresh(view, logits, cycle=0)
         read = loss.reads(view)
         total = loss(view, logits if read is batch else view.logits(read)).mean()
-        if learnt or not total.requires_grad:
+        if (learnt is not None and bool(learnt.all())) or not total.requires_grad:
             total = total.detach() + 0 * logits.sum()  # every process takes part in the backward pass
         if self.tuner.texts:
             total = self.tuner.texts.added(total, self.lm, len(facts) / self.per_edit)

@@ -4,6 +4,7 @@ One pipeline: memory, augmentation, filter, prompt, adapter. IKE, EREN, LTE, KED
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -112,6 +113,11 @@ class InContext(Editor):
         if self.alignment:
             self.alignment.attach(lm)
         lm.route = partial(self._route, lm)
+
+    def fork(self) -> "InContext":
+        other = copy(self)
+        other.memory = self.memory.emptied()
+        return other
 
     def reset(self) -> None:
         self.memory.clear()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -94,6 +95,13 @@ class EditMemory:
         ordered = sorted(hits, key=lambda hit: (-hit.cosine, -hit.entry.edit))
         nearest = {hit.entry.edit: hit for hit in reversed(ordered)}
         return [Hit(self._qa[hit.entry.edit], hit.cosine) for hit in ordered if nearest[hit.entry.edit] is hit]
+
+    def emptied(self) -> "EditMemory":
+        """A memory of the same kind, with nothing in it."""
+        other = copy(self)
+        other.__post_init__()
+        other.entries = []
+        return other
 
     def clear(self) -> None:
         self.entries = []
