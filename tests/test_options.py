@@ -232,7 +232,7 @@ WRONG: dict[str, dict[str, str]] = {
         "editor.alignment.conversations.rounds=0": "of at least 1",
         "editor.alignment.conversations.facts=[2]": "from 0 to 1",
         "editor.alignment.conversations.draws={in_scope:-1}": "of at least 0",
-        "editor.filter=none": "editor/filter=cross_encoder, or null",
+        "editor.filter=none": "editor/filter=cross_encoder or released, or null",
     },
     "editor=kn": {"editor.threshold=2": "from 0 to 1", "editor.attributed=new": "choose old or end_of_text"},
     "editor=swea_os": {"editor.points=0": "of at least 1", "editor.lr=x": "above 0", "editor.start=inf": "a number"},
