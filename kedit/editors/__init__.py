@@ -39,6 +39,7 @@ class Editor:
 
     needs_train: ClassVar[bool] = False  # does `fit` learn from training cases?
     needs_subject: ClassVar[bool] = False  # must an edit's subject be a span of its prompt?
+    needs_locality_prompt: ClassVar[bool] = False  # does `edit` need each case's first locality prompt? Captions say so
     reports_steps: ClassVar[bool] = False  # does `edit` call `on_step`?
     side_by_side: bool = True  # can edits be made in several variants of a model (LM.in_variants)?
     keeps_adapter: ClassVar[bool] = False  # is an adapter of all edits in the model afterwards, to be saved alone?

@@ -1,0 +1,158 @@
+"""GRACE, WISE and MELO beside plain loops over their formulas, and what their stores and gates decide."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SHAPES
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from benchmarks.plain_gated import PlainGrace, PlainMelo, PlainWise
+from kedit.cases import Edit
+from kedit.editors.gated.grace import GRACE
+from kedit.editors.gated.loc_prompts import Given
+from kedit.editors.gated.melo import MELO
+from kedit.editors.gated.store import Store
+from kedit.editors.gated.wise import WISE
+from kedit.lm import LM
+from kedit.lm.matrix import activation, sizes
+from kedit.losses.cross_entropy import CrossEntropy
+
+# two say the same of one subject, two contradict each other, one is about something else
+EDITS = [
+    Edit("Lucy Kelden was born in", "Eastford, Beloria"),
+    Edit("Lucy Kelden comes from", "Eastford, Beloria"),
+    Edit("Lucy Kelden works for", "Blue Bank Systems"),
+    Edit("Lucy Kelden has a job at", "Crown Media"),
+    Edit("The occupation of Lena Ostker is", "glass manager"),
+]
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def small(request: pytest.FixtureRequest, _world_lm: LM) -> LM:
+    """A random model with weights large enough to tell prompts apart."""
+    torch.manual_seed(0)
+    config = deepcopy(SHAPES[request.param])
+    config.initializer_range = 0.08
+    return LM(AutoModelForCausalLM.from_config(config), _world_lm.text.tokenizer)
+
+
+def ids_of(lm: LM, edit: Edit) -> tuple[Tensor, int]:
+    [pair] = lm.text.pairs([edit.prompt], [edit.target_new])
+    return torch.tensor([pair.ids]), pair.start
+
+
+def same(ours: Tensor, theirs: Tensor) -> bool:
+    return bool((ours - theirs).norm() <= 1e-4 * theirs.norm())
+
+
+def reach(lm: LM, module: str, end: str, last: Callable[[Edit], str]) -> float:
+    """A radius within which some of the edits' keys lie, and others do not."""
+    states = lm.hidden([last(edit) for edit in EDITS], module, end=end)  # type: ignore[arg-type]
+    keys = torch.cat(states)
+    return float(torch.pdist(keys).quantile(0.4)) / 2
+
+
+# --- edits equal those of the plain loops -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("part", "released"), [("mlp_out", False), ("mlp_in", False), ("mlp_out", True)])
+def test_grace_is_the_plain_loop(small: LM, tmp_path: Path, part: Any, released: bool) -> None:
+    quirks: Any = {"label_match": "mean", "labels_reversed": True} if released else {}
+    editor = GRACE(steps=6, lr=0.5, radius=1.0, part=part, layer=1, **quirks)
+    module = editor.module(small)
+    editor.radius = reach(small, module, "in", lambda edit: edit.prompt)
+    values = torch.rand(len(EDITS), sizes(small.model.get_submodule(module))[1])
+    save_file({"values": values}, tmp_path / "values.safetensors")
+    editor.initial_values = str(tmp_path / "values.safetensors")
+    settings = {"lr": 0.5, "steps": 6, "radius": editor.radius, "released": released}
+    plain = PlainGrace(deepcopy(small.model), module, values=list(values), **settings)
+    store = editor.store(small)
+    for edit in EDITS:
+        editor.edit(small, [edit])
+        plain.edit(*ids_of(small, edit))
+        assert same(store["keys"], torch.stack(plain.keys))
+        assert same(store["values"], torch.stack(plain.values))
+        assert store["radii"].tolist() == pytest.approx(plain.radii, rel=1e-4)
+    assert 1 < len(plain.keys) < len(EDITS) + released  # one key serves two edits
+    assert len(set(plain.radii)) > 2  # two were split
+
+
+def test_wise_is_the_plain_loop(small: LM, tmp_path: Path) -> None:
+    module = small.anatomy.mlp_out.format(1)
+    mask = torch.rand(small.model.get_submodule(module).weight.shape) < 0.3
+    save_file({"masks": mask[None].float()}, tmp_path / "masks.safetensors")
+    outside = "The capital of Beloria is Velport"
+    margins, templates = [0.05, 0.5, 0.3], ["{}", "I think that {}"]
+    editor = WISE(
+        loss=CrossEntropy(),
+        loc_prompts=Given(texts=[outside]),
+        steps=8,
+        lr=0.5,
+        weight_decay=1e-2,
+        mask_ratio=0.3,
+        norm_constraint=0.02,
+        margins=margins,
+        ratio=0.88,
+        context_templates=templates,
+        masks=str(tmp_path / "masks.safetensors"),
+        layer=1,
+        distance_over="all",
+        loss_denominator="tokens_and_one",
+        decay_masked=True,
+    )
+    function = activation(small.model)
+    settings = {"lr": 0.5, "weight_decay": 1e-2, "steps": 8, "margins": margins, "clamp": 0.02}
+    plain = PlainWise(deepcopy(small.model), module, function, mask, **settings)
+    original, store = plain.original.clone(), editor.store(small)
+    other = torch.tensor(small.text.prompts([outside]))
+    for edit in EDITS:
+        rows = [Edit(template.replace("{}", edit.prompt), edit.target_new) for template in templates]
+        cost = editor.edit(small, [edit])
+        assert plain.edit([ids_of(small, row) for row in rows], other) == cost["steps"]
+        assert same(store["side"] - original, plain.side - original)
+        assert float(store["least"]) == pytest.approx(plain.least, rel=1e-4)
+    assert float((store["side"] - original)[~mask].abs().max()) > 0  # the decay, as released
+
+
+def test_melo_is_the_plain_loop(small: LM, tmp_path: Path) -> None:
+    editor = MELO(
+        loss=CrossEntropy(),
+        steps=22,
+        lr=1e-2,
+        radius=1.0,
+        rank=2,
+        part="mlp_in",
+        layer=0,
+        key="prompt_and_answer",
+        num_block=7,
+        label_match="sum",
+        same_prompt="split",
+    )
+    adapted = editor.adapted(small)
+    editor.radius = reach(small, editor.module(small), "out", lambda edit: f"{edit.prompt} {edit.target_new}")
+    inputs = [sizes(small.model.get_submodule(name))[0] for name in adapted]
+    blocks = {f"A.{i}": 0.1 * torch.randn(len(EDITS), size, 2) for i, size in enumerate(inputs)}
+    save_file(blocks, tmp_path / "blocks.safetensors")
+    editor.initial_blocks = str(tmp_path / "blocks.safetensors")
+    starts = [[blocks[f"A.{i}"][n] for i in range(len(adapted))] for n in range(len(EDITS))]
+    settings = {"lr": 1e-2, "steps": 22, "radius": editor.radius, "scale": 7.0}
+    plain = PlainMelo(deepcopy(small.model), editor.module(small), adapted, starts, **settings)
+    store = editor.store(small)
+    for n, edit in enumerate(EDITS):
+        editor.edit(small, [edit])
+        plain.edit(*ids_of(small, edit))
+        for i, (a, b) in enumerate(plain.blocks[n]):
+            assert same(store[f"A.{i}"][n], a)
+            assert same(store[f"B.{i}"][n], b)
+        assert same(store["centers"], torch.stack([cluster["center"] for cluster in plain.clusters]))
+        assert store["radii"].tolist() == pytest.approx([c["radius"] for c in plain.clusters], rel=1e-4)
+    points = [[(owner, block) for _, block in cluster["points"]] for owner, cluster in enumerate(plain.clusters)]
+    ours = sorted(zip(store["cluster"].tolist(), store["blocks"].tolist(), strict=True))
+    assert ours == sorted(point for cluster in points for point in cluster)
+    assert 1 < len(plain.clusters) < len(EDITS)
