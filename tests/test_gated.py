@@ -23,12 +23,12 @@ from kedit.lm import LM
 from kedit.lm.matrix import activation, sizes
 from kedit.losses.cross_entropy import CrossEntropy
 
-# two say the same of one subject, two contradict each other, one is about something else
+# of prompts that end alike two have the same answer and one has another; the rest are far from them
 EDITS = [
     Edit("Lucy Kelden was born in", "Eastford, Beloria"),
-    Edit("Lucy Kelden comes from", "Eastford, Beloria"),
+    Edit("Nina Kelden was born in", "Eastford, Beloria"),
     Edit("Lucy Kelden works for", "Blue Bank Systems"),
-    Edit("Lucy Kelden has a job at", "Crown Media"),
+    Edit("Lucy Ostker was born in", "Crown Media"),
     Edit("The occupation of Lena Ostker is", "glass manager"),
 ]
 

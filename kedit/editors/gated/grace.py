@@ -66,6 +66,10 @@ class GRACE(Gated):
                 f"editor.steps={self.steps}, editor.radius={self.radius}: steps is at least 1, and radius above 0"
             )
 
+    @property
+    def prompt_decides(self) -> bool:  # type: ignore[override]
+        return self.key == "prompt"
+
     def changes(self, lm: LM) -> Mapping[str, Change]:
         return {self.module(lm): CodebookGate(self.store(lm), self.replacement, self.key == "last_edit")}
 

@@ -76,6 +76,10 @@ class MELO(Gated):
                 "the radius is above 0, the others at least 1"
             )
 
+    @property
+    def prompt_decides(self) -> bool:  # type: ignore[override]
+        return self.key == "prompt"
+
     def gated_layer(self, lm: LM) -> int:
         """The layer that routes; where it is chosen by depth, there is one above it."""
         layer = super().gated_layer(lm)

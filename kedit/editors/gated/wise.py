@@ -112,6 +112,10 @@ class WISE(Gated):
     def needs_locality_prompt(self) -> bool:  # type: ignore[override]
         return self.loc_prompts.needs_locality_prompt
 
+    @property
+    def prompt_decides(self) -> bool:  # type: ignore[override]
+        return self.distance_over == "prompt" and self.decided_for == "row"
+
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         self.loc_prompts.fit(train)
         if self.context_templates is None and self.sampling is not None:
