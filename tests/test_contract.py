@@ -32,6 +32,7 @@ DATA = hand_over(world.cases(edits=4, limit=4, seed=1, train=True, train_people=
 FAST = {  # where an editor has them
     "values.steps": 20,
     "sampling.lengths": [[5, 2]],
+    "sampling.tokens": [3],
     "inject": 1,
     "examples.para.n": 3,
     "examples.rand.n": 3,
@@ -51,7 +52,8 @@ def target(name: str) -> str:
 
 
 STEMS = [path.stem for path in YAMLS]
-INSIDE = [name for name in STEMS if target(name).startswith("kedit.editors.gated")]  # act inside passes
+OWN = [path.stem for path in YAMLS if "_target_" in OmegaConf.load(path)]  # build on no other editor
+INSIDE = [name for name in OWN if target(name).startswith("kedit.editors.gated")]  # act inside passes
 CHOICES = [(name, "world") for name in STEMS] + [(name, shape) for name in INSIDE for shape in ("gpt2", "qwen2")]
 
 Learnt = dict[str, Tensor]

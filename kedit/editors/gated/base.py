@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kedit.cases import Edit
-from kedit.common.errors import InputError
+from kedit.common.options import Layer, ShareBelowOne
 from kedit.editors import Editor
 from kedit.editors.gated.store import Store
 from kedit.lm import LM
@@ -31,12 +31,8 @@ class Gated(Editor):
     lost: ClassVar[str]  # what a saved model lacks
 
     part: MatrixPart = "mlp_out"
-    layer: int | None = None
-    depth: float = 27 / 32
-
-    def __post_init__(self) -> None:
-        if self.layer is None and not 0 <= self.depth < 1:
-            raise InputError(f"editor.depth={self.depth}: a share of the layers; give one from 0 to below 1")
+    layer: Layer | None = None
+    depth: ShareBelowOne = 27 / 32
 
     def gated_layer(self, lm: LM) -> int:
         """The layer where the gate reads."""

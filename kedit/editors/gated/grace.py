@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kedit.cases import Edit
-from kedit.common.errors import InputError
+from kedit.common.options import Count, PathText, Positive, Rate
 from kedit.editors.finetune.base import finite
 from kedit.editors.gated import given
 from kedit.editors.gated.base import Cost, Gated
@@ -44,12 +44,12 @@ class GRACE(Gated):
     name: ClassVar[str] = "grace"
     lost: ClassVar[str] = "GRACE's codebook"
 
-    steps: int
-    lr: float
-    radius: float
+    steps: Count
+    lr: Rate
+    radius: Positive
     expand: Literal["coverage", "moving_average"] = "coverage"
     start: Literal["random", "output"] = "random"
-    initial_values: str | None = None
+    initial_values: PathText | None = None
     replacement: Replacement = "replace_last"
 
     # what the released code does otherwise
@@ -59,12 +59,7 @@ class GRACE(Gated):
     same_prompt: Literal["replace", "split"] = "replace"  # split: the old answer stays the nearest, in an empty ball
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         given.check("editor.initial_values", self.initial_values)
-        if self.steps < 1 or self.radius <= 0:
-            raise InputError(
-                f"editor.steps={self.steps}, editor.radius={self.radius}: steps is at least 1, and radius above 0"
-            )
 
     @property
     def prompt_decides(self) -> bool:  # type: ignore[override]

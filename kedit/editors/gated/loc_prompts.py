@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
+from kedit.common.options import PathText, Seed, Text
 
 UNRELATED = ("locality", "neighborhood")  # kinds of questions that an edit must not change
 
@@ -32,7 +33,7 @@ class FromTraining(LocPrompts):
     have it for ZsRE. No question that a test asks: see kedit.data."""
 
     answers: bool = True
-    seed: int = 0
+    seed: Seed = 0
     needs_train: ClassVar[bool] = True
     _texts: list[str] = field(default_factory=list, init=False, repr=False)
 
@@ -57,8 +58,8 @@ class Given(LocPrompts):
     """These texts, or the lines of a file: the i-th for the i-th edit in the model, from the beginning again if there
     are fewer."""
 
-    texts: Sequence[str] = ()
-    path: str | None = None
+    texts: Sequence[Text] = ()
+    path: PathText | None = None
 
     def __post_init__(self) -> None:
         if self.path is not None:

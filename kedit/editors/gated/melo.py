@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kedit.cases import Edit
 from kedit.common.errors import InputError
+from kedit.common.options import Count, Layers, PathText, Positive, Rank, Rate, Share
 from kedit.editors.finetune.base import finite
 from kedit.editors.gated import given
 from kedit.editors.gated.base import Cost, Gated
@@ -47,34 +48,25 @@ class MELO(Gated):
     lost: ClassVar[str] = "MELO's blocks and clusters"
 
     loss: Loss
-    steps: int
-    lr: float
-    radius: float
-    rank: int
-    decay: float = 0.5
-    decay_every: int = 20
-    scale: float = 1.0
+    steps: Count
+    lr: Rate
+    radius: Positive
+    rank: Rank
+    decay: Share = 0.5
+    decay_every: Count = 20
+    scale: Positive = 1.0
     adapted_part: MatrixPart = "mlp_in"
-    adapted_layers: Sequence[int] | None = None
-    initial_blocks: str | None = None
+    adapted_layers: Layers | None = None
+    initial_blocks: PathText | None = None
 
     # what the released code does otherwise
     key: Key = "prompt"  # prompt_and_answer: at the last token of all that is read, answer included
-    num_block: int | None = None
+    num_block: Count | None = None
     label_match: LabelMatch = "tokens"
     same_prompt: Literal["replace", "split"] = "replace"  # split: the old answer's cluster stays, emptied
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.loss, Loss):
-            said = f"editor.loss={self.loss!r} is not a loss; losses are chosen with a slash: editor/loss={self.loss}"
-            raise InputError(said)
         given.check("editor.initial_blocks", self.initial_blocks)
-        if min(self.steps, self.rank, self.decay_every) < 1 or self.radius <= 0:
-            raise InputError(
-                f"editor.steps={self.steps}, rank={self.rank}, decay_every={self.decay_every}, radius={self.radius}: "
-                "the radius is above 0, the others at least 1"
-            )
 
     @property
     def prompt_decides(self) -> bool:  # type: ignore[override]

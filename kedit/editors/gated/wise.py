@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Gt, Le, Predicate
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
+from kedit.common.options import Amount, Count, OneOrMore, PathText, Positive, Rate, Rule, Share, Text
 from kedit.editors.gated import given
 from kedit.editors.gated.base import Cost, Gated
 from kedit.editors.gated.loc_prompts import LocPrompts
@@ -21,6 +23,9 @@ from kedit.lm import LM
 from kedit.lm.intervention import Change
 from kedit.losses import Loss
 
+Margins = Annotated[
+    Sequence[Amount], Predicate(lambda margins: len(margins) == 3), Rule("three numbers: alpha, beta and gamma")
+]
 MERGED = (0.4, 0.6)  # shares of new memories and of the one that they are merged into
 
 
@@ -28,14 +33,14 @@ MERGED = (0.4, 0.6)  # shares of new memories and of the one that they are merge
 class GreedyContexts:
     """Texts that the unedited model continues greedily from these words, by so many tokens each."""
 
-    words: Sequence[str] = ("I", "You", "Because", "Yes", "Q: ")
-    lengths: Sequence[int] = (5, 10)
+    words: OneOrMore[Text] = ("I", "You", "Because", "Yes", "Q: ")
+    tokens: OneOrMore[Count] = (5, 10)
 
     def __call__(self, lm: LM) -> list[str]:
         lm.check_unedited("sampling context templates")
         texts = [
             text.full.translate(BRACES).strip()
-            for length in self.lengths
+            for length in self.tokens
             for text in lm.generate(list(self.words), length, stop=False)
         ]
         return [BARE, *(f"{text} {BARE}" for text in texts)]
@@ -62,45 +67,39 @@ class WISE(Gated):
 
     loss: Loss
     loc_prompts: LocPrompts
-    steps: int
-    lr: float
-    weight_decay: float
-    mask_ratio: float
-    norm_constraint: float | None
-    margins: Sequence[float]
-    ratio: float
-    margins_times: float = 1.0
-    stop_loss: float = 0.02
-    still: float = 1e-4
-    save_every: int = 500
-    merge_every: int = 1000
-    density: float = 0.53
+    steps: Count
+    lr: Rate
+    weight_decay: Amount
+    mask_ratio: Annotated[float, Gt(0), Le(1)]
+    norm_constraint: Positive | None
+    margins: Margins
+    ratio: Amount
+    margins_times: Amount = 1.0
+    stop_loss: Amount = 0.02
+    still: Amount = 1e-4
+    save_every: Count = 500
+    merge_every: Count = 1000
+    density: Share = 0.53
     mode: Literal["retrieve", "merge"] = "retrieve"
-    context_templates: Sequence[str] | None = None
+    context_templates: OneOrMore[Text] | None = None
     sampling: GreedyContexts | None = None
-    masks: str | None = None
+    masks: PathText | None = None
     chat: bool = False
     double_bos: bool = False
 
     # what the released code does otherwise
     distance_over: DistanceOver = "prompt"  # all: of prompt and answer, and of each generated token by itself
     decided_for: DecidedFor = "row"  # batch: the mean distance of its rows decides for all of them
-    largest_from: int | None = None  # 101: of texts of so many tokens, the largest distance of one token
+    largest_from: Count | None = None  # 101: of texts of so many tokens, the largest distance of one token
     loss_denominator: Literal["tokens", "tokens_and_one"] = "tokens"  # what the answer's loss is divided by
     decay_masked: bool = False  # weight decay also moves the entries that are not trained
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.loss, Loss):
-            said = f"editor.loss={self.loss!r} is not a loss; losses are chosen with a slash: editor/loss={self.loss}"
-            raise InputError(said)
         given.check("editor.masks", self.masks)
-        if len(self.margins) != 3:
-            raise InputError(f"editor.margins={list(self.margins)}: give three numbers, alpha, beta and gamma")
-        if not 0 < self.mask_ratio <= 1 or self.steps < 1 or self.merge_every % self.save_every:
+        if self.merge_every % self.save_every:
             raise InputError(
-                f"editor.mask_ratio={self.mask_ratio}, steps={self.steps}, save_every={self.save_every}, merge_every="
-                f"{self.merge_every}: a share above 0, at least 1, and merge_every a multiple of save_every"
+                f"editor.merge_every={self.merge_every} is no multiple of editor.save_every={self.save_every}, after which "
+                "there is a memory to merge; give one"
             )
         self.templates = checked(self.context_templates if self.context_templates is not None else [BARE])
 
