@@ -1,6 +1,6 @@
 """GRACE, WISE and MELO beside plain loops over their formulas, and what their stores and gates decide."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from kedit.cases import Edit
 from kedit.editors.gated.grace import GRACE
 from kedit.editors.gated.loc_prompts import Given
 from kedit.editors.gated.melo import MELO
-from kedit.editors.gated.store import Store
 from kedit.editors.gated.wise import WISE
 from kedit.lm import LM
 from kedit.lm.matrix import activation, sizes

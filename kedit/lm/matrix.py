@@ -5,7 +5,6 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
@@ -36,7 +35,7 @@ def is_matrix(module: nn.Module) -> bool:
 
 def sizes(matrix: nn.Module) -> tuple[int, int]:
     """How many numbers enter and leave a matrix; Conv1D stores (in, out), Linear (out, in)."""
-    first, second = matrix.weight.shape  # type: ignore[union-attr, misc]
+    first, second = matrix.weight.shape  # type: ignore[misc]
     return (first, second) if isinstance(matrix, Conv1D) else (second, first)
 
 
@@ -48,9 +47,9 @@ def product(matrix: nn.Module, weight: Tensor, states: Float[Tensor, "... i"]) -
     return states @ weight if bias is None else states @ weight + bias
 
 
-def activation(model: PreTrainedModel) -> nn.Module:
+def activation(model: nn.Module) -> nn.Module:
     """The function inside the model's MLPs. Raises InputError if its config names none."""
-    config = model.config.get_text_config()
+    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     named = (getattr(config, key, None) for key in ("hidden_act", "hidden_activation", "activation_function"))
     name = next((name for name in named if name), None)
     if name is None:

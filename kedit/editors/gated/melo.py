@@ -1,7 +1,7 @@
 """MELO (Yu et al. 2024, arXiv 2312.11795): a block of low-rank adapters for each edit, chosen by a vector store."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import ClassVar, Literal

@@ -57,9 +57,7 @@ def merge_saved(store: Store, original: Tensor, last: int, density: float, weigh
 
 
 @torch.no_grad()
-def ties(
-    edited: Sequence[Tensor], original: Tensor, density: float, weights: Sequence[float]
-) -> Float[Tensor, "_ _"]:
+def ties(edited: Sequence[Tensor], original: Tensor, density: float, weights: Sequence[float]) -> Float[Tensor, "_ _"]:
     """TIES merging (arXiv 2306.01708): of each change the largest `density` of the entries, the sign that most of them
     have, and the weighted mean of those of that sign."""
     changes = torch.stack([prune(one - original, density, method="magnitude") for one in edited])

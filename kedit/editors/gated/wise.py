@@ -18,7 +18,8 @@ from kedit.editors.gated.loc_prompts import LocPrompts
 from kedit.editors.gated.side_memory import DecidedFor, DistanceOver, SideGate, merge_saved, save_side, side_of
 from kedit.editors.gated.store import Store
 from kedit.editors.gated.wise_training import train_side
-from kedit.editors.locate.context_templates import BARE, BRACES, given as checked
+from kedit.editors.locate.context_templates import BARE, BRACES
+from kedit.editors.locate.context_templates import given as checked
 from kedit.lm import LM
 from kedit.lm.intervention import Change
 from kedit.losses import Loss
@@ -125,9 +126,7 @@ class WISE(Gated):
 
     def changes(self, lm: LM) -> Mapping[str, Change]:
         module = self.module(lm)
-        gate = SideGate(
-            self.store(lm), module, self.ratio, self.distance_over, self.decided_for, self.largest_from
-        )
+        gate = SideGate(self.store(lm), module, self.ratio, self.distance_over, self.decided_for, self.largest_from)
         return {module: gate}
 
     def learn(self, lm: LM, store: Store, edit: Edit) -> Cost:
