@@ -21,9 +21,13 @@ from kedit import world
 from kedit.common.paths import ROOT
 from kedit.data.dataset import hand_over
 from kedit.editors import Editor
+from kedit.editors.gated.codebook import CodebookGate
+from kedit.editors.gated.melo import BlockGate
+from kedit.editors.gated.side_memory import SideGate
 from kedit.evaluation.evaluator import Evaluator
 from kedit.evaluation.step_trace import StepTrace
 from kedit.lm import LM
+from kedit.lm.sentence_encoder import MINILM
 from kedit.loop.runner import _Runner
 from kedit.loop.settings import Step
 
@@ -33,6 +37,11 @@ FAST = {  # where an editor has them
     "values.steps": 20,
     "sampling.lengths": [[5, 2]],
     "sampling.tokens": [3],
+    "scope.model": MINILM,
+    "scope.threshold": 0.0,
+    "scope.pairs.mined": 0,
+    "scope.training.max_steps": 1,
+    "counterfactual.tuner.max_steps": 1,
     "inject": 1,
     "examples.para.n": 3,
     "examples.rand.n": 3,
@@ -171,10 +180,33 @@ def test_greedy_generation_says_what_teacher_forcing_predicts(ready: Ready) -> N
     if not ready.editor.prompt_decides:
         pytest.skip("the editor's switches let more than the prompt decide what is read")
     ready.edited()
-    lm = ready.lm
+    check_greedy_generation(ready.lm)
+
+
+def check_greedy_generation(lm: LM) -> None:
     said = lm.greedy_continuation(lm.batch(lm._pairs(lm._routes(PROMPTS), ANSWERS))).pairs
     for one, scored in zip(said, lm.score(said), strict=True):
         assert scored.pred == one.answer
+
+
+@pytest.mark.parametrize(
+    ("name", "gate", "chosen"),
+    [
+        ("grace", CodebookGate, ["editor.replacement=replace_all", "editor.lr=0.3"]),
+        ("melo", BlockGate, []),
+        ("wise", SideGate, []),
+    ],
+)
+def test_a_gate_that_forgets_its_edit_after_the_first_generated_token_breaks_the_contract(
+    lm: LM, monkeypatch: pytest.MonkeyPatch, name: str, gate: Any, chosen: list[str]
+) -> None:
+    """Beside it, the gate that does not forget keeps it."""
+    editor, own = built(name, lm, chosen), gate.__call__
+    edit(lm, editor, 0)
+    check_greedy_generation(lm)
+    monkeypatch.setattr(gate, "__call__", lambda self, this, x, out: out if this.continues else own(self, this, x, out))
+    with pytest.raises(AssertionError):
+        check_greedy_generation(lm)
 
 
 def test_answers_do_not_depend_on_padding_batch_or_order(ready: Ready) -> None:

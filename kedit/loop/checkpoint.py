@@ -73,6 +73,11 @@ def editor_state(cell: Path, step: int, device: str = "cpu") -> dict[str, "Tenso
     return _tensors(cell, f"{STATE}/{step}/editor.safetensors", device) | texts
 
 
+def model_state(cell: Path, step: int) -> dict[str, "Tensor | str"]:
+    """What the LM kept of its edits at this commit."""
+    return dict(_tensors(cell, f"{STATE}/{step}/model.safetensors", "cpu"))
+
+
 def _tensors(cell: Path, name: str, device: str) -> dict[str, "Tensor"]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -1,4 +1,4 @@
-"""What the gated editors share: a store beside the model, and interventions that are hung in while it holds something."""
+"""What editors that act inside a pass share: a store beside the model, and interventions while it holds something."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,18 @@ from torch import Tensor
 from kedit.cases import Edit
 from kedit.common.options import Layer, ShareBelowOne
 from kedit.editors import Editor
+from kedit.editors.gated import EntryRow, HasEntries
 from kedit.editors.gated.store import Store
 from kedit.lm import LM
 from kedit.lm.intervention import Change
 from kedit.lm.matrix import MatrixPart, matrix_name
+from kedit.lm.undo import ATTACHED
 
 Cost = Mapping[str, float | int]
 
 
 @dataclass(kw_only=True, eq=False)
-class Gated(Editor):
+class Gated(Editor, HasEntries):
     """Store x gate x effect: edits are entries of a store, a gate decides for each prompt whether one of them is read,
     and an open gate changes what a module of one pass puts out. No weight of the model changes.
 
@@ -44,6 +46,14 @@ class Gated(Editor):
 
     def edited_parameters(self, lm: LM) -> Sequence[str]:
         return [f"{self.module(lm)}.weight"]
+
+    def saved(self, state: Mapping[str, Tensor | str]) -> dict[str, Tensor]:
+        """The store's tensors in a saved state, by their parts."""
+        prefix = f"{ATTACHED}{self.name}."
+        return {key[len(prefix) :]: v for key, v in state.items() if key.startswith(prefix) and isinstance(v, Tensor)}
+
+    def entries(self, state: Mapping[str, Tensor | str]) -> list[EntryRow]:
+        raise NotImplementedError
 
     def store(self, lm: LM) -> Store:
         return Store(lm, self.name)

@@ -60,7 +60,7 @@ def at_columns(states: Float[Tensor, "n t w"], columns: Int[Tensor, " n"]) -> Fl
 
 
 def nearest(keys: Float[Tensor, "k w"], queries: Float[Tensor, "m w"]) -> tuple[Float[Tensor, " m"], Int[Tensor, " m"]]:
-    """Euclidean distance to the nearest key and its place; of equally near ones the newest. Exact: no matrix product."""
+    """Euclidean distance to the nearest key and its place; of equally near ones the newest. Exact."""
     queries = queries.float()
     apart = torch.cdist(queries, keys.to(queries), compute_mode="donot_use_mm_for_euclid_dist")
     distance, place = apart.flip(-1).min(-1)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from kedit.cases import Edit
 from kedit.common.options import Count, PathText, Positive, Rate
 from kedit.editors.finetune.base import finite
-from kedit.editors.gated import given
+from kedit.editors.gated import EntryRow, given
 from kedit.editors.gated.base import Cost, Gated
 from kedit.editors.gated.codebook import Codebook, CodebookGate, Replacement, added, put_values
 from kedit.editors.gated.gate import SAME, LabelMatch, labels_match, nearest
@@ -77,6 +77,16 @@ class GRACE(Gated):
         book.with_values(slot, values=value, taught_by=store.edits).write(store)
         store.put(column=torch.tensor(pair.start - 1))
         return {"steps": self.steps, "loss": loss}
+
+    def entries(self, state: Mapping[str, Tensor | str]) -> list[EntryRow]:
+        saved = self.saved(state)
+        if "keys" not in saved:
+            return []
+        columns = (saved[part] for part in ("taught_by", "radii", "keys", "values"))
+        return [
+            {"edit": int(edit), "radius": float(radius), "‖key‖": float(key.norm()), "‖value‖": float(value.norm())}
+            for edit, radius, key, value in zip(*columns, strict=True)
+        ]
 
     # --- where an edit goes ------------------------------------------------------------------------------------------
 

@@ -66,8 +66,8 @@ class Given(LocPrompts):
             self.texts = self._lines(Path(self.path).expanduser())
         if not self.texts:
             raise InputError(
-                "editor/loc_prompts=given: no text; give some with editor.loc_prompts.texts=[...], or a file with one on each "
-                "line with editor.loc_prompts.path=FILE"
+                "editor/loc_prompts=given: no text; give some with editor.loc_prompts.texts=[...], or a file with one "
+                "on each line with editor.loc_prompts.path=FILE"
             )
 
     def of(self, edit: Edit, number: int) -> str:

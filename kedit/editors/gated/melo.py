@@ -14,9 +14,9 @@ from kedit.cases import Edit
 from kedit.common.errors import InputError
 from kedit.common.options import Count, Layers, PathText, Positive, Rank, Rate, Share
 from kedit.editors.finetune.base import finite
-from kedit.editors.gated import given
+from kedit.editors.gated import EntryRow, given
 from kedit.editors.gated.base import Cost, Gated
-from kedit.editors.gated.clusters import Clusters, placed
+from kedit.editors.gated.clusters import NO_BLOCK, Clusters, placed
 from kedit.editors.gated.gate import Key, LabelMatch, Verdict, at_columns, key_columns
 from kedit.editors.gated.store import Store, label, with_row
 from kedit.lm import LM, Pass
@@ -113,6 +113,19 @@ class MELO(Gated):
         for i, (a, b) in enumerate(trained):
             store.put(**{f"A.{i}": with_row(store.get(f"A.{i}"), a), f"B.{i}": with_row(store.get(f"B.{i}"), b)})
         return {"steps": self.steps, "loss": loss}
+
+    def entries(self, state: Mapping[str, Tensor | str]) -> list[EntryRow]:
+        """The points of its clusters."""
+        saved = self.saved(state)
+        if "points" not in saved:
+            return []
+        cluster = saved["cluster"].tolist()
+        away = (saved["points"] - saved["centers"][saved["cluster"]]).norm(dim=-1).tolist()
+        return [
+            {"edit": edit, "cluster": c, "radius": float(saved["radii"][c]), "from center": distance}
+            for edit, c, distance in zip(saved["blocks"].tolist(), cluster, away, strict=True)
+            if edit != NO_BLOCK
+        ]
 
     def _initial(self, lm: LM, number: int) -> list[Block]:
         blocks = []

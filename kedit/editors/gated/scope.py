@@ -1,4 +1,4 @@
-"""SERAC's scope classifier: how likely a text asks what a stored edit changes (Mitchell et al. 2022, arXiv 2206.06520)."""
+"""SERAC's scope classifier: how likely a text asks what a stored edit changes (arXiv 2206.06520)."""
 
 import json
 from collections.abc import Iterator, Sequence

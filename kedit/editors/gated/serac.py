@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kedit.cases import Case, Edit
 from kedit.editors import Editor
+from kedit.editors.gated import EntryRow, HasEntries
 from kedit.editors.gated.counterfactual import Counterfactual, behind, sentence
 from kedit.editors.gated.gate import nearest
 from kedit.editors.gated.scope import ScopeClassifier
@@ -23,7 +24,7 @@ NAME = "counterfactual"  # of the second model, in routes
 
 
 @dataclass(kw_only=True, eq=False)
-class SERAC(Editor):
+class SERAC(Editor, HasEntries):
     """Each edit is stored as a sentence. A prompt of which `scope` says that the nearest sentence is in scope is
     answered by the `counterfactual` model, which reads the sentence before the prompt; the model under test answers the
     others. Both learn from training cases.
@@ -86,6 +87,10 @@ class SERAC(Editor):
         if isinstance(texts, str) and isinstance(keys, Tensor):
             self._stored, self._keys = json.loads(texts), keys.cpu()
             self._take_over(lm)
+
+    def entries(self, state: Mapping[str, Tensor | str]) -> list[EntryRow]:
+        texts = state.get("stored", "[]")
+        return [{"edit": i, "text": text} for i, text in enumerate(json.loads(str(texts)))]
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

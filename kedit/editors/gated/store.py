@@ -1,4 +1,4 @@
-"""What a gated editor keeps beside the model: named tensors that the LM saves, restores and rolls back with its edits."""
+"""What a gated editor keeps beside the model: tensors that the LM saves, restores and rolls back with its edits."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

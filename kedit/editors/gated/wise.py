@@ -12,7 +12,7 @@ from torch import Tensor
 from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
 from kedit.common.options import Amount, Count, OneOrMore, PathText, Positive, Rate, Rule, Share, Text
-from kedit.editors.gated import given
+from kedit.editors.gated import EntryRow, given
 from kedit.editors.gated.base import Cost, Gated
 from kedit.editors.gated.loc_prompts import LocPrompts
 from kedit.editors.gated.side_memory import DecidedFor, DistanceOver, SideGate, merge_saved, save_side, side_of
@@ -99,8 +99,8 @@ class WISE(Gated):
         given.check("editor.masks", self.masks)
         if self.merge_every % self.save_every:
             raise InputError(
-                f"editor.merge_every={self.merge_every} is no multiple of editor.save_every={self.save_every}, after which "
-                "there is a memory to merge; give one"
+                f"editor.merge_every={self.merge_every} is no multiple of editor.save_every={self.save_every}, after "
+                "which there is a memory to merge; give one"
             )
         self.templates = checked(self.context_templates if self.context_templates is not None else [BARE])
 
@@ -140,6 +140,18 @@ class WISE(Gated):
         store.put(side=trained.side, least=torch.tensor(least))
         self._keep(lm, store, number + 1)
         return {"steps": trained.steps, "loss": trained.loss}
+
+    def entries(self, state: Mapping[str, Tensor | str]) -> list[EntryRow]:
+        """Its side memories; each holds many edits."""
+        saved = self.saved(state)
+        if "side" not in saved:
+            return []
+        least = {"in training": saved.get("least")}
+        least |= {f"saved {i}": value for i, value in enumerate(saved.get("saved_least", torch.empty(0)))}
+        return [
+            {"memory": name, "read from distance": None if value is None else self.ratio * float(value)}
+            for name, value in least.items()
+        ]
 
     def _in_contexts(self, lm: LM, edit: Edit) -> list[Edit]:
         prompts = [template.replace(BARE, edit.prompt) for template in self.templates]
