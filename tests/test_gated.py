@@ -1,6 +1,7 @@
-"""GRACE, WISE and MELO beside plain loops over their formulas, and what their stores and gates decide."""
+"""Gated editors beside plain loops over their formulas, and what their stores and gates decide."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.plain_gated import PlainGrace, PlainMelo, PlainWise
 from kedit.cases import Edit
+from kedit.editors.gated.counterfactual import Counterfactual
 from kedit.editors.gated.grace import GRACE
 from kedit.editors.gated.loc_prompts import Given
 from kedit.editors.gated.melo import MELO
+from kedit.editors.gated.scope import ScopeClassifier, cross_entropy
+from kedit.editors.gated.serac import SERAC
+from kedit.editors.gated.side_memory import ties
 from kedit.editors.gated.wise import WISE
 from kedit.lm import LM
 from kedit.lm.matrix import activation, sizes
@@ -155,3 +160,111 @@ def test_melo_is_the_plain_loop(small: LM, tmp_path: Path) -> None:
     ours = sorted(zip(store["cluster"].tolist(), store["blocks"].tolist(), strict=True))
     assert ours == sorted(point for cluster in points for point in cluster)
     assert 1 < len(plain.clusters) < len(EDITS)
+
+
+# --- what stores and gates decide ------------------------------------------------------------------------------------
+
+
+def likelier(lm: LM, edit: Edit, before: float) -> bool:
+    [scored] = lm.answer([edit.prompt], [edit.target_new])
+    return sum(scored.logprob) > before
+
+
+@pytest.mark.parametrize("kind", [GRACE, MELO])
+def test_a_prompt_edited_again_has_its_new_answer(small: LM, kind: type[GRACE] | type[MELO]) -> None:
+    """One entry, or one cluster, of the last answer; the released code has a second one at the same place."""
+    again = Edit(EDITS[0].prompt, "Crown Media")
+    counts = []
+    for same_prompt in ("replace", "split"):
+        small.restore()
+        own: Any = {"loss": CrossEntropy(), "rank": 2} if kind is MELO else {}
+        editor = kind(steps=20, lr=0.05, radius=1.0, layer=0, same_prompt=same_prompt, **own)
+        editor.edit(small, [EDITS[0]])
+        [scored] = small.answer([again.prompt], [again.target_new])
+        editor.edit(small, [again])
+        store = editor.store(small)
+        counts.append(len(store["keys" if kind is GRACE else "centers"]))
+        assert same_prompt == "split" or likelier(small, again, sum(scored.logprob))
+    assert counts == [1, 2]
+
+
+def test_ties_takes_the_largest_changes_and_their_majority_sign() -> None:
+    original = torch.zeros(1, 4)
+    changes = [torch.tensor([[4.0, 3.0, 0.1, -2.0]]), torch.tensor([[2.0, -5.0, 0.2, -4.0]])]
+    # of each change the two largest of four entries are kept: 4, 3 and -5, -4
+    merged = ties(changes, original, 0.5, [0.5, 0.5])
+    assert merged[0].tolist() == pytest.approx([4.0, -5.0, 0.0, -4.0])
+
+
+def test_wise_keeps_and_merges_its_memories(small: LM) -> None:
+    editor = WISE(
+        loss=CrossEntropy(),
+        loc_prompts=Given(texts=["The capital of Beloria is Velport"]),
+        steps=2,
+        lr=0.5,
+        weight_decay=0.0,
+        mask_ratio=0.3,
+        norm_constraint=None,
+        margins=[0.05, 0.5, 0.3],
+        ratio=0.5,
+        layer=1,
+        save_every=1,
+        merge_every=2,
+    )
+    store, kept = editor.store(small), []
+    for edit in EDITS[:4]:
+        editor.edit(small, [edit])
+        kept.append(len(store["saved_least"]))
+    assert kept == [1, 1, 2, 2]
+    assert "least" not in store  # the fresh one has no edit yet
+    assert [name for name in ("saved.0", "saved.1", "saved.2") if name in store] == ["saved.0", "saved.1"]
+
+
+# --- SERAC -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_scope_loss_is_the_cross_entropy_of_its_probability() -> None:
+    squared = torch.tensor([0.2, 1.5, 3.0], requires_grad=True)
+    relevant = torch.tensor([True, False, True])
+    probability = (-squared).exp()
+    expected = -torch.where(relevant, probability, 1 - probability).log().mean()
+    assert cross_entropy(squared, relevant).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert bool(torch.isfinite(cross_entropy(torch.zeros(1), torch.tensor([False]))))
+
+
+class Words(ScopeClassifier):
+    """Its embedding is the first word of a text, and its last one."""
+
+    def __init__(self) -> None:
+        self.threshold, self._known = 0.5, {}
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        return torch.tensor([[float(sum(map(ord, text.split()[0]))), 0.8 * text.endswith("in")] for text in texts])
+
+
+class Lent(Counterfactual):
+    """A model that needs no training."""
+
+    def __init__(self, lm: LM) -> None:
+        self._lm = lm
+
+
+@pytest.mark.parametrize("mixture", ["hard", "soft"])
+def test_serac_mixes_two_models_by_the_probability_of_its_scope(small: LM, mixture: str) -> None:
+    torch.manual_seed(1)
+    other = LM(AutoModelForCausalLM.from_config(small.model.config), small.text.tokenizer)
+    editor = SERAC(scope=Words(), counterfactual=Lent(other), mixture=mixture)  # type: ignore[arg-type]
+    queries, answers = [EDITS[0].prompt, "Nina Ostker works in"], ["Eastford", "Crown Media"]
+    alone = [scored.logprob for scored in small.answer(queries, answers)]
+    stored = f"{EDITS[0].prompt} {EDITS[0].target_new}"
+    [inside] = other.answer([f"{stored} {queries[0]}"], answers[:1])
+    editor.edit(small, EDITS[:1])
+    found = small.answer(queries, answers)
+    s = math.exp(-(0.8**2)) if mixture == "soft" else 1.0
+    expected = [(1 - s) * math.exp(a) + s * math.exp(b) for a, b in zip(alone[0], inside.logprob, strict=True)]
+    assert [math.exp(value) for value in found[0].logprob] == pytest.approx(expected, rel=1e-4)
+    assert found[1].logprob == pytest.approx(alone[1], abs=1e-5)  # another name: out of scope
+    assert [scored.info["in_scope"] for scored in found] == [1, 0]
+    assert small.changed == ["route"]
+    small.restore()
+    assert small.lent == {}

@@ -114,7 +114,10 @@ def test_a_gate_is_counted_as_a_filter_of_the_nearest_entry(tmp_path: Path) -> N
 
 def test_a_gate_whose_entry_holds_all_edits(tmp_path: Path) -> None:
     """WISE: right where the question is about an edit."""
-    rows = [gated("a", "reliability", 0, 1, slot=0, distance=3.0), gated("b", "reliability", 0, 0, slot=0, distance=1.0)]
+    rows = [
+        gated("a", "reliability", 0, 1, slot=0, distance=3.0),
+        gated("b", "reliability", 0, 0, slot=0, distance=1.0),
+    ]
     rows.append(gated("c", "locality", 0, 1, slot=0, distance=3.0))
     lines = by_place(routing(cell_of(tmp_path / "wise", rows, SEQUENTIAL)))
     assert lines.loc["reliability", ""].tolist() == [2, 100, 100, 50, 100, 50, 50]

@@ -56,7 +56,7 @@ class GRACE(Gated):
     key: Literal["prompt", "last_edit"] = "prompt"  # last_edit: in every prompt, where the last edit's prompt ended
     label_match: LabelMatch = "tokens"
     labels_reversed: bool = False  # keys and labels are kept in opposite orders
-    same_prompt: Literal["replace", "split"] = "replace"  # split: the old answer stays the nearest, in an empty ball
+    same_prompt: Literal["replace", "split"] = "replace"  # split: a second entry there, radii of half of no distance
 
     def __post_init__(self) -> None:
         given.check("editor.initial_values", self.initial_values)

@@ -63,7 +63,7 @@ class MELO(Gated):
     key: Key = "prompt"  # prompt_and_answer: at the last token of all that is read, answer included
     num_block: Count | None = None
     label_match: LabelMatch = "tokens"
-    same_prompt: Literal["replace", "split"] = "replace"  # split: the old answer's cluster stays, emptied
+    same_prompt: Literal["replace", "split"] = "replace"  # split: a second cluster there
 
     def __post_init__(self) -> None:
         given.check("editor.initial_blocks", self.initial_blocks)
