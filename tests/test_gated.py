@@ -25,6 +25,7 @@ from kedit.editors.gated.side_memory import ties
 from kedit.editors.gated.wise import WISE
 from kedit.lm import LM
 from kedit.lm.matrix import activation, sizes
+from kedit.loop.checkpoint import model_state, save_checkpoint
 from kedit.losses.cross_entropy import CrossEntropy
 
 # of prompts that end alike two have the same answer and one has another; the rest are far from them
@@ -186,6 +187,21 @@ def test_a_prompt_edited_again_has_its_new_answer(small: LM, kind: type[GRACE] |
         counts.append(len(store["keys" if kind is GRACE else "centers"]))
         assert same_prompt == "split" or likelier(small, again, sum(scored.logprob))
     assert counts == [1, 2]
+
+
+@pytest.mark.parametrize("kind", [GRACE, MELO])
+def test_the_first_entry_can_be_saved(small: LM, tmp_path: Path, kind: type[GRACE] | type[MELO]) -> None:
+    """MELO's first center is its first point; a file holds no tensor twice."""
+    own: Any = {"loss": CrossEntropy(), "rank": 2} if kind is MELO else {}
+    editor = kind(steps=1, lr=0.05, radius=1.0, layer=0, **own)
+    editor.edit(small, EDITS[:1])
+    save_checkpoint(tmp_path, 1, small, editor)
+    assert len(editor.entries(model_state(tmp_path, 1))) == 1
+    tied = torch.ones(2)
+    (tmp_path / "other").mkdir()
+    small.attach("a", tied)
+    small.attach("b", tied)
+    save_checkpoint(tmp_path / "other", 1, small, editor)
 
 
 def test_ties_takes_the_largest_changes_and_their_majority_sign() -> None:

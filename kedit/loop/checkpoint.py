@@ -91,8 +91,14 @@ def _tensors(cell: Path, name: str, device: str) -> dict[str, "Tensor"]:
 
 
 def _contiguous(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
-    """As safetensors needs them."""
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    """As safetensors needs them: each in memory of its own."""
+    found, seen = {}, set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().contiguous()
+        place = (own.device, own.untyped_storage().data_ptr())
+        found[name] = own.clone() if place in seen else own
+        seen.add(place)
+    return found
 
 
 def _parts(state: Mapping[str, "Tensor | str"]) -> tuple[dict[str, "Tensor"], dict[str, str]]:

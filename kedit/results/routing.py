@@ -12,9 +12,9 @@ in context        of questions about the case's edit: a string of it stands in t
 in scope          of all questions: the model read something else than the question; 100 minus this is the locality of
                   routing where the edit is not asked about
 
-An editor whose gate decides inside the pass (GRACE, MELO, WISE), or between two models (SERAC), retrieves the entry that
-is nearest, and accepts it if the gate opens: filter recall and precision are those of the gate. WISE's side memory holds
-all edits, so it is retrieved for every question, and right for those about an edit.
+An editor whose gate decides inside the pass (GRACE, MELO, WISE), or between two models (SERAC), retrieves the entry
+that is nearest, and accepts it if the gate opens: filter recall and precision are those of the gate. WISE's side memory
+holds all edits, so it is retrieved for every question, and right for those about an edit.
 
 A number has no meaning (NaN) where nothing is counted: the first five for kinds that the edit is not about, the
 filter's without a filter.

@@ -69,7 +69,7 @@ class Store:
 def with_row(rows: Tensor | None, new: Tensor) -> Tensor:
     """[n ...] and one more, `new`; of different lengths (labels), the shorter ones are filled up."""
     if rows is None:
-        return new[None]
+        return new[None].clone()
     new = new[None].to(rows)
     if new.ndim > 1 and new.shape[-1] != rows.shape[-1]:
         width = max(rows.shape[-1], new.shape[-1])
