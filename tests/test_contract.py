@@ -51,6 +51,7 @@ SUPPOSED = "Suppose that {facts}. Then {query}"  # what the world's model unders
 EDITS = [case.edits[0] for case in DATA.cases]
 FIRST, SECOND, *_ = EDITS
 ASKED = [probe for probe in DATA.cases[0].probes if probe.kind in ("reliability", "generality", "locality")][:5]
+LONG = "Eastford, Beloria. Lucy Kelden works for Crown Media. The capital of Beloria is Velport"
 PROMPTS, ANSWERS = [probe.prompt for probe in ASKED], [probe.answers[0] for probe in ASKED]
 
 
@@ -184,7 +185,8 @@ def test_greedy_generation_says_what_teacher_forcing_predicts(ready: Ready) -> N
 
 
 def check_greedy_generation(lm: LM) -> None:
-    said = lm.greedy_continuation(lm.batch(lm._pairs(lm._routes(PROMPTS), ANSWERS))).pairs
+    """As many tokens as LONG has: what is forgotten shows late."""
+    said = lm.greedy_continuation(lm.batch(lm._pairs(lm._routes(PROMPTS), [LONG] * len(PROMPTS)))).pairs
     for one, scored in zip(said, lm.score(said), strict=True):
         assert scored.pred == one.answer
 
@@ -303,7 +305,8 @@ def test_several_edits_can_be_made_together(ready: Ready) -> None:
     torch.manual_seed(0)
     ready.editor.edit(ready.lm, EDITS)
     if ready.trained and ready.editor.prompt_decides:
-        assert all(now < then for then, now in zip(ready.unedited, nll(ready.lm), strict=True))
+        likelier = [now < then for then, now in zip(ready.unedited, nll(ready.lm), strict=True)]
+        assert all(likelier) or (ready.editor.forgets_some and sum(likelier) > len(likelier) / 2)
 
 
 def test_a_saved_state_continues_to_the_same_weights(ready: Ready) -> None:

@@ -65,6 +65,7 @@ class WISE(Gated):
 
     name: ClassVar[str] = "wise"
     lost: ClassVar[str] = "WISE's side memories"
+    forgets_some: ClassVar[bool] = True  # training goes on in one memory, and may bring an edit below the threshold
 
     loss: Loss
     loc_prompts: LocPrompts
