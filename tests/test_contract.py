@@ -28,8 +28,8 @@ from kedit.evaluation.evaluator import Evaluator
 from kedit.evaluation.step_trace import StepTrace
 from kedit.lm import LM
 from kedit.lm.sentence_encoder import MINILM
-from kedit.loop.runner import _Runner
 from kedit.loop.settings import Step
+from kedit.loop.step_runner import StepRunner, Turn
 
 YAMLS = sorted((ROOT / "conf/editor").glob("*.yaml"))
 DATA = hand_over(world.cases(edits=4, limit=4, seed=1, train=True, train_people=24))
@@ -250,8 +250,9 @@ def test_an_edit_that_fails_in_its_last_line_leaves_everything_as_it_was(
     before, evaluator = asked(ready.lm), Evaluator(fluency_tokens=0)
     with monkeypatch.context() as patch:
         patch.setattr(ready.editor, "edit", fails)
-        runner, step = _Runner(ready.lm, ready.editor, evaluator, "", {}), Step(DATA.cases[1:2])
-        record = runner._edit(step, StepTrace(ready.lm, evaluator, step.edit, {}))
+        runner, step = StepRunner(ready.lm, ready.editor, evaluator, {}), Step(DATA.cases[1:2])
+        trace = StepTrace(ready.lm, evaluator, step.edit, {})
+        [record] = runner._edit([Turn(1, step, 1, 1, ready.editor)], trace)
     assert record["failed"] == 1
     assert equal(learnt(ready.lm, ready.editor), ready.first)
     assert asked(ready.lm) == before
