@@ -17,6 +17,7 @@ from rich.table import Table
 
 from benchmarks.bench import Bench
 from benchmarks.editing import adapters, editing, fairness, memory
+from benchmarks.gating import gating
 from benchmarks.locating import locating
 from benchmarks.long import long
 from benchmarks.profiling import profiled
@@ -30,7 +31,7 @@ from kedit.data import knowedit, load
 FILE = Path(__file__).parents[1] / "tests/data/zsre.json"
 COLUMNS = ("", "kedit, s", "plain, s", "ratio (range)", "bound", "reached", "of matmul", "same")
 LOCATED = ("gpt2 12x768", *BIG)  # shapes with these parts: one is enough on a CPU
-PARTS = ("editing", "side_by_side", "locating", "statistics", "scoring", "profile", "long", "retrieval")
+PARTS = ("editing", "side_by_side", "locating", "gating", "statistics", "scoring", "profile", "long", "retrieval")
 
 
 def matmul_rate(bench: Bench) -> float:
@@ -54,6 +55,8 @@ def measure(name: str, given: argparse.Namespace) -> Iterator[Table]:
         rows += side_by_side(bench, given.repeats, cases_of(config, given.data, given.beside))
     if "locating" in given.parts and name in LOCATED:
         rows += locating(bench, given.repeats, rate)
+    if "gating" in given.parts and name in LOCATED:
+        rows += gating(bench, given.repeats)
     if "statistics" in given.parts and name in LOCATED:
         rows += statistics(bench, given.repeats, rate)
     if "scoring" in given.parts:

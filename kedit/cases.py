@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from kedit.common.errors import InputError
@@ -30,6 +30,8 @@ class Edit:
     target_new: str
     subject: str | None = None  # the entity's span inside `prompt`; locate-then-edit methods need it
     target_old: str | None = None  # the dataset's answer before editing; contrastive losses need it
+    # the case's first locality prompt, a test prompt: only for editors that declare it (kedit.data.dataset.hand_over)
+    loc_prompt: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

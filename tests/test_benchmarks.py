@@ -13,6 +13,7 @@ from transformers import GPT2Config, LlamaConfig
 
 from benchmarks.bench import Bench
 from benchmarks.editing import adapters, editing, fairness
+from benchmarks.gating import gating
 from benchmarks.locating import locating
 from benchmarks.profiling import profiled
 from benchmarks.retrieval import index, routing
@@ -43,6 +44,11 @@ def test_both_make_the_same_weights_and_answers(bench: Bench) -> None:
 def test_values_and_changes_of_locating_are_those_of_the_plain_loop() -> None:
     bench = bench_of(GPT2Config(n_layer=6, n_embd=64, n_head=4, vocab_size=8192), rows=20)
     assert {line[-1] for line in locating(bench, 1, 1e9, facts=4, steps=3)} == {"yes"}
+
+
+def test_gated_edits_are_those_of_the_plain_loops() -> None:
+    bench = bench_of(GPT2Config(n_layer=6, n_embd=64, n_head=4, vocab_size=8192))
+    assert {line[-1] for line in gating(bench, 1, steps=3)} == {"yes"}
 
 
 def test_the_profile_is_of_the_whole_time(bench: Bench) -> None:

@@ -112,6 +112,14 @@ def test_hanging_it_twice_hangs_it_once_and_contexts_switch_it_off(shaped: LM, m
         shaped.intervene("model.nowhere", change)
 
 
+def test_a_text_without_a_prompt_counts_as_all_prompt(shaped: LM, module: str) -> None:
+    change = LastPromptToken(shaped)
+    shaped.intervene(module, change)
+    text = "Lucy Kelden was born in Eastford, Beloria. She works for Blue Bank Systems."
+    shaped.perplexity(text, window=8)
+    assert all(bool((this.prompt == this.real).all()) for this in change.seen)
+
+
 def test_nothing_is_left_in_the_model(shaped: LM, module: str) -> None:
     shaped.intervene(module, LastPromptToken(shaped))
     scores(shaped)

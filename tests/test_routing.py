@@ -91,6 +91,39 @@ def test_every_measure_by_hand(sequential: Cell) -> None:
     assert set(lines.index.get_level_values("kind")) == {"all", "reliability", "portability", "locality"}
 
 
+def gated(case: str, kind: str, probe: int, in_scope: int, **told: Any) -> dict[str, Any]:
+    """A question that a gate decided about."""
+    place = {"step": 3, "edits_so_far": 3, "when": "test", "T": 3, "scoring": "forced", "token": 1.0, "exact": 1}
+    return place | {"case": case, "kind": kind, "group": "", "probe": probe, "route": {"in_scope": in_scope} | told}
+
+
+def test_a_gate_is_counted_as_a_filter_of_the_nearest_entry(tmp_path: Path) -> None:
+    rows = [
+        gated("a", "reliability", 0, 1, edit=0, slot=0, distance=0.1),
+        gated("b", "reliability", 0, 0, edit=1, slot=1, distance=9.0),  # its own is nearest, and stays shut
+        gated("c", "reliability", 0, 1, edit=1, slot=1, distance=0.2),  # another's opens
+        gated("a", "locality", 0, 1, edit=2, slot=2, distance=0.3),
+        gated("a", "locality", 1, 0, edit=2, slot=2, distance=8.0),
+    ]
+    nan, third = pytest.approx(float("nan"), nan_ok=True), 100 / 3
+    lines = by_place(routing(cell_of(tmp_path / "grace", rows, SEQUENTIAL)))
+    assert lines.loc["reliability", ""].tolist() == [3, 2 * third, 2 * third, 50, 50, third, 2 * third]
+    assert lines.loc["locality", ""].tolist() == [2, nan, nan, nan, nan, nan, 50]
+    assert lines.loc["all", ""].tolist() == [5, 2 * third, 2 * third, 50, third, third, nan]
+
+
+def test_a_gate_whose_entry_holds_all_edits(tmp_path: Path) -> None:
+    """WISE: right where the question is about an edit."""
+    rows = [
+        gated("a", "reliability", 0, 1, slot=0, distance=3.0),
+        gated("b", "reliability", 0, 0, slot=0, distance=1.0),
+    ]
+    rows.append(gated("c", "locality", 0, 1, slot=0, distance=3.0))
+    lines = by_place(routing(cell_of(tmp_path / "wise", rows, SEQUENTIAL)))
+    assert lines.loc["reliability", ""].tolist() == [2, 100, 100, 50, 100, 50, 50]
+    assert lines.loc["all", "filter precision"].item() == 50
+
+
 def test_numbers_begin_again_after_a_restore_and_skip_what_failed() -> None:
     steps = [step(0, [], 0), step(1, ["a", "b"], 2), step(2, ["c"], 3, failed=1), step(3, ["d"], 4)]
     steps += [step(4, ["a"], 1), step(5, ["b"], 2)]  # after a restore

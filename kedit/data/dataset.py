@@ -4,7 +4,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -65,6 +65,18 @@ def select(
     if limit is not None and limit < 1:
         raise InputError(f"dataset.limit={limit}: give at least 1, or null for all {len(kept)}")
     return tuple(kept[:limit])
+
+
+def hand_over(dataset: Dataset) -> Dataset:
+    """Each edit with its case's first locality prompt, for editors that are said to need one; a note says so."""
+    cases = []
+    for case in dataset.cases:
+        prompt = next((probe.prompt for probe in case.probes if probe.kind == "locality"), None)
+        cases.append(replace(case, edits=tuple(replace(edit, loc_prompt=prompt) for edit in case.edits)))
+    without = sum(case.edits[0].loc_prompt is None for case in cases)
+    note = "the editor was given each case's first locality prompt, which is a test prompt"
+    note += f" ({without} cases have none)" if without else ""
+    return replace(dataset, cases=tuple(cases), notes=(*dataset.notes, note))
 
 
 def leakage_note(train: Sequence[Case], cases: Sequence[Case]) -> tuple[str, ...]:

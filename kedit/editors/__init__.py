@@ -39,9 +39,13 @@ class Editor:
 
     needs_train: ClassVar[bool] = False  # does `fit` learn from training cases?
     needs_subject: ClassVar[bool] = False  # must an edit's subject be a span of its prompt?
+    needs_locality_prompt: ClassVar[bool] = False  # does `edit` need each case's first locality prompt? Captions say so
     reports_steps: ClassVar[bool] = False  # does `edit` call `on_step`?
     side_by_side: bool = True  # can edits be made in several variants of a model (LM.in_variants)?
     keeps_adapter: ClassVar[bool] = False  # is an adapter of all edits in the model afterwards, to be saved alone?
+    prompt_decides: ClassVar[bool] = True  # is what a prompt is read with decided by it alone, not by answer or batch?
+    forgets_some: ClassVar[bool] = False  # may later edits leave an earlier one unread, by design?
+    least_gain: ClassVar[float] = 0.1  # nats by which an edit's answer becomes likelier, at least; 0: by design
     scratch: Path | None = None  # where a long edit may keep what it needs to continue after a kill; emptied after it
 
     # where somebody listens: called after each optimiser step with its number (from 1) and the loss before it

@@ -15,7 +15,7 @@ from kedit.lm.acting import Acting
 from kedit.lm.anatomy import context_length, inspect_anatomy, vocabulary_size
 from kedit.lm.batching import Budget, Result, in_batches
 from kedit.lm.head import wrapper_logits
-from kedit.lm.hooks import entering, hook
+from kedit.lm.hooks import entering, leaving
 from kedit.lm.intervention import Pass
 from kedit.lm.partial_forward import LowerLayerCache, PartialForward, partial_forward_of
 from kedit.lm.route import Reading
@@ -173,17 +173,22 @@ class Forward(Acting):
         return [states[-1:] for states in found] if at == "last" else found
 
     def _hidden(self, ids: Sequence[list[int]], name: str, end: str) -> list[Tensor]:
-        batch, seen = self.batch([Pair(tokens, len(tokens)) for tokens in ids]), []
-
-        def note(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-            out = output[0] if isinstance(output, tuple) else output
-            seen.append((args[0] if args else next(iter(kwargs.values()))) if end == "in" else out)
-
+        """The pass goes no further than the module, and begins with the cached lower layers if they are below it."""
+        batch, module = self.batch([Pair(tokens, len(tokens)) for tokens in ids]), self.model.get_submodule(name)
         this = Pass(batch.mask, batch.mask, who=[pair.reading for pair in batch.pairs])
-        module = self.model.get_submodule(name)
-        with self.passing(this), hook(module.register_forward_hook(note, with_kwargs=True)):
-            self._body(input_ids=batch.ids, use_cache=False, **self._mask_of(batch))
-        return [states[real.to(states.device)] for states, real in zip(seen[-1], batch.mask, strict=True)]
+        above = self.anatomy.first_layer([name]) >= self._lower_layers.first
+
+        def run() -> Tensor:
+            if end == "in":
+                return entering({"": module}, lambda: self._read(batch))[""]
+            return leaving(module, lambda: self._read(batch))
+
+        with self.passing(this), self.using_cache(batch) if above else nullcontext():
+            states = run()
+        return [row[real.to(row.device)] for row, real in zip(states, batch.mask, strict=True)]
+
+    def _read(self, batch: Batch) -> None:
+        self._body(input_ids=batch.ids, use_cache=False, **self._mask_of(batch))
 
     def _mask_of(self, batch: Batch) -> dict[str, Tensor]:
         if self.padding_side == "right":
@@ -242,7 +247,7 @@ def with_prefix(pair: Pair, reading: Reading) -> Pair:
     if reading.prefix is None:
         return replace(pair, reading=reading)
     places = [pair.ids[0]] * len(reading.prefix)
-    return Pair(places + pair.ids, pair.start + len(places), reading)
+    return replace(pair, ids=places + pair.ids, start=pair.start + len(places), reading=reading)
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -33,11 +33,27 @@ def instead(module: nn.Module, forward: Any) -> Iterator[None]:
 
 def given(args: tuple, kwargs: dict[str, Any]) -> Tensor:
     """The hidden state that a module is called with."""
-    return args[0] if args else kwargs["hidden_states"]
+    return args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
 
 
 class _Last(Exception):
     """The last module is reached: nothing above it is run."""
+
+
+def leaving(module: nn.Module, run: Callable[[], object]) -> Tensor:
+    """What a module puts out during `run`, which is left where the module ends. Hooks registered before are seen."""
+    left: list[Tensor] = []
+
+    def after(module: nn.Module, args: tuple, output: Any) -> None:
+        left.append(output[0] if isinstance(output, tuple) else output)
+        raise _Last
+
+    with hook(module.register_forward_hook(after)):
+        try:
+            run()
+        except _Last:
+            return left[0]
+    raise RuntimeError("the pass never came to the module")
 
 
 def entering(modules: Mapping[ModuleName, nn.Module], run: Callable[[], object]) -> dict[ModuleName, Tensor]:

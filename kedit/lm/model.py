@@ -157,7 +157,7 @@ class LM(Routing):
         """exp of the mean NLL of `text`'s tokens, read in consecutive windows; each window's first token is given."""
         ids = self.text.prompts([text])[0]
         window = min(window, self.context)
-        windows = [Pair(ids[i : i + window], 1) for i in range(0, len(ids) - 1, window)]
+        windows = [Pair(ids[i : i + window], 1, whole=True) for i in range(0, len(ids) - 1, window)]
         logprobs = [value for scored in self.score(windows) for value in scored.logprob]
         return float(torch.tensor(logprobs, dtype=torch.float64).mean().neg().exp())
 

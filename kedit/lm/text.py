@@ -24,11 +24,15 @@ SAMPLES = ("The capital of France is Paris.", "a b c", "1 2 3", "x")  # to see w
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt and its answer as one token sequence; the answer is `ids[start:]`. `reading`: what it is read with."""
+    """A prompt and its answer as one token sequence; the answer is `ids[start:]`. `reading`: what it is read with.
+
+    `whole`: a text that has no prompt of its own; interventions see all of it as one.
+    """
 
     ids: list[int]
     start: int
     reading: Reading = field(default_factory=Reading)
+    whole: bool = False
 
     @property
     def answer(self) -> list[int]:
@@ -63,7 +67,8 @@ class Batch:
     def in_prompt(self) -> Bool[Tensor, "n t"]:
         """The prompts' tokens, without soft prompts."""
         prefixes = [0 if p.reading.prefix is None else len(p.reading.prefix) for p in self.pairs]
-        spans = [(prefix, pair.start) for prefix, pair in zip(prefixes, self.pairs, strict=True)]
+        ends = [len(p.ids) if p.whole else p.start for p in self.pairs]
+        spans = list(zip(prefixes, ends, strict=True))
         begin, end = torch.tensor(spans, device=self.mask.device).unbind(1)
         place = self.mask.cumsum(-1)
         return self.mask & (place > begin[:, None]) & (place <= end[:, None])

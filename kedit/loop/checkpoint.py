@@ -73,6 +73,11 @@ def editor_state(cell: Path, step: int, device: str = "cpu") -> dict[str, "Tenso
     return _tensors(cell, f"{STATE}/{step}/editor.safetensors", device) | texts
 
 
+def model_state(cell: Path, step: int) -> dict[str, "Tensor | str"]:
+    """What the LM kept of its edits at this commit."""
+    return dict(_tensors(cell, f"{STATE}/{step}/model.safetensors", "cpu"))
+
+
 def _tensors(cell: Path, name: str, device: str) -> dict[str, "Tensor"]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -86,8 +91,14 @@ def _tensors(cell: Path, name: str, device: str) -> dict[str, "Tensor"]:
 
 
 def _contiguous(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
-    """As safetensors needs them."""
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    """As safetensors needs them: each in memory of its own."""
+    found, seen = {}, set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().contiguous()
+        place = (own.device, own.untyped_storage().data_ptr())
+        found[name] = own.clone() if place in seen else own
+        seen.add(place)
+    return found
 
 
 def _parts(state: Mapping[str, "Tensor | str"]) -> tuple[dict[str, "Tensor"], dict[str, str]]:

@@ -12,6 +12,10 @@ in context        of questions about the case's edit: a string of it stands in t
 in scope          of all questions: the model read something else than the question; 100 minus this is the locality of
                   routing where the edit is not asked about
 
+An editor whose gate decides inside the pass (GRACE, MELO, WISE), or between two models (SERAC), retrieves the entry
+that is nearest, and accepts it if the gate opens: filter recall and precision are those of the gate. WISE's side memory
+holds all edits, so it is retrieved for every question, and right for those about an edit.
+
 A number has no meaning (NaN) where nothing is counted: the first five for kinds that the edit is not about, the
 filter's without a filter.
 """
@@ -29,6 +33,8 @@ UNRELATED = ("locality", "neighborhood")
 ALL = "all"
 MEASURES = ("recall@k", "recall@1", "filter recall", "filter precision", "in context", "in scope")
 COLUMNS = ("T", "kind", "group", "N", *MEASURES)
+ANY = -1  # the edit of an entry that holds all edits
+GATED = "an open gate"
 _QUESTION = ["step", "case", "kind", "group", "probe"]
 
 
@@ -46,7 +52,7 @@ def questions(cell: Cell) -> pd.DataFrame:
     if "route" not in rows:
         return pd.DataFrame()
     tested = rows[(rows["when"] == "test") & rows["kind"].isin(ABOUT + UNRELATED)].drop_duplicates(_QUESTION)
-    routes = [route if isinstance(route, dict) and "retrieved" in route else {} for route in tested["route"]]
+    routes = [_as_recalled(route) if isinstance(route, dict) else {} for route in tested["route"]]
     if not any(routes):
         return pd.DataFrame()
     own = _own_edits(cell.steps, tested)
@@ -78,10 +84,20 @@ def _own_edits(steps: pd.DataFrame, tested: pd.DataFrame) -> list[float]:
     ]
 
 
+def _as_recalled(route: Mapping[str, Any]) -> dict[str, Any]:
+    """A gate's decision as that of a filter over the nearest entry; nothing of routes without a memory."""
+    if "retrieved" in route:
+        return dict(route)
+    if "in_scope" not in route:
+        return {}
+    nearest = {"edit": route.get("edit", ANY), "accepted": route["in_scope"], "gate": True}
+    return {"retrieved": [nearest], "in_context": [GATED] * route["in_scope"], "in_scope": route["in_scope"]}
+
+
 def _judged(route: Mapping[str, Any], own: float) -> dict[str, int]:
     """One question's counts; no route is one for which nothing was recalled."""
     retrieved = route.get("retrieved", [])
-    mine = [found["edit"] == own for found in retrieved]
+    mine = [found["edit"] == own or (found["edit"] == ANY and own == own) for found in retrieved]
     accepted = [is_own for is_own, found in zip(mine, retrieved, strict=True) if found["accepted"]]
     return {
         "retrieved": int(any(mine)),
@@ -91,7 +107,7 @@ def _judged(route: Mapping[str, Any], own: float) -> dict[str, int]:
         "right": sum(accepted),
         "in context": int(any(accepted[: len(route.get("in_context", []))])),  # the first of the accepted
         "in scope": int(route.get("in_scope", 0)),
-        "filtered": int(any("probability" in found for found in retrieved)),
+        "filtered": int(any("probability" in found or "gate" in found for found in retrieved)),
     }
 
 

@@ -92,6 +92,10 @@ def assemble(cfg: DictConfig) -> Parts:
             "save=adapter: this editor leaves no adapter in the model; give save=true for the edited model"
         )
     dataset = instantiate(cfg.dataset, _convert_="all")(train=editor.needs_train)
+    if editor.needs_locality_prompt:
+        from kedit.data.dataset import hand_over
+
+        dataset = hand_over(dataset)
     steps = list(instantiate(cfg.setting, _convert_="all")(dataset.cases, cfg.T))
     if cfg.save and steps and steps[-1].restore:
         raise InputError(

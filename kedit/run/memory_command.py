@@ -1,4 +1,5 @@
-"""The memory of edits that a run has left: python -m kedit.memory CELL list|search|explain. Needs no language model.
+"""The memory of edits that a run has left: python -m kedit.memory CELL list|search|explain. Needs no language model
+(explain of GRACE, MELO, WISE and SERAC, whose gates read one, loads the run's).
 
 list shows every stored string, search those nearest to a text, explain what the editor recalls for a query: what is
 near, what the filter says of it, and what the model would read. CELL is a cell's directory, or a sweep with one cell;
@@ -21,9 +22,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from kedit.common.errors import InputError
 from kedit.common.terminal import use_safe_output
+from kedit.editors.gated import HasEntries
 from kedit.editors.incontext import Candidate, InContext
 from kedit.editors.incontext.edit_memory import MemoryEntry
-from kedit.loop.checkpoint import committed_step, editor_state
+from kedit.loop.checkpoint import committed_step, editor_state, model_state
 from kedit.reports.table import formats
 from kedit.reports.table.formats import Grid, Line
 from kedit.results.cell_files import STEPS
@@ -31,6 +33,7 @@ from kedit.results.cells import Cell, find
 from kedit.results.integrity import read_records
 from kedit.results.routing import edit_numbers
 from kedit.run.cell import one_sentence
+from kedit.run.gated_memory import SavedEntries, is_gated
 
 
 @dataclass(frozen=True)
@@ -95,14 +98,14 @@ def saved_memory(place: str) -> SavedMemory:
     where = cells[0].directory
     if len(cells) > 1:
         raise InputError(f"{place}: {len(cells)} runs there; give the directory of one, e.g. {where}")
-    if not issubclass(get_class(cells[0].config["editor"]["_target_"]), InContext):
+    if not issubclass(get_class(cells[0].config["editor"]["_target_"]), InContext | HasEntries):
         raise InputError(
             f"{where}: its editor {cells[0].meta['editor']} has no memory of edits; give a run of one, e.g. ike"
         )
     found = SavedMemory(cells[0], committed_step(where))
     if found.step < 0:
         raise InputError(f"{where} has not kept its state; remove it and run it again with keep_state=true")
-    if found.step == 0 or not editor_state(where, found.step):
+    if found.step == 0 or not (editor_state(where, found.step) or model_state(where, found.step)):
         raise InputError(
             f"{where}: its memory is empty after step {found.step}: no edit was made yet, or setting="
             f"{cells[0].meta['setting']} has restored the model after its test; a sequential run keeps all"
@@ -201,13 +204,24 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _show_gated(of: SavedEntries, given: argparse.Namespace) -> None:
+    if given.command == "search":
+        raise InputError(f"search looks through texts, which {of.cell.meta['editor']} has none of; use list or explain")
+    if given.command == "list":
+        return formats.show([of.listed(given.edit)])
+    for line in of.explained(given.query):
+        Console(soft_wrap=True, highlight=False).print(line, markup=False)
+
+
 def main() -> None:
     use_safe_output()
     given = arguments()
     disable_progress_bar()
     try:
         of = saved_memory(given.cell)
-        if given.command == "list":
+        if is_gated(of.cell):
+            _show_gated(SavedEntries(of.cell, of.step, of.cases, of.steps[0].get("learnt", {})), given)
+        elif given.command == "list":
             formats.show([listed(of, given.edit)])
         elif given.command == "search":
             formats.show([found(of, given.text, given.k)])

@@ -163,7 +163,7 @@ class Alignment:
             "model": lm.identity,
             "dtype": str(lm.dtype),
             "conversations": digest([[talk.prompt, talk.target_new] for talk in data]),
-            "tuner": _settings(self.tuner),
+            "tuner": settings_of(self.tuner),
             "seed": self.seed,
             "versions": [torch.__version__, transformers.__version__, peft.__version__],
         }
@@ -214,12 +214,12 @@ def _checked(folder: Path, adapter: str | None) -> Path:
     return folder
 
 
-def _settings(value: Any) -> Any:
+def settings_of(value: Any) -> Any:
     """All that a tuner's result depends on, JSON-able."""
     if is_dataclass(value) or isinstance(value, Loss):
         names = [f.name for f in fields(value) if f.init] if is_dataclass(value) else list(vars(value))
-        parts = {name: _settings(getattr(value, name)) for name in names if name not in NOT_LEARNT}
+        parts = {name: settings_of(getattr(value, name)) for name in names if name not in NOT_LEARNT}
         return {"is": type(value).__name__, **parts}
     if isinstance(value, Mapping):
-        return {name: _settings(part) for name, part in value.items()}
+        return {name: settings_of(part) for name, part in value.items()}
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -19,12 +19,13 @@ from transformers import DynamicCache
 from kedit.editors.subject import SubjectSequence
 from kedit.lm.hooks import hook, instead
 from kedit.lm.intervention import Pass
+from kedit.lm.matrix import matrix_name
 from kedit.lm.partial_forward import LayerCache, PartialForward
 
 if TYPE_CHECKING:
     from kedit.lm.model import LM
 
-OutputSite = Literal["mlp_out", "attn_out", "block"]  # whose output is changed, see kedit.lm.anatomy
+OutputSite = Literal["mlp_out", "mlp_in", "attn_out", "block"]  # whose output is changed, see kedit.lm.anatomy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +45,7 @@ class SubjectForward:
     """Forward passes over `rows` with something added to what the `sites` of `layer` put out at the rows' subjects.
 
     `keep`: columns before the first subject are computed once. `until`: prediction is read after this layer (through
-    the final norm and the head), null: after the last.
+    the final norm and the head), null: after the last. `replace`: it takes the place of what they put out.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class SubjectForward:
         *,
         keep: bool = True,
         until: int | None = None,
+        replace: bool = False,
     ):
-        self.lm, self.layer, self.sites, self.until = lm, layer, list(sites), until
+        self.lm, self.layer, self.sites, self.until, self.replace = lm, layer, list(sites), until, replace
         self.original: dict[OutputSite, Float[Tensor, "p d"]] = {}  # their unchanged outputs there
         self.block = suffix_batch(lm, rows, keep)
         self.entered: Tensor  # [n t d], what the columns bring to the first layer that changes
@@ -81,7 +83,7 @@ class SubjectForward:
         block, hidden = self.block, self.entered
         with ExitStack() as stack:
             if self.entry > self.layer:
-                hidden = _added(hidden, block, changes[0])
+                hidden = _added(hidden, block, self._difference(self.sites[0], changes[0]))
             else:
                 for site, change in zip(self.sites, changes, strict=True):
                     stack.enter_context(self._adding(site, change))
@@ -112,8 +114,15 @@ class SubjectForward:
     def _run(self) -> None:
         self.lm.body(input_ids=self.block.ids, **self.block.kwargs)
 
+    def _difference(self, site: OutputSite, change: Float[Tensor, "n d"]) -> Float[Tensor, "p d"]:
+        """What is added at the changed places."""
+        wanted = change[self.block.edit_row.to(change.device)]
+        return wanted - self.original[site].to(wanted) if self.replace else wanted
+
     def _site(self, site: OutputSite) -> nn.Module:
-        return self.lm.model.get_submodule(getattr(self.lm.anatomy, site).format(self.layer))
+        if site == "block":
+            return self.lm.model.get_submodule(self.lm.anatomy.block.format(self.layer))
+        return self.lm.model.get_submodule(matrix_name(self.lm.model, self.lm.anatomy, site, self.layer))
 
     @contextmanager
     def _noting(self, site: OutputSite) -> Iterator[None]:
@@ -134,7 +143,7 @@ class SubjectForward:
         def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             if site not in self.original:
                 self.original[site] = _at(output, block.edit_row, block.at).detach()
-            return _added(output, block, change)
+            return _added(output, block, self._difference(site, change))
 
         with hook(self._site(site).register_forward_hook(add)):
             yield
@@ -231,10 +240,10 @@ def _at(hidden: Tensor, row: Tensor, col: Tensor) -> Tensor:
     return hidden[row.to(hidden.device), col.to(hidden.device)]
 
 
-def _added(hidden: Tensor, block: SuffixBatch, change: Tensor) -> Tensor:
-    """With each row's change at its subject."""
+def _added(hidden: Tensor, block: SuffixBatch, added: Float[Tensor, "p d"]) -> Tensor:
+    """With this at the changed places."""
     place = block.edit_row.to(hidden.device), block.at.to(hidden.device)
-    return hidden.index_put(place, change[block.edit_row.to(change.device)].to(hidden), accumulate=True)
+    return hidden.index_put(place, added.to(hidden), accumulate=True)
 
 
 def single(values: Tensor) -> Tensor:

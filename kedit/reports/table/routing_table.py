@@ -16,7 +16,8 @@ MEANING = (
     "filter recall = one is accepted, where one is retrieved",
     "filter precision = of accepted strings, those of the own edit (all: also of those accepted for other kinds)",
     "injected = one stands in the prompt",
-    "routed = the model read more than the question (100 - routed of locality: the locality of routing)",
+    "routed = the model read more than the question, or a gate opened (100 - routed of locality: the locality of "
+    "routing)",
 )
 _HEAD = ["model", "T", "kind", "group"]
 
