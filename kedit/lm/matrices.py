@@ -1,0 +1,47 @@
+"""The matrices of a model, whichever way round their weights are stored."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from kedit.common.errors import InputError
+from kedit.lm.anatomy import is_matrix
+
+if TYPE_CHECKING:
+    from kedit.lm.model import LM
+
+PARTS = ("mlp", "mlp_out", "attn", "attn_out", "block")
+
+
+def matrices_of(lm: "LM", part: str, layers: Sequence[int]) -> list[str]:
+    """Names of the matrices (modules) of a part of these layers, in the model's order: all of the MLP, or the one that
+    writes its result, ... Raises InputError if the model has no such layer or part."""
+    if part not in PARTS:
+        raise InputError(f"part={part}: no part of a layer with matrices; choose from {', '.join(PARTS)}")
+    lm.anatomy.check_layers(layers)
+    roots = tuple(getattr(lm.anatomy, part).format(layer) for layer in layers)
+    named = [name for name, module in lm.model.named_modules() if is_matrix(module)]
+    return [name for name in named if any(name == root or name.startswith(root + ".") for root in roots)]
+
+
+def widths(lm: "LM", module: str) -> tuple[int, int]:
+    """(i, o): how many numbers enter the matrix, and how many it puts out."""
+    weight = lm.parameter(f"{module}.weight")
+    rows, columns = weight.shape
+    return (rows, columns) if _stored_by_input(lm, module) else (columns, rows)
+
+
+@torch.no_grad()
+def add_to_matrices(lm: "LM", changes: Mapping[str, Float[Tensor, "_ _"]]) -> None:
+    """Add to these matrices changes that are written as [o i], as part of an edit (see UndoLog.add)."""
+    lm.add({f"{name}.weight": change.T if _stored_by_input(lm, name) else change for name, change in changes.items()})
+
+
+def _stored_by_input(lm: "LM", module: str) -> bool:
+    """GPT-2 stores [i o]."""
+    found: nn.Module = lm.model.get_submodule(module)
+    return isinstance(getattr(found, "base_layer", found), Conv1D)
