@@ -1,7 +1,7 @@
 """The matrices of a model, whichever way round their weights are stored."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -14,14 +14,14 @@ from kedit.lm.anatomy import is_matrix
 if TYPE_CHECKING:
     from kedit.lm.model import LM
 
-PARTS = ("mlp", "mlp_out", "attn", "attn_out", "block")
+Part = Literal["mlp", "mlp_out", "attn", "attn_out", "block"]
 
 
 def matrices_of(lm: "LM", part: str, layers: Sequence[int]) -> list[str]:
     """Names of the matrices (modules) of a part of these layers, in the model's order: all of the MLP, or the one that
     writes its result, ... Raises InputError if the model has no such layer or part."""
-    if part not in PARTS:
-        raise InputError(f"part={part}: no part of a layer with matrices; choose from {', '.join(PARTS)}")
+    if part not in get_args(Part):
+        raise InputError(f"part={part}: no part of a layer with matrices; choose from {', '.join(get_args(Part))}")
     lm.anatomy.check_layers(layers)
     roots = tuple(getattr(lm.anatomy, part).format(layer) for layer in layers)
     named = [name for name, module in lm.model.named_modules() if is_matrix(module)]

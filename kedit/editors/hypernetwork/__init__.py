@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import transformers
@@ -19,17 +19,18 @@ from torch import Tensor
 from kedit.cases import Case, Edit
 from kedit.common.cache import digest
 from kedit.common.errors import InputError
+from kedit.common.options import Count, Layers, PathText
 from kedit.common.seeding import seeded
 from kedit.editors import Editor
 from kedit.editors.hypernetwork.networks import NetworkOptions, Sum, UpdateNetwork
 from kedit.editors.hypernetwork.objective import Editing, EditLoss, HypernetworkObjective
 from kedit.editors.hypernetwork.saved import ABOUT, WEIGHTS, load_network
 from kedit.editors.training.artefact import trained_once
-from kedit.editors.training.examples import TrainingEdit, counts, split, training_edits
+from kedit.editors.training.examples import TrainingEdit, counts, fitting, split, training_edits
 from kedit.editors.training.trainer import Trainer, Training
 from kedit.lm import LM
 from kedit.lm.capture import Positions
-from kedit.lm.matrices import add_to_matrices, matrices_of
+from kedit.lm.matrices import Part, add_to_matrices, matrices_of
 
 KIND = "hypernetwork"  # of artefact
 UNLEARNT = ("at_once", "checkpoint_s")  # settings that change nothing that is learnt
@@ -49,21 +50,17 @@ class Hypernetwork(Editor):
     loss: EditLoss
     training: Training
     aggregation: Sum
-    part: str = "mlp"
-    layers: Sequence[int] | None = None
-    last_layers: int = 3
+    part: Part = "mlp"
+    layers: Layers | None = None
+    last_layers: Count = 3
     positions: Positions = "all"
     more_training: Callable[[Sequence[Case]], Sequence[Case]] | None = None
-    trained: str | None = None
+    trained: PathText | None = None
     _home: Path | None = field(default=None, init=False, repr=False)
     _unkept: TemporaryDirectory[str] | None = field(default=None, init=False, repr=False)
     _editing: Editing | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.positions not in get_args(Positions):
-            raise InputError(f"editor.positions={self.positions}: choose from {', '.join(get_args(Positions))}")
-        if self.last_layers < 1:
-            raise InputError(f"editor.last_layers={self.last_layers}: give at least 1")
         if self.trained is not None:
             self._home = Path(self.trained).expanduser()
             missing = [name for name in (WEIGHTS, ABOUT) if not (self._home / name).is_file()]
@@ -91,7 +88,7 @@ class Hypernetwork(Editor):
         if self.trained is None:
             lm.check_unedited("training a hypernetwork")
             train = self.more_training(train) if self.more_training and train else train
-            edits = training_edits(train)
+            edits = fitting(lm, training_edits(train))
             if lm.identity is None:
                 self._unkept = TemporaryDirectory(prefix="kedit-hypernetwork-")  # deleted with self
                 self._home = Path(self._unkept.name)

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from kedit.common.errors import InputError
+from kedit.common.options import Amount, CountOrNone, Positive, Rank
 from kedit.editors.hypernetwork.normaliser import Normaliser
 from kedit.editors.hypernetwork.outer_products import Gradients, OuterProducts, joined
 from kedit.lm.matrices import widths
@@ -56,18 +56,12 @@ class Mend(NetworkOptions):
     whose code adds rate · gradient with a positive rate.
     """
 
-    rank: int
-    blocks: int = 2
+    rank: Rank
+    blocks: CountOrNone = 2
     normalise: bool = True
-    rate: float = 1e-4
-    rate_lr: float = 1e-4
+    rate: Positive = 1e-4
+    rate_lr: Amount = 1e-4
     sign: Sign = "descent"
-
-    def __post_init__(self) -> None:
-        if self.sign not in get_args(Sign):
-            raise InputError(f"editor.network.sign={self.sign}: choose from {', '.join(get_args(Sign))}")
-        if self.rank < 1 or self.blocks < 0:
-            raise InputError(f"editor.network: rank={self.rank} is at least 1, blocks={self.blocks} at least 0")
 
     def build(self, lm: "LM", modules: Sequence[str]) -> "MendNetwork":
         return MendNetwork(self, {name: widths(lm, name) for name in modules}).to(lm.device)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from kedit.common.options import Amount, Share
 from kedit.editors.hypernetwork.networks import Sum, UpdateNetwork
 from kedit.editors.hypernetwork.outer_products import Gradients, OuterProducts, changing, gradients_of
 from kedit.editors.training.examples import Example, TrainingEdit
@@ -29,10 +30,10 @@ class EditLoss:
     edited) at the tokens of a question that it leaves as it is: all of them, or those that predict its answer
     (`locality_at`). `own_wording`: the share of draws that ask the edit's own prompt (EasyEdit's training: 1)."""
 
-    edit_weight: float = 0.1
-    locality_weight: float = 1.0
+    edit_weight: Amount = 0.1
+    locality_weight: Amount = 1.0
     locality_at: Literal["all", "answer"] = "all"
-    own_wording: float = 0.0
+    own_wording: Share = 0.0
 
 
 @dataclass(kw_only=True, eq=False)

@@ -3,10 +3,14 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
+
+if TYPE_CHECKING:
+    from kedit.lm.model import LM
 
 REPHRASED = ("generality", "paraphrase")  # kinds of probe that ask the edit itself in other words
 KEPT = ("locality", "neighborhood")  # ... and those whose answer stays
@@ -71,6 +75,26 @@ def _with_kept(one: TrainingEdit, others: Sequence[tuple[str, Edit]]) -> Trainin
     return TrainingEdit(one.case, one.edit, one.rephrased, drawn)
 
 
+def fitting(lm: "LM", edits: Sequence[TrainingEdit]) -> list[TrainingEdit]:
+    """Without the questions that are longer, with their answers, than the model's context, and without the edits that
+    are themselves or have no locality question left. Raises InputError if nothing is left to learn from."""
+    asked = list(dict.fromkeys(q for one in edits for q in (one.edit, *one.rephrased, *one.kept)))
+    pairs = lm.text.pairs([q.prompt for q in asked], [q.target_new for q in asked])
+    short = {q for q, pair in zip(asked, pairs, strict=True) if len(pair.ids) <= lm.context}
+    left = [
+        replace(one, rephrased=[q for q in one.rephrased if q in short], kept=[q for q in one.kept if q in short])
+        for one in edits
+        if one.edit in short
+    ]
+    found = [one for one in left if one.kept]
+    if len({one.case for one in found}) < 2:
+        raise InputError(
+            f"of {len(edits)} training edits {len(found)} fit the model's context of {lm.context} tokens; give shorter "
+            "ones with dataset.train_path, or a model with a longer context"
+        )
+    return found
+
+
 def split(edits: Sequence[TrainingEdit], share: float, seed: int) -> tuple[list[TrainingEdit], list[TrainingEdit]]:
     """(to learn from, held out): whole cases, drawn by the seed; at least one of each."""
     cases = sorted({one.case for one in edits})
@@ -80,9 +104,10 @@ def split(edits: Sequence[TrainingEdit], share: float, seed: int) -> tuple[list[
 
 
 def counts(edits: Sequence[TrainingEdit], cases: Sequence[Case]) -> dict[str, int]:
-    """For the report: how many edits there are, and what stands for what the data lacks."""
+    """For the report: how many of the cases' edits are learnt from, and what stands for what the data lacks."""
     asked = {case.id: any(probe.kind in KEPT for probe in case.probes) for case in cases}
     found = Counter({"edits": len(edits)})
     found["without a rephrased prompt (asked in their own words)"] = sum(not one.rephrased for one in edits)
     found["without a locality question (other edits' prompts instead)"] = sum(not asked[one.case] for one in edits)
+    found["longer than the model's context (left out)"] = sum(len(case.edits) for case in cases) - len(edits)
     return {name: count for name, count in found.items() if count}

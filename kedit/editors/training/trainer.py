@@ -8,16 +8,17 @@ from functools import lru_cache
 from math import ceil, inf, isfinite
 from pathlib import Path
 from statistics import mean
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
+from annotated_types import Gt, Lt
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import set_seed
 
-from kedit.common.errors import InputError
+from kedit.common.options import Amount, Count, Positive, Seed
 from kedit.common.progress import progress
 from kedit.editors.training.checkpoint import Checkpoint
 
@@ -43,29 +44,17 @@ class Training:
     `checkpoint_s` seconds: neither changes what is learnt, but for the last digits.
     """
 
-    lr: float
-    edits: int
-    edits_per_update: int
-    validate_every: int
-    validation: float = 0.1
-    validation_edits: int = 500
-    patience: int | None = None
-    max_grad_norm: float | None = None
-    at_once: int | None = None
-    checkpoint_s: float = 600.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        counts = {name: getattr(self, name) for name in ("edits", "edits_per_update", "validate_every")}
-        counts |= {"validation_edits": self.validation_edits, "at_once": self.at_once or 1}
-        for name, value in counts.items():
-            if value < 1:
-                raise InputError(f"editor.training.{name}={value}: give at least 1")
-        if not 0 < self.validation < 1:
-            raise InputError(
-                f"editor.training.validation={self.validation}: a share of the training cases is held out to choose "
-                "what is kept; give a number between 0 and 1"
-            )
+    lr: Amount
+    edits: Count
+    edits_per_update: Count
+    validate_every: Count
+    validation: Annotated[float, Gt(0), Lt(1)] = 0.1
+    validation_edits: Count = 500
+    patience: Count | None = None
+    max_grad_norm: Positive | None = None
+    at_once: Count | None = None
+    checkpoint_s: Amount = 600.0
+    seed: Seed = 0
 
     @property
     def updates(self) -> int:
