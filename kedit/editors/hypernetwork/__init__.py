@@ -25,7 +25,7 @@ from kedit.editors import Editor
 from kedit.editors.hypernetwork.networks import NetworkOptions, Sum, UpdateNetwork
 from kedit.editors.hypernetwork.objective import Editing, EditLoss, HypernetworkObjective
 from kedit.editors.hypernetwork.saved import ABOUT, WEIGHTS, load_network
-from kedit.editors.training.artefact import trained_once
+from kedit.editors.training.artefact import code_of, trained_once
 from kedit.editors.training.examples import TrainingEdit, counts, fitting, split, training_edits
 from kedit.editors.training.trainer import Trainer, Training
 from kedit.lm import LM
@@ -151,6 +151,7 @@ class Hypernetwork(Editor):
             "loss": _described(self.loss),
             "training": training,
             "edits": digest([asdict(edit) for edit in edits]),
+            "code": code_of(Path(__file__).parent.name),
             "versions": [torch.__version__, transformers.__version__],
         }
 

@@ -10,9 +10,16 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from kedit.common.cache import cache_folder, cached, digest
+from kedit.common.cache import cache_folder, cached, digest, sha256
 
 Train = Callable[[Path, Path], None]  # (folder for what is learnt, folder for what a continued training needs)
+
+
+def code_of(*packages: str) -> str:
+    """A hash of all code of these packages of kedit.editors and of this one: other code may learn something else."""
+    here = Path(__file__).parent
+    files = [file for name in (here.name, *packages) for file in sorted((here.parent / name).glob("*.py"))]
+    return digest([sha256(file) for file in files])
 
 
 def trained_once(kind: str, key: Mapping[str, Any], train: Train, *, cpu: bool) -> Path:
