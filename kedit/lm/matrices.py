@@ -24,15 +24,25 @@ def matrices_of(lm: "LM", part: str, layers: Sequence[int]) -> list[str]:
         raise InputError(f"part={part}: no part of a layer with matrices; choose from {', '.join(get_args(Part))}")
     lm.anatomy.check_layers(layers)
     roots = tuple(getattr(lm.anatomy, part).format(layer) for layer in layers)
-    named = [name for name, module in lm.model.named_modules() if is_matrix(module)]
+    return matrices_in(lm.model, roots)
+
+
+def matrices_in(model: nn.Module, roots: Sequence[str]) -> list[str]:
+    """Names of the matrices that these modules are or have, in the model's order."""
+    named = [name for name, module in model.named_modules() if is_matrix(module)]
     return [name for name in named if any(name == root or name.startswith(root + ".") for root in roots)]
 
 
 def widths(lm: "LM", module: str) -> tuple[int, int]:
     """(i, o): how many numbers enter the matrix, and how many it puts out."""
-    weight = lm.parameter(f"{module}.weight")
-    rows, columns = weight.shape
-    return (rows, columns) if _stored_by_input(lm, module) else (columns, rows)
+    return widths_of(lm.model.get_submodule(module))
+
+
+def widths_of(matrix: nn.Module) -> tuple[int, int]:
+    """The same of a module."""
+    weight = getattr(matrix, "base_layer", matrix).weight
+    rows, columns = weight.shape  # type: ignore[misc]
+    return (int(rows), int(columns)) if _by_input(matrix) else (int(columns), int(rows))
 
 
 @torch.no_grad()
@@ -43,5 +53,8 @@ def add_to_matrices(lm: "LM", changes: Mapping[str, Float[Tensor, "_ _"]]) -> No
 
 def _stored_by_input(lm: "LM", module: str) -> bool:
     """GPT-2 stores [i o]."""
-    found: nn.Module = lm.model.get_submodule(module)
-    return isinstance(getattr(found, "base_layer", found), Conv1D)
+    return _by_input(lm.model.get_submodule(module))
+
+
+def _by_input(matrix: nn.Module) -> bool:
+    return isinstance(getattr(matrix, "base_layer", matrix), Conv1D)

@@ -3,37 +3,28 @@
 gradients (kedit.lm.capture) x network (normalised, mapped) x aggregation (over rows and edits). MEND and KE are yamls.
 """
 
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import transformers
-from safetensors.torch import save_file
 from torch import Tensor
 
 from kedit.cases import Case, Edit
-from kedit.common.cache import digest
-from kedit.common.errors import InputError
 from kedit.common.options import Count, Layers, PathText
 from kedit.common.seeding import seeded
 from kedit.editors import Editor
 from kedit.editors.hypernetwork.networks import NetworkOptions, Sum, UpdateNetwork
 from kedit.editors.hypernetwork.objective import Editing, EditLoss, HypernetworkObjective
-from kedit.editors.hypernetwork.saved import ABOUT, WEIGHTS, load_network
-from kedit.editors.training.artefact import code_of, trained_once
-from kedit.editors.training.examples import TrainingEdit, counts, fitting, split, training_edits
-from kedit.editors.training.trainer import Trainer, Training
+from kedit.editors.hypernetwork.saved import load_network
+from kedit.editors.training.artefact import Trained, TrainingJob, described, given
+from kedit.editors.training.examples import counts, fitting, split, training_edits
+from kedit.editors.training.trainer import Training
 from kedit.lm import LM
 from kedit.lm.capture import Positions
 from kedit.lm.matrices import Part, add_to_matrices, matrices_of
 
 KIND = "hypernetwork"  # of artefact
-UNLEARNT = ("at_once", "checkpoint_s")  # settings that change nothing that is learnt
 
 
 @dataclass(kw_only=True, eq=False)
@@ -56,19 +47,12 @@ class Hypernetwork(Editor):
     positions: Positions = "all"
     more_training: Callable[[Sequence[Case]], Sequence[Case]] | None = None
     trained: PathText | None = None
-    _home: Path | None = field(default=None, init=False, repr=False)
-    _unkept: TemporaryDirectory[str] | None = field(default=None, init=False, repr=False)
+    _learnt: Trained | None = field(default=None, init=False, repr=False)
     _editing: Editing | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.trained is not None:
-            self._home = Path(self.trained).expanduser()
-            missing = [name for name in (WEIGHTS, ABOUT) if not (self._home / name).is_file()]
-            if missing:
-                raise InputError(
-                    f"editor.trained={self.trained}: no {' and no '.join(missing)} there; give a folder that a "
-                    "training or python -m kedit.convert has written"
-                )
+            self._learnt = given(self.trained)
 
     @property
     def needs_train(self) -> bool:  # type: ignore[override]
@@ -87,19 +71,12 @@ class Hypernetwork(Editor):
         """Learn, once for each model, training data and settings (a model without identity: not kept)."""
         if self.trained is None:
             lm.check_unedited("training a hypernetwork")
-            train = self.more_training(train) if self.more_training and train else train
-            edits = fitting(lm, training_edits(train))
-            if lm.identity is None:
-                self._unkept = TemporaryDirectory(prefix="kedit-hypernetwork-")  # deleted with self
-                self._home = Path(self._unkept.name)
-                self._train(lm, edits, counts(edits, train), "", self._home, self._home / "scratch")
-            else:
-                self._home = self._built(lm, edits, counts(edits, train))
+            self._learnt = self._job(lm, train).run()
         self._editing = self._loaded(lm)
 
     def fit_report(self) -> Mapping[str, Any]:
         """What was learnt from, the validation curve, which of its points was kept, seconds; and where it is kept."""
-        return json.loads((self._learnt / ABOUT).read_text()) | {"folder": None if self._unkept else str(self._learnt)}
+        return self._learnt.report if self._learnt else {}
 
     def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
         if not edits:
@@ -123,13 +100,9 @@ class Hypernetwork(Editor):
 
     # --- what is learnt -----------------------------------------------------------------------------------------------
 
-    @property
-    def _learnt(self) -> Path:
-        if self._home is None:
-            raise RuntimeError("nothing is learnt yet: call fit first")
-        return self._home
-
     def _loaded(self, lm: LM) -> Editing:
+        if self._learnt is None:
+            raise RuntimeError("nothing is learnt yet: call fit first")
         modules = self.modules(lm)
         with seeded(0):
             network = self.network.build(lm, modules)
@@ -139,45 +112,23 @@ class Hypernetwork(Editor):
     def _editing_of(self, lm: LM, modules: Sequence[str], network: UpdateNetwork) -> Editing:
         return Editing(lm=lm, modules=modules, positions=self.positions, network=network, aggregation=self.aggregation)
 
-    def _built(self, lm: LM, edits: Sequence[TrainingEdit], data: Mapping[str, int]) -> Path:
-        training = {name: value for name, value in asdict(self.training).items() if name not in UNLEARNT}
-        key = {
-            "model": lm.identity,
-            "dtype": str(lm.dtype),
-            "modules": self.modules(lm),
-            "positions": self.positions,
-            "network": _described(self.network),
-            "aggregation": _described(self.aggregation),
-            "loss": _described(self.loss),
-            "training": training,
-            "edits": digest([asdict(edit) for edit in edits]),
-            "code": code_of(Path(__file__).parent.name),
-            "versions": [torch.__version__, transformers.__version__],
-        }
-
-        def train(folder: Path, scratch: Path) -> None:
-            self._train(lm, edits, data, digest(key), folder, scratch)
-
-        return trained_once(KIND, key, train, cpu=lm.device.type == "cpu")
-
-    def _train(
-        self, lm: LM, edits: Sequence[TrainingEdit], data: Mapping[str, int], of: str, folder: Path, scratch: Path
-    ) -> None:
-        started, modules = time.perf_counter(), self.modules(lm)
+    def _job(self, lm: LM, train: Sequence[Case]) -> TrainingJob:
+        train = self.more_training(train) if self.more_training and train else train
+        edits, modules = fitting(lm, training_edits(train)), self.modules(lm)
         learnt, held_out = split(edits, self.training.validation, self.training.seed)
-        with seeded(self.training.seed):
-            network = self.network.build(lm, modules)
-            editing = self._editing_of(lm, modules, network)
-            objective = HypernetworkObjective(editing, self.loss, self.training, learnt, held_out)
-            trainer = Trainer(objective, self.training, scratch, of, cpu=lm.device.type == "cpu")
-            report = trainer.run("hypernetwork")
-        folder.mkdir(exist_ok=True)
-        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
-        size = {"parameters": sum(p.numel() for p in network.parameters())}
-        about = {"modules": modules, "data": {**data, "held_out": len(held_out)}, **size, **report}
-        (folder / ABOUT).write_text(json.dumps(about | {"seconds": round(time.perf_counter() - started, 1)}))
 
+        def objective() -> HypernetworkObjective:
+            editing = self._editing_of(lm, modules, self.network.build(lm, modules))
+            return HypernetworkObjective(editing, self.loss, self.training, learnt, held_out)
 
-def _described(part: Any) -> Any:
-    fields = asdict(part) if is_dataclass(part) and not isinstance(part, type) else {}
-    return {"is": type(part).__name__, **fields}
+        parts = {name: described(getattr(self, name)) for name in ("network", "aggregation", "loss")}
+        return TrainingJob(
+            kind=KIND,
+            lm=lm,
+            edits=edits,
+            training=self.training,
+            key={"modules": modules, "positions": self.positions, **parts},
+            packages=["hypernetwork"],
+            about={"modules": modules, "data": {**counts(edits, train), "held_out": len(held_out)}},
+            objective=objective,
+        )
