@@ -1,7 +1,7 @@
 """RECIPE (Chen et al. 2024, arXiv 2405.03279): each stored edit is a learnt soft prompt, and a learnt sentinel decides
 which queries are given one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ KIND = "recipe"  # of artefact
 class PromptMemory(EditMemory):
     """Stored edits and queries as RECIPE's network represents them; `encoder` is what the network reads them with."""
 
+    learnt: Callable[[], RecipeNetwork] | None = field(default=None, init=False, repr=False)  # loads the network
     _network: RecipeNetwork | None = field(default=None, init=False, repr=False)
     _reader: TextEncoder | None = field(default=None, init=False, repr=False)
     _prompts: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -54,6 +55,8 @@ class PromptMemory(EditMemory):
 
     @property
     def network(self) -> RecipeNetwork:
+        if self._network is None and self.learnt is not None:
+            self.use(self.learnt())
         if self._network is None:
             raise RuntimeError("nothing is learnt yet: call fit first")
         return self._network
@@ -110,6 +113,7 @@ class Recipe(InContext):
             raise InputError("editor.memory.normalize=true: learnt scores are inner products; set it to false")
         if self.trained is not None:
             self._learnt = given(self.trained)
+        self.memory.learnt = self._loaded
 
     @property
     def needs_train(self) -> bool:  # type: ignore[override]
@@ -120,7 +124,7 @@ class Recipe(InContext):
         if self.trained is None:
             lm.check_unedited("training RECIPE's prompts")
             self._learnt = self._job(lm, train).run()
-        self._load(_width(lm))
+        self.memory.use(self._loaded(_width(lm)))
 
     def _job(self, lm: LM, train: Sequence[Case]) -> TrainingJob:
         train = self.more_training(train) if self.more_training and train else train
@@ -144,8 +148,8 @@ class Recipe(InContext):
             objective=objective,
         )
 
-    def _load(self, model_width: int | None = None) -> None:
-        """Give the memory what was learnt, for a model of this width (None: whichever it was)."""
+    def _loaded(self, model_width: int | None = None) -> RecipeNetwork:
+        """What was learnt, for a model of this width (None: whichever it was)."""
         if self._learnt is None:
             raise RuntimeError("nothing is learnt yet: call fit first")
         about = self._learnt.about
@@ -156,7 +160,7 @@ class Recipe(InContext):
             )
         network = self.network.build(self.memory.reader, model_width or about["model_width"])
         self._learnt.fill(network)
-        self.memory.use(network)
+        return network
 
     def fit_report(self) -> Mapping[str, Any]:
         """What was learnt from, the validation curve, which of its points was kept, seconds; and where it is kept."""
@@ -165,8 +169,6 @@ class Recipe(InContext):
     @torch.no_grad()
     def retrieve(self, queries: Sequence[str]) -> list[list[Candidate]]:
         """The nearest stored edits, and whether they beat the sentinel; the probability is that of the two alone."""
-        if self.memory._network is None:
-            self._load()
         found = self.memory.nearest(queries)
         margins = [[self.memory.margin(q, hit.cosine) for hit in hits] for q, hits in zip(queries, found, strict=True)]
         return [
