@@ -53,7 +53,6 @@ QUICK = {
     "prompt.encoder": MINILM,
     "prompt.k": 2,
     "network.train_encoder": False,
-    "training.lr": 1e-3,
     "training.edits": 320,
     "training.edits_per_update": 16,
     "training.validate_every": 160,

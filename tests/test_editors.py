@@ -17,7 +17,14 @@ from kedit.editors import Editor
 from kedit.lm import LM
 
 DATA = world.cases(edits=4, limit=4, seed=1, train=True, train_people=24)
-FAST = {"values.steps": 20, "sampling.lengths": [[5, 2]], "inject": 1}  # where an editor has them
+FAST = {
+    "values.steps": 20,
+    "sampling.lengths": [[5, 2]],
+    "inject": 1,
+    "network.rank": 32,
+    "network.width": 128,
+    "loss.contrastive": 0.0,  # of 24 people nobody learns when to use no edit
+}  # where an editor has them
 SUPPOSED = "Suppose that {facts}. Then {query}"  # what the world's model understands without having been aligned
 EDITS = [case.edits[0] for case in DATA.cases]
 

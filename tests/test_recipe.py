@@ -178,6 +178,7 @@ def test_a_run_keeps_its_memory_and_routes(kedit: Callable[..., Done], tmp_path:
     from kedit.run.memory_command import explained, listed, saved_memory
 
     [cell] = find(str(tmp_path / "runs"))
+    assert "recipe's encoder is all-MiniLM-L6-v2" in " ".join(done.stdout.split())
     measured = routing(cell).set_index("kind")
     assert {"filter precision", "filter recall"} <= set(measured.columns)
     of = saved_memory(str(tmp_path / "runs"))
