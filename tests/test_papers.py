@@ -17,7 +17,7 @@ ABSENT = {  # what the papers have and conf/ has not; "" and averages are no pie
     "dataset": set("csqa hellaswag mmlu mnli mquake sst2 winogrande".split()),
     "editor": set(
         """ft_layer21 ft_layers3_5_mask ft_layers3_5_mask_para ft_layers3_5_mask_para_rand
-        ft_mask_para_rand_no_lora ke melo melo_overtone mend post_alignment recipe serac wise wise_overtone""".split()
+        ft_mask_para_rand_no_lora ke melo melo_overtone post_alignment serac wise wise_overtone""".split()
     ),
 }
 NO_PIECE = {"dataset": {"average", "all"}, "editor": {"none"}}  # none: the unedited model
