@@ -21,7 +21,7 @@ from kedit.editors.gated.grace import GRACE
 from kedit.editors.gated.loc_prompts import Given
 from kedit.editors.gated.melo import MELO
 from kedit.editors.gated.wise import WISE
-from kedit.lm.matrix import activation, sizes
+from kedit.lm.matrices import activation, widths_of
 from kedit.losses.cross_entropy import CrossEntropy
 
 OUTSIDE = "The capital of Japan is Tokyo"
@@ -61,7 +61,7 @@ def ids_of(bench: Bench, edit: Edit) -> tuple[Tensor, int]:
 def grace(bench: Bench, repeats: int, steps: int, folder: Path) -> list[str]:
     editor = GRACE(steps=steps, lr=1.0, radius=1.0)
     module = editor.module(bench.lm)
-    value = torch.rand(sizes(bench.lm.model.get_submodule(module))[1], device=bench.device)
+    value = torch.rand(widths_of(bench.lm.model.get_submodule(module))[1], device=bench.device)
     save_file({"values": value[None]}, folder / "values.safetensors")
     editor.initial_values = str(folder / "values.safetensors")
     model = deepcopy(bench.lm.model)
@@ -77,7 +77,7 @@ def grace(bench: Bench, repeats: int, steps: int, folder: Path) -> list[str]:
 def melo(bench: Bench, repeats: int, steps: int, folder: Path) -> list[str]:
     editor = MELO(loss=CrossEntropy(), steps=steps, lr=1e-3, radius=0.5, rank=2, part="mlp_in", depth=35 / 48)
     adapted = editor.adapted(bench.lm)
-    starts = [torch.rand(sizes(bench.lm.model.get_submodule(name))[0], 2, device=bench.device) for name in adapted]
+    starts = [torch.rand(widths_of(bench.lm.model.get_submodule(name))[0], 2, device=bench.device) for name in adapted]
     save_file({f"A.{i}": start[None] for i, start in enumerate(starts)}, folder / "blocks.safetensors")
     editor.initial_blocks = str(folder / "blocks.safetensors")
     model = deepcopy(bench.lm.model)

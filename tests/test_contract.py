@@ -42,6 +42,9 @@ FAST = {  # where an editor has them
     "scope.pairs.mined": 0,
     "scope.training.max_steps": 1,
     "counterfactual.tuner.max_steps": 1,
+    "network.rank": 32,
+    "network.width": 128,
+    "loss.contrastive": 0.0,  # of 24 people nobody learns when to use no edit
     "inject": 1,
     "examples.para.n": 3,
     "examples.rand.n": 3,

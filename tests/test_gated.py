@@ -24,7 +24,7 @@ from kedit.editors.gated.serac import SERAC
 from kedit.editors.gated.side_memory import ties
 from kedit.editors.gated.wise import WISE
 from kedit.lm import LM
-from kedit.lm.matrix import activation, sizes
+from kedit.lm.matrices import activation, widths_of
 from kedit.loop.checkpoint import model_state, save_checkpoint
 from kedit.losses.cross_entropy import CrossEntropy
 
@@ -72,7 +72,7 @@ def test_grace_is_the_plain_loop(small: LM, tmp_path: Path, part: Any, released:
     editor = GRACE(steps=6, lr=0.5, radius=1.0, part=part, layer=1, **quirks)
     module = editor.module(small)
     editor.radius = reach(small, module, "in", lambda edit: edit.prompt)
-    values = torch.rand(len(EDITS), sizes(small.model.get_submodule(module))[1])
+    values = torch.rand(len(EDITS), widths_of(small.model.get_submodule(module))[1])
     save_file({"values": values}, tmp_path / "values.safetensors")
     editor.initial_values = str(tmp_path / "values.safetensors")
     settings = {"lr": 0.5, "steps": 6, "radius": editor.radius, "released": released}
@@ -141,7 +141,7 @@ def test_melo_is_the_plain_loop(small: LM, tmp_path: Path) -> None:
     )
     adapted = editor.adapted(small)
     editor.radius = reach(small, editor.module(small), "out", lambda edit: f"{edit.prompt} {edit.target_new}")
-    inputs = [sizes(small.model.get_submodule(name))[0] for name in adapted]
+    inputs = [widths_of(small.model.get_submodule(name))[0] for name in adapted]
     blocks = {f"A.{i}": 0.1 * torch.randn(len(EDITS), size, 2) for i, size in enumerate(inputs)}
     save_file(blocks, tmp_path / "blocks.safetensors")
     editor.initial_blocks = str(tmp_path / "blocks.safetensors")

@@ -15,10 +15,7 @@ ABSENT = {  # what the papers have and conf/ has not; "" and averages are no pie
     "model": set[str](),
     "setting": set[str](),
     "dataset": set("csqa hellaswag mmlu mnli mquake sst2 winogrande".split()),
-    "editor": set(
-        """ft_layer21 ft_layers3_5_mask ft_layers3_5_mask_para ft_layers3_5_mask_para_rand
-        ft_mask_para_rand_no_lora ke melo melo_overtone mend post_alignment recipe serac wise wise_overtone""".split()
-    ),
+    "editor": set("ke melo melo_overtone post_alignment serac wise wise_overtone".split()),
 }
 NO_PIECE = {"dataset": {"average", "all"}, "editor": {"none"}}  # none: the unedited model
 MODELS = """llama2-7b llama2-7b-chat llama3-8b llama3-8b-instruct llama3.1-8b-instruct qwen1.5-7b qwen1.5-0.5b

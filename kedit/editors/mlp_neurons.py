@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from kedit.editors.attribution import HookPoint
+from kedit.lm.matrices import add_to_matrices
 from kedit.lm.text import Pair
 
 if TYPE_CHECKING:
@@ -21,6 +21,4 @@ def neuron_sites(lm: "LM", pair: Pair) -> list[HookPoint]:
 
 def add_to_neurons(lm: "LM", layer: int, change: Float[Tensor, "f d"]) -> None:
     """Change the value vectors of the layer: what a neuron adds to the residual stream, times its activation."""
-    name = lm.anatomy.mlp_out.format(layer)
-    stored_by_neuron = isinstance(lm.model.get_submodule(name), Conv1D)
-    lm.add({f"{name}.weight": change if stored_by_neuron else change.T})
+    add_to_matrices(lm, {lm.anatomy.mlp_out.format(layer): change.T})

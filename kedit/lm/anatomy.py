@@ -129,7 +129,7 @@ def _body_and_layers(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
 
 def _attention_and_mlp(layers: nn.ModuleList) -> tuple[nn.Module, nn.Module]:
     first = layers[0]
-    parts = [(name, m) for name, m in first.named_children() if any(_is_matrix(k) for k in m.modules())]
+    parts = [(name, m) for name, m in first.named_children() if any(is_matrix(k) for k in m.modules())]
     attends = [(name, m) for name, m in parts if "attention_mask" in inspect.signature(m.forward).parameters]
     computes = [part for part in parts if part not in attends]
     if len(attends) != 1 or len(computes) != 1:
@@ -155,7 +155,8 @@ def _check_dense(config: PretrainedConfig, layers: nn.ModuleList) -> None:
             )
 
 
-def _is_matrix(module: nn.Module) -> bool:
+def is_matrix(module: nn.Module) -> bool:
+    """Does it multiply by one weight, [o i] or (Conv1D) [i o]?"""
     return isinstance(module, nn.Linear | Conv1D)
 
 

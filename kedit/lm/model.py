@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.common.errors import InputError
 from kedit.lm.batching import Budget, in_batches
+from kedit.lm.capture import capture
 from kedit.lm.changes import no_suspension
 from kedit.lm.forward import with_prefix
 from kedit.lm.generate import SeededTopK, Stop, continue_batch, greedy, key_value_bytes
@@ -226,6 +227,10 @@ class LM(Routing):
         token = key_value_bytes(self.model.config, self.dtype.itemsize)
         sizes = [(len(pair.ids) + limit) * token for pair, limit in zip(pairs, limits, strict=True)]
         return in_batches(sizes, run, self.generation_budget, [pair.reading.variant for pair in pairs])
+
+    # --- gradients ----------------------------------------------------------------------------------------------------
+
+    capture = capture
 
     # --- leaving ------------------------------------------------------------------------------------------------------
 

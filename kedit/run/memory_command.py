@@ -60,8 +60,12 @@ class SavedMemory:
 
     def editor(self, *, filtered: bool = False, k: int | None = None) -> InContext:
         """`filtered`: with its filter; `k`: retrieving so many."""
-        config = {**self.config, "augmentation": None, "alignment": None}
-        config["filter"] = self._filter if filtered else None
+        config: dict[str, Any] = {**self.config}
+        config |= {name: None for name in ("augmentation", "alignment") if name in config}
+        if "filter" in config:
+            config["filter"] = self._filter if filtered else None
+        if "trained" in config:
+            config["trained"] = self.config["trained"] or self._trained(self.steps[0]["learnt"], "prompt generator")
         config["memory"] = config["memory"] | ({"k": k} if k else {})
         with one_sentence():
             editor = instantiate(config, _convert_="all")
@@ -83,13 +87,17 @@ class SavedMemory:
         config = self.config.get("filter")
         if not config or config["trained"]:
             return config
-        folder = self.steps[0]["learnt"]["filter"]["folder"]
+        return {**config, "trained": self._trained(self.steps[0]["learnt"]["filter"], "filter")}
+
+    def _trained(self, learnt: Mapping[str, Any], what: str) -> str:
+        """The folder of what the run has trained."""
+        folder = str(learnt["folder"])
         if not Path(folder).is_dir():
             raise InputError(
-                f"{folder}: the filter that {self.cell.directory} trained is not in the cache any more; any run with "
+                f"{folder}: the {what} that {self.cell.directory} trained is not in the cache any more; any run with "
                 "the same dataset and editor trains it again"
             )
-        return {**config, "trained": folder}
+        return folder
 
 
 def saved_memory(place: str) -> SavedMemory:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import islice
 from math import ceil
 from statistics import mean
@@ -26,7 +27,7 @@ from kedit.common.options import Amount, Count, Positive, Share
 from kedit.common.progress import progress
 from kedit.editors.extra_examples import Texts
 from kedit.editors.finetune.base import Tuner, finite, moved
-from kedit.editors.finetune.training_checkpoint import Checkpoint
+from kedit.editors.training.checkpoint import Checkpoint
 from kedit.lm import LM
 from kedit.lm.modes import eval_mode
 from kedit.lm.trained import StartWeights, Trained
@@ -161,8 +162,9 @@ class TrainingRun:
         updates = ceil(self.steps / self.accumulation)
         warmup = ceil(updates * tuner.warmup_ratio)
         self.schedule = get_scheduler(tuner.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=updates)
+        of = sha256(repr(list(data.edits)).encode()).hexdigest()
         self.checkpoint = Checkpoint(
-            tuner.scratch, data.edits, trained.leaves, optimizer, self.schedule, tuner.checkpoint_s
+            tuner.scratch, of, trained.leaves, optimizer, tuner.checkpoint_s, schedule=self.schedule
         )
         self.objective = Objective(tuner, lm, self.start, data.per_edit)
         self.model = self.accelerator.prepare_model(self.objective, device_placement=False)
@@ -172,7 +174,8 @@ class TrainingRun:
         """Steps taken, the last epoch's mean loss, examples a second."""
         if self.tuner.loss.remembers:
             self._remember()
-        done, losses = self.checkpoint.load()  # losses: of the epoch so far
+        before = self.checkpoint.load()
+        done, losses = before.get("step", 0), before.get("losses", [])  # losses: of the epoch so far
         self.trained.write()
         self.start.moved = done > 0
         size = self.tuner.batch_size * self.accelerator.num_processes
@@ -187,7 +190,7 @@ class TrainingRun:
                 if len(losses) == self.batches and self._learnt(losses):
                     break
                 if (number + 1) % self.accumulation == 0 and self.accelerator.is_main_process:
-                    self.checkpoint.save(number + 1, losses)
+                    self.checkpoint.save({"step": number + 1, "losses": losses})
         rate = round((number + 1 - done) * size / (time.perf_counter() - began), 2)
         return {"steps": number + 1, "loss": mean(losses), "examples_per_s": rate}
 

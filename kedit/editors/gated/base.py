@@ -15,7 +15,7 @@ from kedit.editors.gated import EntryRow, HasEntries
 from kedit.editors.gated.store import Store
 from kedit.lm import LM
 from kedit.lm.intervention import Change
-from kedit.lm.matrix import MatrixPart, matrix_name
+from kedit.lm.matrices import MatrixPart, matrix_name
 from kedit.lm.undo import ATTACHED
 
 Cost = Mapping[str, float | int]

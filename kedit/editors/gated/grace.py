@@ -22,7 +22,7 @@ from kedit.editors.locate.subject_forward import SubjectForward, single
 from kedit.editors.subject import SubjectSequence
 from kedit.lm import LM, Pass
 from kedit.lm.intervention import Change
-from kedit.lm.matrix import sizes
+from kedit.lm.matrices import widths_of
 from kedit.lm.partial_forward import TrainingForward
 from kedit.lm.text import Pair
 
@@ -128,7 +128,7 @@ class GRACE(Gated):
         value = given.given("editor.initial_values", self.initial_values, "values", number)
         if value is None and self.start == "output":
             value = lm.hidden([pair.prompt], self.module(lm))[0][0]
-        return (torch.rand(sizes(module)[1]) if value is None else value).to(weight.device, torch.float32)
+        return (torch.rand(widths_of(module)[1]) if value is None else value).to(weight.device, torch.float32)
 
     # --- its value ---------------------------------------------------------------------------------------------------
 

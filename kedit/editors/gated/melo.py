@@ -21,7 +21,7 @@ from kedit.editors.gated.gate import Key, LabelMatch, Verdict, at_columns, key_c
 from kedit.editors.gated.store import Store, label, with_row
 from kedit.lm import LM, Pass
 from kedit.lm.intervention import Change
-from kedit.lm.matrix import MatrixPart, matrix_name, sizes
+from kedit.lm.matrices import MatrixPart, matrix_name, widths_of
 from kedit.lm.partial_forward import TrainingForward
 from kedit.lm.text import Pair
 from kedit.lm.trained import nothing_trained
@@ -131,7 +131,7 @@ class MELO(Gated):
         blocks = []
         for i, name in enumerate(self.adapted(lm)):
             module = lm.model.get_submodule(name)
-            inputs, outputs = sizes(module)
+            inputs, outputs = widths_of(module)
             bound = 1 / math.sqrt(inputs if self.num_block is None else self.num_block * self.rank)
             a = given.given("editor.initial_blocks", self.initial_blocks, f"A.{i}", number)
             a = torch.empty(inputs, self.rank).uniform_(-bound, bound) if a is None else a

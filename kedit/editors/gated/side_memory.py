@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kedit.editors.gated.gate import Verdict
 from kedit.editors.gated.store import Store, with_row
 from kedit.lm import LM, Pass
-from kedit.lm.matrix import activation, product
+from kedit.lm.matrices import activation, product
 
 DistanceOver = Literal["prompt", "all"]
 DecidedFor = Literal["row", "batch"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kedit.cases import Edit
 from kedit.editors.finetune.base import finite
 from kedit.lm import LM, Pass
-from kedit.lm.matrix import activation, product
+from kedit.lm.matrices import activation, product
 from kedit.lm.partial_forward import TrainingForward
 from kedit.lm.text import Batch
 from kedit.lm.trained import nothing_trained

@@ -161,13 +161,17 @@ class InContext(Editor):
         in_scope = written != prompt
         adapted = self.alignment is not None and (in_scope or self.aligned_when == "always")
         adapter = self.alignment.name if self.alignment and adapted else None
-        info = {
-            "retrieved": [_told(candidate) for candidate in retrieved],
-            "in_context": list(facts) if in_scope else [],
-            "in_scope": int(in_scope),
-            "adapter": adapter,
-        }
-        return Route(written, adapter, info=info)
+        return Route(written, adapter, info=routed_by(retrieved, facts if in_scope else [], adapter))
+
+
+def routed_by(retrieved: Sequence[Candidate], in_context: Sequence[str], adapter: str | None) -> dict[str, Any]:
+    """What the rows keep of a route: what was retrieved, and which of it the model was given."""
+    return {
+        "retrieved": [_told(candidate) for candidate in retrieved],
+        "in_context": list(in_context),
+        "in_scope": int(bool(in_context)),
+        "adapter": adapter,
+    }
 
 
 def _told(candidate: Candidate) -> dict[str, Any]:

@@ -64,12 +64,21 @@ class EditMemory:
             self._known |= zip(new, self._encode(new).cpu(), strict=True)
         return torch.stack([self._known[text] for text in texts])
 
+    def represent_stored(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """Vectors of what is stored."""
+        return self.embed(texts)
+
+    def represent_queries(self, queries: Sequence[str]) -> Float[Tensor, "n d"]:
+        """Vectors whose inner products with those say what is near."""
+        return self.embed(queries)
+
     def add(self, edits: Sequence[Sequence[Form]], keys: Sequence[str] | None = None) -> None:
         """Each edit in its wordings, each found by its own embedding; with `keys`, one an edit, by that of the key."""
         first = self.edits
         self._known.clear()
         new = [MemoryEntry(i, form.name, form.text) for i, forms in enumerate(edits, first) for form in forms]
-        self.index.add(self.embed([entry.text if keys is None else keys[entry.edit - first] for entry in new]))
+        texts = [entry.text if keys is None else keys[entry.edit - first] for entry in new]
+        self.index.add(self.represent_stored(texts))
         self._store(new)
 
     def _store(self, new: Sequence[MemoryEntry]) -> None:
@@ -84,7 +93,7 @@ class EditMemory:
         """Of each query, the best first; none where nothing is stored."""
         if not self.entries or not queries:
             return [[] for _ in queries]
-        cosines, places = self.index.nearest(self.embed(queries), self.k)
+        cosines, places = self.index.nearest(self.represent_queries(queries), self.k)
         return [
             [Hit(self.entries[place], cosine) for cosine, place in zip(row, at, strict=True)]
             for row, at in zip(cosines.tolist(), places.tolist(), strict=True)

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from kedit.editors.subject import SubjectSequence
 from kedit.lm.hooks import hook, instead
 from kedit.lm.intervention import Pass
-from kedit.lm.matrix import matrix_name
+from kedit.lm.matrices import matrix_name
 from kedit.lm.partial_forward import LayerCache, PartialForward
 
 if TYPE_CHECKING:

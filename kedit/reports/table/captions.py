@@ -24,7 +24,7 @@ def facts(frame: pd.DataFrame, cells: Sequence[Cell], score: Score) -> list[str]
     said += [f"mixed: {', '.join(mixes)}"] if mixes else []
     unfinished = sum(not cell.finished for cell in cells)
     said += [f"{unfinished} of {len(cells)} cells are not finished: what they have tested counts"] if unfinished else []
-    return said + numbers(cells) + noise(cells)
+    return said + numbers(cells) + encoders(cells) + noise(cells)
 
 
 def _own(frame: pd.DataFrame) -> pd.DataFrame:
@@ -78,6 +78,16 @@ def numbers(cells: Sequence[Cell]) -> list[str]:
             said[f"{editor} is untuned for {model}"] = None
         elif inherited:
             said[f"{editor} has numbers of {', '.join(inherited)} for {model}"] = None
+    return list(said)
+
+
+def encoders(cells: Sequence[Cell]) -> list[str]:
+    """The text encoders of editors whose own network reads stored edits and queries."""
+    said: dict[str, None] = {}
+    for cell in cells:
+        editor = cell.config.get("editor") or {}
+        if "network" in editor and "memory" in editor:
+            said[f"{cell.meta['editor']}'s encoder is {editor['memory']['encoder'].rpartition('/')[2]}"] = None
     return list(said)
 
 

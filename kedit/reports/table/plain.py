@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from kedit.reports.table import formats
-from kedit.reports.table.captions import noise, numbers
+from kedit.reports.table.captions import encoders, noise, numbers
 from kedit.reports.table.formats import Grid, Line, TableCell
 from kedit.results.cells import SAME, Cell
 from kedit.results.scores import COLUMNS, SCORE, SCORING_CAPTIONS, UNEDITED_ROW, Merge, Score, summary
@@ -120,7 +120,7 @@ def _alarms(cells: Sequence[Cell], lines: pd.DataFrame) -> list[str]:
         failed = int(cell.steps["failed"].sum()) if "failed" in cell.steps else 0
         if failed:
             said.append(f"{failed} edits of {cell.meta['editor']} (seed {cell.meta['seed']}) failed and were undone")
-    return said + numbers(cells) + noise(cells)
+    return said + numbers(cells) + encoders(cells) + noise(cells)
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------
