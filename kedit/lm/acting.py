@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -88,7 +89,21 @@ class Acting(UndoLog):
             return [(this, slice(0, len(this.who)), self.changes.interventions)]
         groups = groups_of([reading.variant for reading in this.who])
         acting = [(group, self.variants.changes[group.place].interventions) for group in groups]
-        return [(this.of_variant(g.place, g.rows), g.rows, active) for g, active in acting if active]
+        parts = [(group, [self._for_variant(group.place, one) for one in active]) for group, active in acting if active]
+        return [(this.of_variant(group.place, group.rows), group.rows, active) for group, active in parts]
+
+    def _for_variant(self, variant: int, one: Intervention) -> Intervention:
+        """The same, which finds what is attached to its variant."""
+
+        def change(*given: Any) -> Tensor:
+            assert self.variants is not None
+            outer, self.changes = self.changes, self.variants.changes[variant]
+            try:
+                return one.change(*given)
+            finally:
+                self.changes = outer
+
+        return replace(one, change=change)
 
     def _prefixed(self, this: Pass) -> AbstractContextManager[None]:
         """Soft prompts take the places that `with_prefix` left for them."""

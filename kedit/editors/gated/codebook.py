@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kedit.editors.gated.gate import Verdict, within
+from kedit.editors.gated.gate import Verdict, at_columns, within
 from kedit.editors.gated.store import Store, with_entry, with_row
 from kedit.lm import Pass
 
@@ -82,26 +82,21 @@ class CodebookGate:
         """The column of each row's key, the verdict on it, and the value of its nearest entry."""
         verdict = Verdict.none(len(output), entered.device)
         columns, values = this.last_prompt_token(), output.new_zeros(len(output), output.shape[-1])
-        taught_by: dict[int, list[int]] = {}
-        for store, rows in self.store.by_row(this):
-            book = Codebook.read(store)
-            if book is None:
-                continue
-            taught_by[store.variant] = book.taught_by.tolist()
+        book = Codebook.read(self.store)
+        if book is not None:
             if self.column_of_last_edit:
-                columns[rows] = self._column(this, store)[rows]
-            here, at = rows.to(entered.device), columns[rows].to(entered.device)
-            found = within(book.keys, book.radii, entered[here, at])
-            verdict.put(rows, replace(found, open=found.open & (at >= 0)))
-            values[here] = book.values.to(values)[found.slot]
-        verdict.note(this, lambda i, slot: taught_by[this.who[i].variant][slot])
+                columns = self._column(this)
+            found = within(book.keys, book.radii, at_columns(entered, columns))
+            verdict = replace(found, open=found.open & (columns.to(found.open.device) >= 0))
+            values = book.values.to(values)[found.slot]
+        taught_by = [] if book is None else book.taught_by.tolist()
+        verdict.note(this, taught_by.__getitem__)
         return columns, verdict, values
 
-    @staticmethod
-    def _column(this: Pass, store: Store) -> Int[Tensor, " n"]:
+    def _column(self, this: Pass) -> Int[Tensor, " n"]:
         """Where the last edit's prompt ended, counted from each row's first token, or the row's last token."""
         first, length = this.real.long().argmax(-1), this.real.sum(-1)
-        return first + torch.minimum(store["column"].to(length), length - 1)
+        return first + torch.minimum(self.store["column"].to(length), length - 1)
 
     def _continued(self, this: Pass, output: Tensor) -> Tensor:
         """Later tokens of a generation: what is replaced is replaced before them, unless everything is."""

@@ -30,18 +30,12 @@ class Verdict:
         shut = torch.zeros(n, dtype=torch.bool, device=device)
         return cls(torch.full((n,), -1, device=device), torch.full((n,), torch.inf, device=device), shut)
 
-    def put(self, rows: Int[Tensor, " m"], other: "Verdict") -> None:
-        """Enter the verdict of some rows."""
-        rows = rows.to(self.slot.device)
-        for mine, theirs in ((self.slot, other.slot), (self.distance, other.distance), (self.open, other.open)):
-            mine[rows] = theirs.to(mine)
-
-    def note(self, this: Pass, edits: Callable[[int, int], int | None]) -> None:
-        """Into each row's info. `edits(i, slot)`: the number of the edit that taught row i's store this entry."""
+    def note(self, this: Pass, edits: Callable[[int], int | None]) -> None:
+        """Into each row's info. `edits(slot)`: the number of the edit that taught this entry."""
         told = zip(self.slot.tolist(), self.distance.tolist(), self.open.tolist(), strict=True)
         for i, (slot, distance, is_open) in enumerate(told):
             known = {} if slot < 0 else {"slot": slot, "distance": round(distance, 6)}
-            edit = None if slot < 0 else edits(i, slot)
+            edit = None if slot < 0 else edits(slot)
             this.note(i, **known, **({} if edit is None else {"edit": edit}), in_scope=int(is_open))
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -191,13 +191,11 @@ class RoutingGate:
         verdict = Verdict.none(len(output), output.device)
         columns = key_columns(this, self.key)
         queries = at_columns(output, columns)
-        for store, rows in self.store.by_row(this):
-            clusters = Clusters.read(store)
-            if clusters is not None:
-                found = clusters.find(queries[rows.to(queries.device)])
-                known = columns[rows].to(found.open.device) >= 0
-                verdict.put(rows, Verdict(found.slot, found.distance, found.open & known))
-        verdict.note(this, lambda i, slot: slot)  # every edit has a block of its own
+        clusters = Clusters.read(self.store)
+        if clusters is not None:
+            found = clusters.find(queries)
+            verdict = replace(found, open=found.open & (columns.to(found.open.device) >= 0))
+        verdict.note(this, lambda slot: slot)  # every edit has a block of its own
         this.memo["melo.block"] = torch.where(verdict.open, verdict.slot, -1)
         return output
 
@@ -212,12 +210,9 @@ class BlockGate:
 
     def __call__(self, this: Pass, entered: Float[Tensor, "n t i"], output: Float[Tensor, "n t o"]) -> Tensor:
         chosen: Int[Tensor, " n"] = this.memo["melo.block"].to(output.device)
-        for store, rows in self.store.by_row(this):
-            rows = rows.to(output.device)
-            rows = rows[chosen[rows] >= 0]
-            if not len(rows):
-                continue
-            a, b = (store[f"{side}.{self.index}"].to(output.device)[chosen[rows]] for side in "AB")
-            added = self.scale * torch.bmm(torch.bmm(entered[rows].float(), a), b)
-            output = output.index_add(0, rows, added.to(output))
-        return output
+        rows = (chosen >= 0).nonzero()[:, 0]
+        if not len(rows):
+            return output
+        a, b = (self.store[f"{side}.{self.index}"].to(output.device)[chosen[rows]] for side in "AB")
+        added = self.scale * torch.bmm(torch.bmm(entered[rows].float(), a), b)
+        return output.index_add(0, rows, added.to(output))

@@ -93,34 +93,29 @@ class SideGate:
             slots = self._decide(this, matrix, entered, output)
         if self.over == "prompt":
             this.memo["side_memory.slot"] = slots
-        for memory, rows in self._opened(this, slots):
+        for memory, rows in self._opened(slots):
             weight = memory.weight.to(output)
             output = output.index_copy(0, rows, product(matrix, weight, entered[rows]))
         return output
 
-    def _opened(self, this: Pass, slots: Int[Tensor, " n"]) -> Iterator[tuple[SideMemory, Int[Tensor, " m"]]]:
+    def _opened(self, slots: Int[Tensor, " n"]) -> Iterator[tuple[SideMemory, Int[Tensor, " m"]]]:
         """Each memory that rows read, and which rows."""
-        for store, rows in self.store.by_row(this):
-            mine = slots[rows.to(slots.device)]
-            for i, memory in enumerate(memories(store, self.ratio)):
-                which = rows.to(slots.device)[mine == i]
-                if len(which):
-                    yield memory, which
+        for i, memory in enumerate(memories(self.store, self.ratio)):
+            which = (slots == i).nonzero()[:, 0]
+            if len(which):
+                yield memory, which
 
     def _decide(self, this: Pass, matrix: nn.Module, entered: Tensor, output: Tensor) -> Int[Tensor, " n"]:
         """Which memory each row reads; -1: none."""
         verdict, function = Verdict.none(len(output), output.device), activation(self.store.lm.model)
         counted = (this.prompt if self.over == "prompt" and not this.continues else this.real).to(output.device)
-        for store, rows in self.store.by_row(this):
-            here, held = rows.to(output.device), memories(store, self.ratio)
-            if not held:
-                continue
-            among = Distances(function, counted[here], entered[here], output[here], self.largest_from)
+        if held := memories(self.store, self.ratio):
+            among = Distances(function, counted, entered, output, self.largest_from)
             distances = torch.stack([among.of(matrix, memory.weight) for memory in held])
             if self.decided_for == "batch":
                 distances = distances.mean(1, keepdim=True).expand_as(distances)
-            verdict.put(rows, chosen(distances, [memory.threshold for memory in held]))
-        verdict.note(this, lambda i, slot: None)
+            verdict = chosen(distances, [memory.threshold for memory in held])
+        verdict.note(this, lambda slot: None)
         return torch.where(verdict.open, verdict.slot, -1)
 
 

@@ -1,15 +1,14 @@
 """What a gated editor keeps beside the model: tensors that the LM saves, restores and rolls back with its edits."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional
 
-from kedit.lm import LM, Pass
-from kedit.lm.route import Reading
+from kedit.lm import LM
 
 PAD = -1  # in labels of different lengths
 MASKED = -100  # prompt tokens of a label, as everywhere in the field
@@ -17,23 +16,10 @@ MASKED = -100  # prompt tokens of a label, as everywhere in the field
 
 @dataclass(frozen=True)
 class Store:
-    """The tensors of one editor, for one of several edited models (`variant`)."""
+    """The tensors of one editor; in a variant of the model (LM.in_variants) those of that variant."""
 
     lm: LM
     name: str
-    variant: int = 0
-
-    def of(self, reading: Reading) -> "Store":
-        """The store that a row of a batch is read with."""
-        return replace(self, variant=reading.variant)
-
-    def by_row(self, this: Pass) -> Iterator[tuple["Store", Int[Tensor, " m"]]]:
-        """Each store that rows of this pass are read with, and which rows."""
-        rows: dict[int, list[int]] = {}
-        for i, reading in enumerate(this.who):
-            rows.setdefault(reading.variant, []).append(i)
-        for variant, some in rows.items():
-            yield replace(self, variant=variant), torch.tensor(some, device=this.real.device)
 
     def __getitem__(self, part: str) -> Tensor:
         return self.lm.attached[self._key(part)]
@@ -63,7 +49,7 @@ class Store:
         return int(self["edits"]) if "edits" in self else 0
 
     def _key(self, part: str) -> str:
-        return f"{self.name}@{self.variant}.{part}" if self.variant else f"{self.name}.{part}"
+        return f"{self.name}.{part}"
 
 
 def with_row(rows: Tensor | None, new: Tensor) -> Tensor:
