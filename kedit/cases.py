@@ -19,6 +19,7 @@ Kind = Literal[
     "consistency",  # no probe asks for it: it is computed from a case's fluency texts
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+BENCHMARK = "benchmark"  # of rows that measure the whole model and belong to no case
 KNOWEDIT: tuple[Kind, ...] = ("reliability", "generality", "portability", "locality", "fluency")  # asked by default
 
 

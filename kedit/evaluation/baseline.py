@@ -67,16 +67,23 @@ def _asked_and_kept(
 
 def _context(lm: LM, evaluator: Evaluator) -> dict[str, Any]:
     """All that an answer depends on besides the question; never batch size, T or editor."""
-    tokenizer = lm.text.tokenizer
     return {
         "form": FORM,
+        "eval": {name: getattr(evaluator, name) for name in evaluator.ASKING},
+        **model_context(lm),
+    }
+
+
+def model_context(lm: LM) -> dict[str, Any]:
+    """All of the model that an answer of it depends on."""
+    tokenizer = lm.text.tokenizer
+    return {
         "model": lm.identity,
         "dtype": str(lm.dtype),
         "device": lm.device.type,
         "tokenizer": digest(
             [sorted(tokenizer.get_vocab().items()), str(tokenizer.chat_template), lm.text.keep_edge_spaces]
         ),
-        "eval": {name: getattr(evaluator, name) for name in evaluator.ASKING},
         "versions": [torch.__version__, transformers.__version__],
     }
 

@@ -11,6 +11,7 @@ from kedit.common.options import Count, CountOrNone, OneOrMore, Seed, Several
 from kedit.evaluation import metrics
 from kedit.evaluation.consistency import Consistency
 from kedit.evaluation.easyedit_scoring import score_group
+from kedit.evaluation.measures import Measure, Measurement, named_measures
 from kedit.lm import LM, Route, Scored
 from kedit.lm.text import Side
 
@@ -73,6 +74,8 @@ class Evaluator:
         each_edit: Several[Kind] = ("reliability",),
         # kinds whose loss is followed over the optimiser steps of every edit (kedit/evaluation/step_trace.py)
         each_step: Several[Kind] = (),
+        # measures of the whole model, by their names; None: perplexity (kedit/evaluation/measures)
+        measures: Mapping[str, Measure] | None = None,
     ):
         _known("kinds", kinds, KINDS)
         _known("scoring", scoring, get_args(Scoring))
@@ -94,6 +97,7 @@ class Evaluator:
         self.consistency, self.each_edit, self.each_step = consistency, tuple(each_edit), tuple(each_step)
         self.columns = tuple(kinds)  # of a table: without fluency tokens, fluency is a column of dashes
         self.kinds = tuple(kind for kind in kinds if self.fluency_tokens or kind not in _TEXTS)
+        self.measures = named_measures(measures)
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
@@ -196,6 +200,11 @@ class Evaluator:
     def _framed(self, lm: LM, question: Question, prompt: str) -> str:
         plain = question.probe.kind == "locality" and self.chat_template == "on_prompts"
         return prompt if self.chat_template == "off" or plain else lm.text.chat(prompt, self.double_bos)
+
+    def measure(self, lm: LM, held_out: str, *, restored: bool = False) -> Measurement:
+        """What the measures find in the model as it is. `restored`: it is restored right after this test."""
+        wanted = [measure for measure in self.measures.values() if measure.each_restore or not restored]
+        return sum((measure(lm, held_out) for measure in wanted), Measurement())
 
     # --- grading -----------------------------------------------------------------------------------------------------
 

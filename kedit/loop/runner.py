@@ -14,11 +14,13 @@ from kedit.common.progress import progress
 from kedit.editors import Editor
 from kedit.evaluation.baseline import baseline_answers
 from kedit.evaluation.evaluator import Answer, Evaluator, Row
+from kedit.evaluation.measures import Measurement
 from kedit.evaluation.step_trace import StepTrace
 from kedit.lm import LM
 from kedit.loop.journal import InMemoryJournal
 from kedit.loop.settings import Step
 from kedit.loop.tracker import Tracker
+from kedit.results.cell_files import BENCHMARKS
 from kedit.results.scores import COLUMNS, mean_scores
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ def experiment(
     done = journal.resume(lm, editor)
     if done < 0:
         record, rows = runner.baseline(steps, fit_s)
+        journal.trace(runner.items, BENCHMARKS)
         journal.write(record, rows)
         tracker.log(0, _metrics(record, rows))
         journal.commit(lm, editor, now=True)
@@ -66,6 +69,7 @@ def experiment(
             seed_step(seed, number)
             record, rows, traced = runner.step(number, step)
             journal.trace(traced)
+            journal.trace(runner.items, BENCHMARKS)
             journal.write(record, rows)
             metrics = _metrics(record, rows)
             tracker.log(number, metrics)
@@ -87,9 +91,11 @@ class _Runner:
     def __init__(self, lm: LM, editor: Editor, evaluator: Evaluator, held_out: str, before: dict[Question, Answer]):
         self.lm, self.editor, self.evaluator, self.held_out, self.before = lm, editor, evaluator, held_out, before
         self.edits = self.cases = 0  # in the model, since the last restore
+        self.items: list[Row] = []  # of measures, not written yet
 
     def count(self, step: Step) -> None:
         """The step's edits are about to be made."""
+        self.items = []
         self.edits += sum(len(case.edits) for case in step.edit)
         self.cases += len(step.edit)
 
@@ -108,7 +114,8 @@ class _Runner:
         record["fit_s"] = round(fit_s, 3)
         fit_report = dict(self.editor.fit_report())
         record |= {"learnt": fit_report} if fit_report else {}
-        return record | self._perplexity() | {"eval_s": round(time.perf_counter() - started, 3)}, rows
+        measured = self._measured(0, {"when": "before"}, restored=False)
+        return record | measured.numbers | _seconds(started, measured), rows + measured.rows
 
     def step(self, number: int, step: Step) -> tuple[Row, list[Row], list[Row]]:
         record: Row = {
@@ -116,14 +123,17 @@ class _Runner:
             "edits_so_far": self.edits,
             "cases_so_far": self.cases,
             "cases": [case.id for case in step.edit],
+            "edits": sum(len(case.edits) for case in step.edit),
             "tested": len(step.test),
         }
         trace = StepTrace(self.lm, self.evaluator, step.edit, {"step": number, "edits_so_far": self.edits})
         record |= self._edit(step, trace)
         started = time.perf_counter()
         rows = [row for part in question_batches(step, self.evaluator) for row in self._score(number, step.T, part)]
-        alarm = self._perplexity() if step.test and not step.restore else {}
-        return record | alarm | {"eval_s": round(time.perf_counter() - started, 3)}, rows, trace.records
+        measured = Measurement()
+        if step.test:
+            measured = self._measured(number, {"when": "test", "T": step.T}, restored=step.restore)
+        return record | measured.numbers | _seconds(started, measured), rows + measured.rows, trace.records
 
     def _score(self, number: int, T: int, part: Sequence[tuple[str, Question]]) -> Iterator[Row]:
         """Rows of some questions, pooled; each comes with the moment it is asked at."""
@@ -151,12 +161,22 @@ class _Runner:
         edit_s = time.perf_counter() - started - trace.seconds
         return {"edit_s": round(edit_s, 4), **cost, **change, "failed": failed}
 
-    def _perplexity(self) -> Row:
-        """Perplexity of the held-out text: cheap, and it jumps when a model collapses."""
-        return {"perplexity": round(self.lm.perplexity(self.held_out), 4)} if self.held_out else {}
+    def _measured(self, number: int, when: Row, *, restored: bool) -> Measurement:
+        """The whole model, by the evaluator's measures."""
+        started = time.perf_counter()
+        found = self.evaluator.measure(self.lm, self.held_out, restored=restored)
+        place = self._row_key(number, when["when"]) | when
+        self.items += [place | item for item in found.items]
+        seconds = {"measures_s": round(time.perf_counter() - started, 3)} if found.rows else {}
+        return Measurement([place | row for row in found.rows], found.numbers | seconds)
 
     def _row_key(self, step: int, when: str) -> Row:
         return {"step": step, "edits_so_far": self.edits, "cases_so_far": self.cases, "when": when}
+
+
+def _seconds(started: float, measured: Measurement) -> Row:
+    """Of asking and grading, without the measures of the whole model."""
+    return {"eval_s": round(time.perf_counter() - started - measured.numbers.get("measures_s", 0.0), 3)}
 
 
 def seed_step(seed: int, step: int) -> None:
