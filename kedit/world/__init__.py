@@ -9,6 +9,7 @@ from kedit.common.cache import cached
 from kedit.common.options import Count, Rule, Seed
 from kedit.lm import LM
 from kedit.lm import load as load_directory
+from kedit.world.ability import ability
 from kedit.world.edits import People, Relations, documents, more_training, running_text
 from kedit.world.edits import load as cases
 from kedit.world.facts import World
@@ -18,7 +19,7 @@ Width = Annotated[int, Ge(8), Le(4096), MultipleOf(8), Rule("a multiple of 8 fro
 Depth = Annotated[int, Ge(1), Le(64)]
 WEIGHTS = Path(__file__).parent / "weights"  # of Recipe() on World(): float16, read as float32
 
-__all__ = ["Recipe", "World", "cases", "documents", "load", "more_training", "running_text"]
+__all__ = ["Recipe", "World", "ability", "cases", "documents", "load", "more_training", "running_text"]
 
 
 def load(

@@ -53,7 +53,9 @@ class LmEval(Measure):
         each_restore: bool = False,
     ):
         if isinstance(tasks, str) or not tasks:
-            raise InputError(f"{OPTION}.tasks={tasks!r}: give a list of names of lm-eval's tasks, e.g. [hellaswag,mmlu]")
+            raise InputError(
+                f"{OPTION}.tasks={tasks!r}: give a list of names of lm-eval's tasks, e.g. [hellaswag,mmlu]"
+            )
         if limit is not None and limit < 1:
             raise InputError(f"{OPTION}.limit={limit}: give at least 1 document of each task, or null for all")
         self.tasks, self.limit, self.num_fewshot = list(tasks), limit, num_fewshot
@@ -116,7 +118,11 @@ class LmEval(Measure):
     def _set_up(self, task: Any) -> None:
         """As lm-eval's simple_evaluate does."""
         options = task.get_config("generation_kwargs") or {}
-        if task.get_config("output_type") == "generate_until" and options.get("do_sample") and options.get("temperature"):
+        if (
+            task.get_config("output_type") == "generate_until"
+            and options.get("do_sample")
+            and options.get("temperature")
+        ):
             raise InputError(
                 f"{OPTION}.tasks: {task.config.task} samples its answers (temperature {options['temperature']}), and "
                 "kedit generates greedily; choose another task"
@@ -203,7 +209,9 @@ class LmEval(Measure):
                 scores = {metric: _plain(one[metric]) for metric in one["metrics"]}
                 routes = [infos.get((task, one["doc_id"], i)) for i in range(len(said))]
                 route = {"route": routes[0] if all(r == routes[0] for r in routes) else routes} if any(routes) else {}
-                lines.append({"task": task, "document": one["doc_id"], "target": one["target"], **answers, **scores, **route})
+                lines.append(
+                    {"task": task, "document": one["doc_id"], "target": one["target"], **answers, **scores, **route}
+                )
         return lines
 
 

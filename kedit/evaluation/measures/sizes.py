@@ -31,8 +31,12 @@ def description(name: str, tasks: Sequence[Any], local: LocalTask | None, limit:
 
 
 def _limited(asked: int, there: int, limit: int | None) -> str:
-    return "" if asked == there else f"the first {limit} of each task, {asked} of {there}" if asked != limit else (
-        f"the first {asked} of {there}"
+    return (
+        ""
+        if asked == there
+        else f"the first {limit} of each task, {asked} of {there}"
+        if asked != limit
+        else (f"the first {asked} of {there}")
     )
 
 
