@@ -10,7 +10,7 @@ import pandas as pd
 from kedit.common.errors import InputError
 from kedit.results.cells import Cell
 from kedit.results.measured import AVERAGE, COLUMNS, MORE
-from kedit.results.samples import UNEDITED, SampleKey, Test, failed_edits, tests_of
+from kedit.results.samples import UNEDITED, SampleKey, Test, failed_edits, grouped_tests
 
 ACCURACY = "accuracy"  # the papers' word for a benchmark's number
 NORMAL = 1.96  # standard errors on either side make a 95 % interval
@@ -49,10 +49,11 @@ def benchmark_frame(
 
     `named`: benchmark -> the paper's name of it. `bare`: the paper prints the unedited model without setting and T.
     """
-    tests = tests_of(cells, same_as)
+    tests = grouped_tests(cells, same_as)
     lines = [line for key, by_seed in tests.items() for line in _lines(key, by_seed, named, 0)]
     for key, by_seed in reversed(tests.items()):
-        place = key._replace(editor=UNEDITED, **({"setting": "", "T": None} if bare else {}))
+        place = key._replace(editor=UNEDITED)
+        place = place._replace(setting="", T=None) if bare else place
         lines = [*_lines(place, by_seed, named, 1), *lines]
     frame = pd.DataFrame(lines, columns=[*COLUMNS, *MORE])
     frame = _once(frame).assign(paper=paper, table=pd.array([table] * len(_once(frame)), dtype="Int64"), printed_as="")

@@ -91,13 +91,13 @@ def samples(
     A conf editor stands for a printed one (`same_as`) where that has not run itself.
     """
     measures = PAPER[paper] if paper else PLAIN
-    tests = tests_of(cells, same_as)
+    tests = grouped_tests(cells, same_as)
     edited = [_sample(key, by_seed, measures, scoring, paper == "kedas") for key, by_seed in tests.items()]
     first = {key._replace(editor=UNEDITED): by_seed for key, by_seed in reversed(tests.items())}
     return [_sample(key, by_seed, measures, scoring) for key, by_seed in reversed(first.items())] + edited
 
 
-def tests_of(cells: Iterable[Cell], same_as: Mapping[str, str] | None = None) -> dict[SampleKey, dict[int, Test]]:
+def grouped_tests(cells: Iterable[Cell], same_as: Mapping[str, str] | None = None) -> dict[SampleKey, dict[int, Test]]:
     """The tests that fill each column of numbers, by seed."""
     cells = list(cells)
     ran = {cell.meta["editor"] for cell in cells}

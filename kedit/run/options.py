@@ -35,6 +35,7 @@ class TableOptions:
     columns: OneOrMore[TableKey]
     without: Sequence[Mapping[str, Any]] | None = None
     same_as: Mapping[str, str] | None = None
+    benchmarks: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

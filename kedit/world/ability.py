@@ -4,13 +4,15 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+from kedit.common.options import CountOrNone, Seed
+from kedit.world.edits import People, Relations
 from kedit.world.facts import GEO_TEMPLATES, TEMPLATES, Person, World
 
 OPTIONS = 4
 
 
 def ability(
-    *, kept_people: int | None = None, people: int = 520, relations: int = 4, world_seed: int = 0
+    *, kept_people: CountOrNone | None = None, people: People = 520, relations: Relations = 4, world_seed: Seed = 0
 ) -> list[dict[str, Any]]:
     """A document (prompt, choices, answer: its place among them) for each fact of geography, and one for each of the
     `kept_people` that dataset.train_people keeps from being edited (null: none), in wordings that the model was trained

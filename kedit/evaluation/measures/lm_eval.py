@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kedit.common.errors import InputError, first_line
+from kedit.common.options import Count, CountOrNone, Name, OneOrMore, PathText
 from kedit.common.seeding import seeded
 from kedit.evaluation.measures import Measure, Measurement, Row, row
 from kedit.evaluation.measures.sizes import description
@@ -38,26 +39,20 @@ class LmEval(Measure):
 
     def __init__(
         self,
-        tasks: Sequence[str],
+        tasks: OneOrMore[Name],
         *,
-        limit: int | None = None,
-        num_fewshot: int | None = None,
+        limit: Count | None = None,
+        num_fewshot: CountOrNone | None = None,
         metric: Mapping[str, str] | None = None,
-        data: str | None = None,
-        files: Mapping[str, str] | None = None,
+        data: PathText | None = None,
+        files: Mapping[str, PathText] | None = None,
         generated: Mapping[str, Callable[[], Sequence[Document]]] | None = None,
         chat_template: bool = False,
         system_instruction: str | None = None,
-        bootstrap_iters: int = 1000,
+        bootstrap_iters: CountOrNone = 1000,
         keep_items: bool = True,
         each_restore: bool = False,
     ):
-        if isinstance(tasks, str) or not tasks:
-            raise InputError(
-                f"{OPTION}.tasks={tasks!r}: give a list of names of lm-eval's tasks, e.g. [hellaswag,mmlu]"
-            )
-        if limit is not None and limit < 1:
-            raise InputError(f"{OPTION}.limit={limit}: give at least 1 document of each task, or null for all")
         self.tasks, self.limit, self.num_fewshot = list(tasks), limit, num_fewshot
         self.metric, self.generated = dict(metric or {}), dict(generated or {})
         self.data, self.files = data, dict(files or {})

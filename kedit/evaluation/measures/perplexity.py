@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kedit.common.errors import InputError
+from kedit.common.options import PathText
 from kedit.evaluation.measures import Measure, Measurement, row
 from kedit.lm import LM
 
@@ -12,7 +13,7 @@ from kedit.lm import LM
 class Perplexity(Measure):
     """exp of the mean NLL of a text's tokens (`LM.perplexity`). `path`: a text file; None: the dataset's own text."""
 
-    def __init__(self, path: str | None = None):
+    def __init__(self, path: PathText | None = None):
         self.path = path
 
     def prepare(self) -> None:

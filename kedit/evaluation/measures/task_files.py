@@ -191,4 +191,4 @@ class _Plain(yaml.SafeLoader):
     """Reads `!function name` as the name."""
 
 
-_Plain.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+_Plain.add_constructor("!function", lambda loader, node: str(node.value))

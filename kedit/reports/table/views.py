@@ -63,8 +63,8 @@ def difference(given: Shown) -> list[Grid]:
         said = "Nothing was run here that the paper has in this table."
         return [Grid(f"{given.layout.name}: difference", (), (), (), said)]
     said = (
-        f"ours less the paper's number; {_width(given)} of ours; bold: the paper's number (its interval, where it prints "
-        f"one; else what rounds to it) lies outside that interval; "
+        f"ours less the paper's number; {_width(given)} of ours; bold: the paper's number (its interval, where it "
+        f"prints one; else what rounds to it) lies outside that interval; "
         f"{_facts(given, given.inside)}."
     )
     return [
