@@ -145,7 +145,7 @@ class Evaluator:
         if "generate" not in self.scoring:
             return answers
         routes = self._routes(lm, self._first(asked))
-        generated = lm.generate(routes, [max(len(s.gold) for s in a.forced) + ROOM for a in answers])
+        generated = lm.generate(routes, [_room(q, a) for q, a in zip(asked, answers, strict=True)])
         return [replace(a, generated=w.text, info=w.info) for a, w in zip(answers, generated, strict=True)]
 
     def _objects(self, asked: Sequence[Question]) -> list[QuestionAndAnswer]:
@@ -198,6 +198,8 @@ class Evaluator:
         return f"{question.probe.prompt} {answer}" if self.routed_by == "prompt_and_answer" else question.probe.prompt
 
     def _framed(self, lm: LM, question: Question, prompt: str) -> str:
+        if frame := question.probe.frame:
+            prompt = f"{frame.before}{prompt}{frame.after}"
         plain = question.probe.kind == "locality" and self.chat_template == "on_prompts"
         return prompt if self.chat_template == "off" or plain else lm.text.chat(prompt, self.double_bos)
 
@@ -221,6 +223,7 @@ class Evaluator:
         """Rows of one question: one for each way of scoring. `before` is the unedited model's answer."""
         probe = question.probe
         place = {"case": question.case, "kind": probe.kind, "group": probe.group, "probe": question.index}
+        place |= {"fold": probe.fold} if probe.fold != "mean" else {}
         route = {"route": dict(after.info)} if after.info else {}
         if probe.kind == "fluency":
             graded = [self._grade_text(after)]
@@ -262,12 +265,19 @@ class Evaluator:
         if self._compares(question):
             exact = metrics.normalise(said) == metrics.normalise(before.generated or "")
         else:
-            exact = metrics.exact_match(said, targets)
+            contains = question.probe.frame is not None and question.probe.frame.contains
+            exact = (metrics.contains_answer if contains else metrics.exact_match)(said, targets)
         return {"scoring": "generate", "exact": int(exact), "gold": targets[0], "generated": said}
 
     def _compares(self, question: Question) -> bool:
         """Is the unedited model's answer the reference?"""
         return question.probe.kind == "locality" and self.locality_reference == "pre_model"
+
+
+def _room(question: Question, answer: Answer) -> int:
+    """Tokens of a free answer."""
+    frame = question.probe.frame
+    return frame.max_new if frame else max(len(scored.gold) for scored in answer.forced) + ROOM
 
 
 def noise_floor(lm: LM, asked: Sequence[Question], sample: int = 100) -> float:

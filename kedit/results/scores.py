@@ -1,7 +1,7 @@
 """From rows to scores: every mean, of one run.
 
 A score is the mean over cases of [the mean over the case's groups of (the mean over the group's probes)], times 100
-("case_macro", docs/metrics.md); a case without a probe of a kind does not count for that kind, and every mean carries
+("case_macro", docs/metrics.md); a group's probes may also count as one, by the best or the worst of them; a case without a probe of a kind does not count for that kind, and every mean carries
 its N.
 """
 
@@ -35,6 +35,9 @@ COLUMNS = {  # a probe's kind -> the papers' word for its score
     "efficacy": "efficacy",
     "paraphrase": "paraphrase",
     "neighborhood": "neighborhood",
+    "one_hop": "1-hop",
+    "multi_hop": "multi-hop",
+    "all_hops": "all hops",
     "fluency": "fluency",
     "consistency": "consistency",
 }
@@ -46,6 +49,8 @@ _SOURCES = {
     "generate": ("exact", "generate"),
     "magnitude": ("magnitude", "forced"),
 }
+FOLDS = {"mean": "mean", "any": "max", "all": "min"}  # of a case's probes of one kind and group
+_ONE: Mapping[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "any": max, "all": min}
 _TEXTS = {"fluency": ("entropy", "generate"), "consistency": ("cosine", "generate")}
 
 
@@ -108,8 +113,19 @@ def per_case(
         return pd.Series(dtype=float)
     if merge == "prompt_micro":
         return 100 * chosen[column]
-    groups = chosen.groupby(["step", "case", "group"])[column].mean()
+    groups = _folded(chosen, column)
     return 100 * groups.groupby("group" if merge == "group_macro" else ["step", "case"]).mean()
+
+
+def _folded(rows: pd.DataFrame, column: str) -> pd.Series:
+    """One value for each case and group: the mean of its probes, or what their `fold` says."""
+    keys = ["step", "case", "group"]
+    if "fold" not in rows or rows["fold"].isna().all():
+        return rows.groupby(keys)[column].mean()
+    found = rows.assign(fold=rows["fold"].fillna("mean")).groupby(keys)
+    folds = found["fold"].first()
+    values = {fold: getattr(found[column], how)() for fold, how in FOLDS.items()}
+    return values["mean"].where(folds == "mean", values["any"].where(folds == "any", values["all"]))
 
 
 def mean_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -118,12 +134,17 @@ def mean_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     A table has the same number; of a single step's few rows it is computed without a frame, in a fraction of the time.
     """
     groups: dict[str, dict[tuple[Any, ...], list[float]]] = {}
+    folds: dict[tuple[Any, ...], str] = {}
     for row in rows:
         kind = row["kind"]
         column, scoring = _TEXTS.get(kind, _SOURCES["token"])
         if row["scoring"] != scoring or (value := _value(row, column)) is None:
             continue
         groups.setdefault(kind, {}).setdefault((row["step"], row["case"], row["group"]), []).append(value)
+        folds[kind, row["step"], row["case"], row["group"]] = row.get("fold", "mean")
+    for kind, of_kind in groups.items():
+        for place, values in of_kind.items():
+            of_kind[place] = [_ONE[folds[kind, *place]](values)]
     return {kind: 100 * fmean(_cases(of_kind).values()) for kind, of_kind in sorted(groups.items(), key=_column)}
 
 
@@ -160,6 +181,7 @@ class PaperMetrics:
     partial: bool = True  # of the parts that the dataset has; else only of all
     scale: Mapping[str, float] = field(default_factory=dict)
     said: str = ""  # in a caption
+    scored: Mapping[str, Score] = field(default_factory=dict)  # those that are always scored in one way
 
 
 _KNOWEDIT = {"edit_success": "reliability", "portability": "portability", "locality": "locality"}
@@ -177,11 +199,18 @@ PAPER: dict[str, PaperMetrics] = {
         "fluency = n-gram entropy x100",
     ),
     "overtone": PaperMetrics(
-        {"edit_success": "reliability", "generality": "generality", **_KNOWEDIT},
+        {
+            "edit_success": "reliability",
+            "generality": "generality",
+            **_KNOWEDIT,
+            "one_hop": "one_hop",
+            "two_hop": "multi_hop",
+        },
         combined="avg",
-        parts=("edit_success", "generality", "portability", "locality"),
+        parts=("edit_success", "generality", "portability", "locality", "one_hop", "two_hop"),
         combine=fmean,
         said="reliability = the edit's prompt; Avg. = arithmetic mean of the scores that the dataset has",
+        scored={"one_hop": "generate", "two_hop": "generate"},
     ),
     "ft_editing": PaperMetrics(
         {
@@ -203,7 +232,7 @@ PLAIN = PaperMetrics({name.replace(" ", "_"): kind for kind, name in COLUMNS.ite
 
 def by_case(rows: pd.DataFrame, measures: PaperMetrics, score: Score = "token") -> pd.DataFrame:
     """One line a case, one column a metric; NaN where a case has no probe of it. What a bootstrap draws from."""
-    found = {name: per_case(rows, kind, score) for name, kind in measures.kinds.items()}
+    found = {name: per_case(rows, kind, measures.scored.get(name, score)) for name, kind in measures.kinds.items()}
     columns = {
         name: values.droplevel("step") * measures.scale.get(name, 1) for name, values in found.items() if len(values)
     }
