@@ -18,6 +18,12 @@ Kind = Literal[
     "one_hop",  # a question whose answer is one fact of a chain, MQuAKE's
     "multi_hop",  # a question that needs the whole chain
     "all_hops",  # every question of the chain
+    "logical_generalization",  # RippleEdits' six criteria
+    "compositionality_1",
+    "compositionality_2",
+    "subject_aliasing",
+    "preservation",
+    "relation_specificity",
     "fluency",
     "consistency",  # no probe asks for it: it is computed from a case's fluency texts
 ]
@@ -61,6 +67,16 @@ class Probe:
     topic: str = ""  # of a fluency text, "relation/object": consistency finds its reference texts by it
     fold: Fold = "mean"  # the same for all probes of a case, kind and group
     frame: Frame | None = None
+    every: tuple[tuple[str, ...], ...] = ()  # if a free answer must name several objects: the names of each
+    conditions: tuple["Condition", ...] = ()  # what the unedited model must answer for the probe to count
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A question to the unedited model, and whether it must be right or wrong."""
+
+    probe: Probe
+    right: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +96,11 @@ class Question:
     index: int
     probe: Probe
     edit: str = ""  # the case's (first) edit, prompt and answer: only for evaluations that give it away
+
+
+def condition_question(question: Question, condition: Condition) -> Question:
+    """How a condition of this question is asked."""
+    return Question(question.case, -1, condition.probe)
 
 
 def check_subjects(cases: Iterable[Case], where: Callable[[Case, str], str] | None = None) -> None:

@@ -2,7 +2,11 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SHAPES
+from conftest import SHAPES, TESTS, run_kedit
 from transformers import AutoModelForCausalLM
 
 from kedit.common.errors import InputError
@@ -27,7 +31,6 @@ pytest.importorskip("lm_eval")
 SIX = ["hellaswag", "winogrande", "mmlu", "commonsense_qa", "mnli", "sst2"]
 NEAR = 1e-4  # nats
 ULP = 2**-23  # HFLM returns a float32 sum: of 1000 nats the last place is 6e-5
-Run = Callable[..., Any]
 
 
 @pytest.fixture
@@ -297,12 +300,16 @@ def test_captions_say_how_much_of_the_published_set_was_asked(test_data: Path) -
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def finished(kedit: Run, tmp_path: Path) -> Iterator[Path]:
-    done = kedit("editor=ft_m", "T=4", "setting.checkpoints=[2]", "eval/measures=world", "eval.fluency_tokens=0")
+RUN = ["editor=ft_m", "T=4", "setting.checkpoints=[2]", "eval/measures=world", "eval.fluency_tokens=0", "tracker=none"]
+RUN += ["eval.measures.lm_eval.limit=120", "commit_every_s=0"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    done = run_kedit(folder, *RUN)
     assert done.returncode == 0, done.stderr
-    yield tmp_path / "runs"
-    assert "capital" not in done.stderr
+    return folder / "runs"
 
 
 def test_a_run_asks_before_and_at_every_test_and_shows_it(finished: Path) -> None:
@@ -311,12 +318,40 @@ def test_a_run_asks_before_and_at_every_test_and_shows_it(finished: Path) -> Non
     assert lines["T"].tolist() == [0, 2, 4]
     assert lines["edits_so_far"].tolist() == [0, 2, 4]
     assert lines["value"].iloc[0] >= 95
-    assert (lines["n"] == lines["n"].iloc[0]).all()
+    assert lines["n"].tolist() == [120] * 3
     assert set(cell.measures["group"]) == {"perplexity", "world"}
     assert "world" not in set(cell.rows["group"])  # a measure belongs to no case
     text = (cell.directory / "ability.md").read_text()
-    assert "made by kedit" in text
-    assert "zero-shot" in text
+    assert "zero-shot; world: N=120, made by kedit, the first 120 of 136" in text
     assert (cell.directory / "ability.png").exists()
     items = [json.loads(line) for line in (cell.directory / "benchmarks.jsonl").read_text().splitlines()]
-    assert len(items) == 3 * lines["n"].iloc[0]
+    assert len(items) == 3 * 120
+
+
+def killed_run(folder: Path, run: Sequence[str], kills: int) -> Path:
+    """The run's outputs, after it was killed so often in writing the third step since it began or went on."""
+    environment = {**os.environ, "KEDIT_RUNS": str(folder / "runs"), "PYTHONPATH": str(TESTS.parent)}
+    for _ in range(kills):
+        killed = [sys.executable, str(TESTS / "killed.py"), "rows", "3", *run]
+        died = subprocess.run(killed, env=environment, cwd=folder, capture_output=True, text=True)
+        assert died.returncode == -signal.SIGKILL, died.stderr
+    assert run_kedit(folder, *run).returncode == 0
+    return folder / "runs"
+
+
+def assert_same(one: Path, other: Path) -> None:
+    [first], [second] = find(one), find(other)
+    for name in ("rows.jsonl", "benchmarks.jsonl"):
+        assert (first.directory / name).read_text() == (second.directory / name).read_text()
+
+
+def test_a_run_killed_at_its_test_with_items_on_disk_has_the_same_rows(finished: Path, tmp_path: Path) -> None:
+    assert_same(finished, killed_run(tmp_path, RUN, 1))
+
+
+@pytest.mark.acceptance
+def test_ability_over_200_edits_is_the_same_after_two_kills(tmp_path: Path) -> None:
+    run = [*RUN, "T=200", "setting.checkpoints=[10,50,100]"]
+    assert run_kedit(tmp_path, *run).returncode == 0
+    (tmp_path / "killed").mkdir()
+    assert_same(tmp_path / "runs", killed_run(tmp_path / "killed", run, 2))

@@ -9,14 +9,14 @@ from kedit.cases import Case
 from kedit.common.cache import sha256
 from kedit.common.errors import InputError, first_line
 from kedit.common.options import Count, Name, PathText, Seed
-from kedit.data import counterfact, knowedit, mquake, zsre_mend
+from kedit.data import counterfact, knowedit, mquake, rippleedits, zsre_mend
 from kedit.data.dataset import Dataset, Dedup, Overlap, drop_leaking, leakage_note, select
 from kedit.data.missing_files import check_files
 from kedit.data.records import Record, is_blank, read_records
 
 Parse = Callable[[Record, str, Counter[str]], Case | None]  # None: the record is left out, and counted
 # each with `recognises`, `dataset_of` and `parse`; KnowEdit's fields occur in the other forms too, so it comes last
-FORMS = (mquake, counterfact, zsre_mend, knowedit)
+FORMS = (mquake, rippleedits, counterfact, zsre_mend, knowedit)
 TRAIN_OPTION = "dataset.train_path"
 
 

@@ -1,7 +1,7 @@
-"""MQuAKE (Zhong et al. 2023): edits with questions that need several facts; CF, CF-3k, CF-3k-v2, T, 2002, hard, AKEW's and
-Remastered's files.
+"""MQuAKE (Zhong et al. 2023): edits with questions that need several facts. Reads the files CF, CF-3k, CF-3k-v2, T,
+2002, hard, AKEW's and Remastered's.
 
-A case has 1 to 4 edits and a chain of 2 to 4 facts, some of them edited. Asked are each edit's own prompt (reliability),
+A case has 1 to 4 edits and a chain of 2 to 4 facts, some of them edited. Probes: each edit's own prompt (reliability),
 the question of each edited fact (one_hop), the question about the whole chain in three wordings, of which any counts
 (multi_hop), and every fact of the new chain, of which all must be right (all_hops: the paper's instance accuracy).
 """

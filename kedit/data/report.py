@@ -35,7 +35,8 @@ def _edits(cases: Sequence[Case]) -> Iterator[str]:
     edits = [(edit.prompt, edit.target_new) for case in cases for edit in case.edits]
     if len(edits) > len(cases):
         most = max(len(case.edits) for case in cases)
-        yield f"{len(edits)} edits, at most {most} a case; {len(set(edits))} distinct ones (subject, relation, new target)"
+        distinct = f"{len(set(edits))} distinct ones (subject, relation, new target)"
+        yield f"{len(edits)} edits, at most {most} a case; {distinct}"
 
 
 def _texts(case: Case) -> Iterator[str]:

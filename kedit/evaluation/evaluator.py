@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 from zlib import crc32
 
-from kedit.cases import KINDS, KNOWEDIT, Kind, Question
+from kedit.cases import KINDS, KNOWEDIT, Kind, Question, condition_question
 from kedit.common.errors import InputError
 from kedit.common.options import Count, CountOrNone, OneOrMore, Seed, Several
 from kedit.evaluation import metrics
@@ -214,10 +214,27 @@ class Evaluator:
         self, asked: Sequence[Question], answers: Sequence[Answer], before: Mapping[Question, Answer]
     ) -> list[Row]:
         """Rows of all questions, in order, then those of cases as a whole. `before`: the unedited model's answers."""
-        graded = [row for q, answer in zip(asked, answers, strict=True) for row in self.grade(q, answer, before[q])]
+        graded = [
+            row
+            for q, answer in zip(asked, answers, strict=True)
+            for row in (self.grade(q, answer, before[q]) if self._counts(q, before) else self._not_counted(q))
+        ]
         if self.consistency is None or "consistency" not in self.kinds:
             return graded
         return graded + self.consistency.rows(asked, [answer.generated for answer in answers])
+
+    def _counts(self, question: Question, before: Mapping[Question, Answer]) -> bool:
+        """Whether the unedited model fulfils the probe's conditions."""
+        for condition in question.probe.conditions:
+            asked = condition_question(question, condition)
+            exact = {row["scoring"]: row["exact"] for row in self.grade(asked, before[asked], before[asked])}
+            if bool(exact.get("generate", exact.get("forced"))) != condition.right:
+                return False
+        return True
+
+    def _not_counted(self, question: Question) -> list[Row]:
+        place = {"case": question.case, "kind": question.probe.kind, "group": question.probe.group}
+        return [place | {"probe": question.index, "scoring": scoring, "skipped": 1} for scoring in self.scoring]
 
     def grade(self, question: Question, after: Answer, before: Answer) -> list[Row]:
         """Rows of one question: one for each way of scoring. `before` is the unedited model's answer."""
@@ -266,7 +283,8 @@ class Evaluator:
             exact = metrics.normalise(said) == metrics.normalise(before.generated or "")
         else:
             contains = question.probe.frame is not None and question.probe.frame.contains
-            exact = (metrics.contains_answer if contains else metrics.exact_match)(said, targets)
+            right = metrics.contains_answer if contains else metrics.exact_match
+            exact = all(right(said, names) for names in question.probe.every or (targets,))
         return {"scoring": "generate", "exact": int(exact), "gold": targets[0], "generated": said}
 
     def _compares(self, question: Question) -> bool:

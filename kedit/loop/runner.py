@@ -9,7 +9,7 @@ from zlib import crc32
 
 from transformers import set_seed
 
-from kedit.cases import Case, Question, questions_of
+from kedit.cases import Case, Question, condition_question, questions_of
 from kedit.common.progress import progress
 from kedit.editors import Editor
 from kedit.evaluation.baseline import baseline_answers
@@ -204,7 +204,9 @@ def all_questions(steps: Sequence[Step], evaluator: Evaluator) -> list[Question]
     each = (q for step in steps for case in step.edit for q in questions_of(case, evaluator.each_edit))
     tests = (q for step in steps for case in step.test for q in questions_of(case, evaluator.kinds))
     traced = (q for step in steps for case in step.edit for q in questions_of(case, evaluator.each_step))
-    return list(dict.fromkeys([*each, *tests, *traced]))
+    asked = dict.fromkeys([*each, *tests, *traced])
+    conditions = (condition_question(q, condition) for q in asked for condition in q.probe.conditions)
+    return list(dict.fromkeys([*asked, *conditions]))
 
 
 def _metrics(record: Row, rows: Sequence[Row]) -> dict[str, Any]:

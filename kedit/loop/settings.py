@@ -110,7 +110,7 @@ def first_edits(cases: Cases, T: Horizon, short: Short) -> Cases:
             f"T={T} is more than the dataset's {held}; lower T, or set setting.short=cap to use all of them"
         )
     made = list(accumulate(map(_size, cases)))
-    if T < made[0]:
+    if made[0] > T:
         raise InputError(
             f"T={T}: the first case has {made[0]} edits, and a case is never cut; give at least {made[0]}, or choose "
             "setting=single"

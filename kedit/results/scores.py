@@ -1,8 +1,8 @@
 """From rows to scores: every mean, of one run.
 
 A score is the mean over cases of [the mean over the case's groups of (the mean over the group's probes)], times 100
-("case_macro", docs/metrics.md); a group's probes may also count as one, by the best or the worst of them; a case without a probe of a kind does not count for that kind, and every mean carries
-its N.
+("case_macro", docs/metrics.md); a group's probes may also count as one, by the best or the worst of them (`fold`). A
+case without a probe of a kind does not count for that kind, and every mean carries its N.
 """
 
 import math
@@ -38,6 +38,12 @@ COLUMNS = {  # a probe's kind -> the papers' word for its score
     "one_hop": "1-hop",
     "multi_hop": "multi-hop",
     "all_hops": "all hops",
+    "logical_generalization": "LG",
+    "compositionality_1": "CI",
+    "compositionality_2": "CII",
+    "subject_aliasing": "SA",
+    "preservation": "PV",
+    "relation_specificity": "RS",
     "fluency": "fluency",
     "consistency": "consistency",
 }
@@ -182,6 +188,7 @@ class PaperMetrics:
     scale: Mapping[str, float] = field(default_factory=dict)
     said: str = ""  # in a caption
     scored: Mapping[str, Score] = field(default_factory=dict)  # those that are always scored in one way
+    said_of: Mapping[str, str] = field(default_factory=dict)  # in a caption that has the metric
 
 
 _KNOWEDIT = {"edit_success": "reliability", "portability": "portability", "locality": "locality"}
@@ -211,6 +218,7 @@ PAPER: dict[str, PaperMetrics] = {
         combine=fmean,
         said="reliability = the edit's prompt; Avg. = arithmetic mean of the scores that the dataset has",
         scored={"one_hop": "generate", "two_hop": "generate"},
+        said_of={"two_hop": "1-Hop and 2-Hop = a free answer contains the answer, 2-Hop in any of its wordings"},
     ),
     "ft_editing": PaperMetrics(
         {

@@ -9,10 +9,10 @@ from kedit.common.cache import cached
 from kedit.common.options import Count, Rule, Seed
 from kedit.lm import LM
 from kedit.lm import load as load_directory
-from kedit.world.ability import ability
 from kedit.world.edits import People, Relations, documents, more_training, running_text
 from kedit.world.edits import load as cases
 from kedit.world.facts import World
+from kedit.world.multiple_choice import ability
 from kedit.world.recipe import Recipe, key, train
 
 Width = Annotated[int, Ge(8), Le(4096), MultipleOf(8), Rule("a multiple of 8 from 8 to 4096")]

@@ -103,7 +103,9 @@ def _facts(given: Shown, frame: pd.DataFrame) -> str:
     if given.layout.benchmarks:
         said = ability_facts(frame, given.cells, given.layout.benchmarks)
         return "; ".join([*said, *_stand_ins(given), *failures(frame)])
-    said = [*facts(frame, given.cells, given.score), PAPER[given.layout.paper].said, *_stand_ins(given)]
+    paper, metrics = PAPER[given.layout.paper], set(frame["metric"])
+    said = [*facts(frame, given.cells, given.score), paper.said, *_stand_ins(given)]
+    said += [text for metric, text in paper.said_of.items() if metric in metrics]
     return "; ".join([*said, *failures(frame)])
 
 
