@@ -11,8 +11,8 @@ from kedit import world
 from kedit.cases import Case, Edit, Probe, Question, questions_of
 from kedit.common.errors import InputError
 from kedit.editors import Editor
-from kedit.evaluation.baseline import baseline_answers
-from kedit.evaluation.evaluator import Evaluator, noise_floor
+from kedit.evaluation.baseline import baseline_answers, noise_floor
+from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM, Route
 from kedit.loop.runner import experiment
 from kedit.loop.settings import sequential

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from kedit.data.dataset import select
 from kedit.data.files import dataset_of
 from kedit.data.records import Record
 from kedit.data.report import conflicts, report
+from kedit.evaluation.baseline import baseline_answers
 from kedit.evaluation.evaluator import Answer, Evaluator
 from kedit.evaluation.metrics import contains_answer
 from kedit.lm import LM, Scored
@@ -221,6 +223,18 @@ def test_a_frame_is_read_and_no_part_of_what_a_memory_is_looked_up_by(lm: LM) ->
     said = Answer((Scored([1], [1], [0.0], "Ashbrook", "Ashbrook"),), "It is ashbrook, I think")
     [_, written] = evaluator.grade(question, said, said)
     assert written["exact"] == 1
+
+
+def test_a_framed_question_is_kept_apart_from_the_bare_one(
+    lm: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEDIT_CACHE", str(tmp_path))
+    evaluator = Evaluator(scoring=["forced", "generate"], kinds=["one_hop"])
+    bare = Probe("one_hop", "The capital of Arvenia is", ("Ashbrook",))
+    frames = [None, Frame("Q: ", "\nA:", 3), Frame("Q: ", "\nA:", 9), Frame("", "\nA:", 3)]
+    asked = [Question("a", 0, replace(bare, frame=frame)) for frame in frames]
+    alone = [baseline_answers(lm, evaluator, [question])[question] for question in asked]
+    assert alone == evaluator.answer(lm, asked)
 
 
 # --- several edits a case ---------------------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 from zlib import crc32
 
-from kedit.cases import KINDS, KNOWEDIT, Kind, Question, condition_question
+from kedit.cases import KINDS, KNOWEDIT, Kind, Question
 from kedit.common.errors import InputError
 from kedit.common.options import Count, CountOrNone, OneOrMore, Seed, Several
 from kedit.evaluation import metrics
+from kedit.evaluation.conditions import fulfilled, uncounted_rows
 from kedit.evaluation.consistency import Consistency
 from kedit.evaluation.easyedit_scoring import score_group
 from kedit.evaluation.measures import Measure, Measurement, named_measures
@@ -217,24 +218,15 @@ class Evaluator:
         graded = [
             row
             for q, answer in zip(asked, answers, strict=True)
-            for row in (self.grade(q, answer, before[q]) if self._counts(q, before) else self._not_counted(q))
+            for row in (
+                self.grade(q, answer, before[q])
+                if fulfilled(self.grade, q, before)
+                else uncounted_rows(q, self.scoring)
+            )
         ]
         if self.consistency is None or "consistency" not in self.kinds:
             return graded
         return graded + self.consistency.rows(asked, [answer.generated for answer in answers])
-
-    def _counts(self, question: Question, before: Mapping[Question, Answer]) -> bool:
-        """Whether the unedited model fulfils the probe's conditions."""
-        for condition in question.probe.conditions:
-            asked = condition_question(question, condition)
-            exact = {row["scoring"]: row["exact"] for row in self.grade(asked, before[asked], before[asked])}
-            if bool(exact.get("generate", exact.get("forced"))) != condition.right:
-                return False
-        return True
-
-    def _not_counted(self, question: Question) -> list[Row]:
-        place = {"case": question.case, "kind": question.probe.kind, "group": question.probe.group}
-        return [place | {"probe": question.index, "scoring": scoring, "skipped": 1} for scoring in self.scoring]
 
     def grade(self, question: Question, after: Answer, before: Answer) -> list[Row]:
         """Rows of one question: one for each way of scoring. `before` is the unedited model's answer."""
@@ -296,18 +288,6 @@ def _room(question: Question, answer: Answer) -> int:
     """Tokens of a free answer."""
     frame = question.probe.frame
     return frame.max_new if frame else max(len(scored.gold) for scored in answer.forced) + ROOM
-
-
-def noise_floor(lm: LM, asked: Sequence[Question], sample: int = 100) -> float:
-    """Share of answer tokens on which a model agrees with itself, asked one by one and in one batch: 1 in float32.
-
-    Below float32 no locality can be measured more finely than this.
-    """
-    probes = [q.probe for q in asked if q.probe.answers][:sample]
-    pooled = lm.answer([p.prompt for p in probes], [p.answers[0] for p in probes])
-    alone = [lm.answer([p.prompt], [p.answers[0]])[0] for p in probes]
-    matches = [metrics.token_match(a.pred, b.pred) for a, b in zip(pooled, alone, strict=True)]
-    return sum(matches) / len(matches)
 
 
 def _known(name: str, given: Sequence[Any], known: Sequence[Any]) -> None:

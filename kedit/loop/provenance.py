@@ -15,7 +15,8 @@ from kedit.cases import BENCHMARK
 from kedit.common.cache import remembered_sha256
 from kedit.common.dotted import dotted
 from kedit.data import Dataset
-from kedit.evaluation.evaluator import Evaluator, noise_floor
+from kedit.evaluation.baseline import noise_floor
+from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM
 from kedit.lm.peak_memory import peak_memory_mb
 from kedit.loop.runner import all_questions
