@@ -39,7 +39,7 @@ class LmEval(Measure):
 
     def __init__(
         self,
-        tasks: OneOrMore[Name],
+        tasks: Name | OneOrMore[Name],
         *,
         limit: Count | None = None,
         num_fewshot: CountOrNone | None = None,
@@ -53,7 +53,8 @@ class LmEval(Measure):
         keep_items: bool = True,
         each_restore: bool = False,
     ):
-        self.tasks, self.limit, self.num_fewshot = list(tasks), limit, num_fewshot
+        names = [tasks] if isinstance(tasks, str) else list(tasks)
+        self.tasks, self.limit, self.num_fewshot = names, limit, num_fewshot
         self.metric, self.generated = dict(metric or {}), dict(generated or {})
         self.data, self.files = data, dict(files or {})
         self.chat_template, self.system_instruction = chat_template, system_instruction
