@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SHAPES, TESTS, run_kedit
+from made_cells import make_cell
 from transformers import AutoModelForCausalLM
 
 from kedit.common.errors import InputError
@@ -23,8 +24,10 @@ from kedit.evaluation.measures import lm_eval as measure_module
 from kedit.evaluation.measures.lm_eval import LmEval
 from kedit.evaluation.measures.perplexity import Perplexity
 from kedit.lm import LM, Route
+from kedit.reports.table.layout import layout
+from kedit.reports.table.show import paper_table
 from kedit.results.abilities import abilities
-from kedit.results.cells import find
+from kedit.results.cells import Cell, find
 
 pytest.importorskip("lm_eval")
 
@@ -355,3 +358,68 @@ def test_ability_over_200_edits_is_the_same_after_two_kills(tmp_path: Path) -> N
     assert run_kedit(tmp_path, *run).returncode == 0
     (tmp_path / "killed").mkdir()
     assert_same(tmp_path / "runs", killed_run(tmp_path / "killed", run, 2))
+
+
+# --- a paper's table of benchmarks ------------------------------------------------------------------------------------
+
+
+def benchmark_cell(runs: Path, values: Mapping[str, tuple[float, float]], editor: str, **meta: Any) -> Cell:
+    """A finished cell with these benchmarks, before and after."""
+    about = {name: {"n": 400, "num_fewshot": 0, "said": "", "lm_eval": "0.4"} for name in values}
+    full = {"setting": "sequential", "measures": {"lm_eval": about}, **meta}
+    cell = make_cell(runs, {"reliability": [1.0, 0.5]}, editor=editor, **full)
+    shared = {"kind": "benchmark", "scoring": "lm_eval", "metric": "acc", "stderr": 0.02, "n": 400, "main": 1}
+    moments = [{"step": 0, "when": "before", "edits_so_far": 0}, {"step": 2, "when": "test", "edits_so_far": 2}]
+    moments[1]["T"] = cell.meta["effective_T"]
+    with (cell.directory / "rows.jsonl").open("a") as file:
+        for name, both in values.items():
+            for moment, value in zip(moments, both, strict=True):
+                file.write(json.dumps(moment | shared | {"group": name, "value": value}) + "\n")
+    return Cell(cell.directory)
+
+
+THREE = {"hellaswag": (0.76, 0.70), "winogrande": (0.69, 0.68), "mmlu": (0.41, 0.42)}
+
+
+def numbers_of(known: str, cells: Sequence[Cell]) -> dict[tuple[str, str], str]:
+    layout_ = layout(known)
+    assert layout_
+    [grid] = paper_table(layout_, cells, "difference").grids
+    return {
+        (line.head[0], column[-1]): entry.text
+        for line in grid.lines
+        for column, entry in zip(grid.columns, line.entries, strict=True)
+        if "T=500" not in column and entry.text != "-"
+    }
+
+
+def test_benchmarks_stand_in_the_papers_places_of_their_edits(tmp_path: Path) -> None:
+    cell = benchmark_cell(tmp_path, THREE, "kdpo", model="llama2-7b", dataset="zsre", T=100)
+    found = numbers_of("kdpo_table3", [cell])
+    assert found["kdpo", "HellaSwag"] == "-6.38 (3.92)"  # 70 - 76.38; 1.96 standard errors
+    assert found["(unedited)", "HellaSwag"] == "+0.01 (3.92)"
+    assert found["kdpo", "Average"] == f"{60 - 62.79:+.2f} (2.26)"
+    grid = paper_table(layout("kdpo_table3"), [cell], "ours").grids[0]  # type: ignore[arg-type]
+    assert "hellaswag: N=400" in grid.caption
+    assert "zero-shot" in grid.caption
+    dpo = next(line for line in grid.lines if line.head[0] == "dpo")
+    assert dpo.entries[0].hint == "kedit sweeps=kdpo_table3 model=llama2-7b dataset=zsre editor=dpo T=100"
+
+
+def test_the_unedited_model_stands_where_the_paper_prints_it_without_setting(tmp_path: Path) -> None:
+    values = {"commonsense_qa": (0.58, 0.57), "mnli": (0.35, 0.36), "mmlu": (0.44, 0.43), "sst2": (0.81, 0.8)}
+    cell = benchmark_cell(tmp_path, values, "kedas", model="llama2-7b-chat", dataset="zsre", T=1304)
+    found = numbers_of("kedas_table8", [cell])
+    assert found["(unedited)", "CSQA"] == "+0.01 (3.92)"
+    assert found["kedas", "SST-2"] == "-1.19 (3.92)"
+
+
+def test_two_edited_datasets_in_one_place_are_refused(tmp_path: Path) -> None:
+    cells = [
+        benchmark_cell(tmp_path, THREE, "kdpo", model="llama2-7b", dataset=name, T=100)
+        for name in ("zsre", "wikidata_counterfact")
+    ]
+    known = layout("kdpo_table3")
+    assert known
+    with pytest.raises(InputError, match="both measure hellaswag after T=100 edits"):
+        paper_table(known, cells, "difference")

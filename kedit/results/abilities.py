@@ -1,7 +1,7 @@
 """General ability: what benchmarks found in the unedited model and at every test, in per cent."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,17 +43,22 @@ def described(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
 
 
 def benchmark_frame(
-    cells: Sequence[Cell], paper: str, table: int, named: Mapping[str, str], same_as: Mapping[str, str], bare: bool
+    cells: Sequence[Cell],
+    paper: str,
+    table: int,
+    named: Mapping[str, str],
+    same_as: Mapping[str, str],
+    bare: Collection[str],
 ) -> pd.DataFrame:
     """As kedit.results.measured.frame_of, with the benchmark as `dataset` and the edited one in `note`.
 
-    `named`: benchmark -> the paper's name of it. `bare`: the paper prints the unedited model without setting and T.
+    `named`: benchmark -> the paper's name of it. `bare`: models that the paper prints unedited without setting and T.
     """
     tests = grouped_tests(cells, same_as)
     lines = [line for key, by_seed in tests.items() for line in _lines(key, by_seed, named, 0)]
     for key, by_seed in reversed(tests.items()):
         place = key._replace(editor=UNEDITED)
-        place = place._replace(setting="", T=None) if bare else place
+        place = place._replace(setting="", T=None) if key.model in bare else place
         lines = [*_lines(place, by_seed, named, 1), *lines]
     frame = pd.DataFrame(lines, columns=[*COLUMNS, *MORE])
     frame = _once(frame).assign(paper=paper, table=pd.array([table] * len(_once(frame)), dtype="Int64"), printed_as="")

@@ -158,8 +158,8 @@ def paper_table(
 def frame(known: Layout, cells: Sequence[Cell], score: Score) -> pd.DataFrame:
     """What these cells measured of the table's metrics."""
     if known.benchmarks:
-        bare = known.printed.loc[known.printed["editor"] == UNEDITED, "T"].isna().all()
-        return benchmark_frame(cells, known.paper, known.number, known.benchmarks, known.same_as, bool(bare))
+        bare = known.printed[(known.printed["editor"] == UNEDITED) & known.printed["T"].isna()]["model"]
+        return benchmark_frame(cells, known.paper, known.number, known.benchmarks, known.same_as, set(bare))
     return frame_of(samples(cells, known.paper, scoring=score, same_as=known.same_as), known.paper, known.number)
 
 
