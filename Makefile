@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench acceptance
+.PHONY: help setup run test check bench mutants acceptance
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ check: setup ## format, lint and types
 
 bench: setup ## kedit against plain loops, interleaved: seconds, ratios and their bounds (DEVICE=cuda, BENCH="--rows 200")
 	$(BIN)/python -m benchmarks --device $(DEVICE) $(BENCH)
+
+mutants: setup ## do the tests notice faults? plants each of tests/mutants.yaml in a copy (MUTANTS="3 7": some)
+	$(BIN)/python tests/mutants.py $(MUTANTS)
 
 acceptance: setup ## the slower checks: the world's recipe, editing scores over three seeds, kills and restarts
 	$(BIN)/pytest -m acceptance -rP

@@ -22,14 +22,15 @@ from benchmarks.long import long
 from benchmarks.profiling import profiled
 from benchmarks.retrieval import encoding, index, routing
 from benchmarks.scoring import fluency, scoring
-from benchmarks.shapes import BIG, SHAPES, asked, build, material
+from benchmarks.shapes import BIG, SHAPES, asked, build, cases_of, material
+from benchmarks.side_by_side import side_by_side
 from benchmarks.statistics import statistics
 from kedit.data import knowedit, load
 
 FILE = Path(__file__).parents[1] / "tests/data/zsre.json"
 COLUMNS = ("", "kedit, s", "plain, s", "ratio (range)", "bound", "reached", "of matmul", "same")
 LOCATED = ("gpt2 12x768", *BIG)  # shapes with these parts: one is enough on a CPU
-PARTS = ("editing", "locating", "statistics", "scoring", "profile", "long", "retrieval")
+PARTS = ("editing", "side_by_side", "locating", "statistics", "scoring", "profile", "long", "retrieval")
 
 
 def matmul_rate(bench: Bench) -> float:
@@ -49,6 +50,8 @@ def measure(name: str, given: argparse.Namespace) -> Iterator[Table]:
         rows += [*editing(bench, given.repeats, rate), adapters(bench, given.repeats, rate)]
         rows += [fairness(bench, given.repeats).line("plain FT-M (left) beside its bare steps (right)")]
         rows += [memory(name, given.data)] if given.device == "cpu" else []
+    if "side_by_side" in given.parts:
+        rows += side_by_side(bench, given.repeats, cases_of(config, given.data, given.beside))
     if "locating" in given.parts and name in LOCATED:
         rows += locating(bench, given.repeats, rate)
     if "statistics" in given.parts and name in LOCATED:
@@ -89,6 +92,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--data", default=str(FILE), help="a file in KnowEdit's form (default: an excerpt of ZsRE)")
     parser.add_argument("--rows", type=int, default=200, help="of it that are asked")
+    parser.add_argument("--beside", type=int, default=16, help="edits that run side by side")
     parser.add_argument("--texts", type=int, default=64, help="that are written for fluency")
     parser.add_argument("--shapes", nargs="*", help=f"some of {list(SHAPES)}, on a GPU of {list(BIG)}")
     parser.add_argument("--train", nargs="*", default=[], help="retrieval: files that the filter learns from")

@@ -56,6 +56,11 @@ class Material:
         return [edit.prompt for edit in self.edits]
 
 
+def cases_of(config: PretrainedConfig | None, path: str, n: int) -> Sequence[Case]:
+    """Whole cases, to be edited and asked."""
+    return world.cases(edits=n, limit=n).cases if config is None else load(knowedit.parse, path=path).cases[:n]
+
+
 def material(config: PretrainedConfig | None, path: str, rows: int) -> Material:
     return of_world(rows) if config is None else zsre(path, rows)
 

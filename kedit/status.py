@@ -2,5 +2,13 @@
 
 from kedit.reports.cell_status import main
 
+
+def plan(sweep: str) -> None:
+    """Look for what the cells of a sweep need; it composes them, so Hydra is imported when it is asked for."""
+    from kedit.run.plan import plan as look
+
+    look(sweep)
+
+
 if __name__ == "__main__":
-    main()
+    main(plan)

@@ -59,7 +59,7 @@ class _Server:
     def __init__(self) -> None:
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS, TESTS / "plugins"]))}
         command = [sys.executable, __file__, str(requests), str(answers)]
         self._process = subprocess.Popen(command, env=env, pass_fds=(requests, answers))
         os.close(requests)

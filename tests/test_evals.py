@@ -11,6 +11,7 @@ from kedit import world
 from kedit.cases import Case, Edit, Probe, Question, questions_of
 from kedit.common.errors import InputError
 from kedit.editors import Editor
+from kedit.evaluation.answers import Ask
 from kedit.evaluation.baseline import baseline_answers, noise_floor
 from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM, Route
@@ -157,7 +158,7 @@ def test_the_chat_template_reaches_all_but_locality(lm: LM) -> None:
         read = {}
         for option in ("off", "on_prompts", "on_all"):
             evaluator = Evaluator(chat_template=option)  # type: ignore[arg-type]
-            read[option] = tuple(route.prompt for route in evaluator._routes(lm, [(edit, ""), (local, "")]))
+            read[option] = tuple(route.prompt for route in evaluator._routes(lm, [Ask(edit), Ask(local)]))
         assert read["off"] == ("Who?", "Who?")
         assert read["on_prompts"] == ("User: Who? Reply:", "Who?")
         assert read["on_all"] == ("User: Who? Reply:", "User: Who? Reply:")

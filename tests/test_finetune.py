@@ -13,6 +13,7 @@ from test_editors import equal, weights
 from kedit import world
 from kedit.common.errors import InputError
 from kedit.common.paths import ROOT
+from kedit.editors.finetune.joint_training import JointTraining
 from kedit.editors.finetune.lora import AdaLoRA, LoRA
 from kedit.editors.finetune.per_edit import FineTune
 from kedit.lm import LM, load
@@ -176,13 +177,13 @@ def test_ft_ls_clamp_holds_after_every_step(lm: LM, monkeypatch: pytest.MonkeyPa
     editor = configured("editor=ft_l", "editor.norm_constraint=1e-3", "editor.lr=1e-2", "editor.steps=5")
     [name] = lm.anatomy.parameters(lm.model, "mlp_out.weight", editor.layers)
     before, reached = lm.model.get_parameter(name).clone(), []
-    update = FineTune._update
+    update = JointTraining._update
 
     def watched(*given: Any) -> None:
         update(*given)
-        reached.append(float((lm.model.get_parameter(name) - before).abs().max()))
+        reached.append(float((lm.model.get_parameter(name).detach() - before).abs().max()))
 
-    monkeypatch.setattr(FineTune, "_update", watched)
+    monkeypatch.setattr(JointTraining, "_update", watched)
     editor.edit(lm, EDITS[:1])
     assert len(reached) == 5
     assert all(0 < reach <= 1e-3 + 1e-7 for reach in reached)

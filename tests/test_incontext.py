@@ -21,8 +21,9 @@ from kedit.editors.incontext.alignment import Alignment
 from kedit.editors.incontext.alignment_examples import Conversations
 from kedit.editors.incontext.augmentation import Form, qa
 from kedit.editors.incontext.augmentation.world_rules import WorldRules
+from kedit.editors.incontext.demonstrations import Demonstrations
 from kedit.editors.incontext.edit_memory import EditMemory
-from kedit.editors.incontext.prompts import Demonstrations, Notes, UpdatedInformation
+from kedit.editors.incontext.prompts import Notes, UpdatedInformation
 from kedit.editors.incontext.vector_index import Index
 from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM

@@ -272,20 +272,19 @@ def test_identity_is_that_of_the_files(small_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("break_it", "options", "said"),
+    ("break_it", "said"),
     [
-        (lambda d: (d / "tokenizer.json").unlink(), {}, "tokenizer"),
-        (lambda d: (d / "model.safetensors").unlink(), {}, "model cannot be loaded"),
-        (lambda d: (d / "model.safetensors").write_bytes(b"torn"), {}, "model cannot be loaded"),
-        (lambda d: (d / "config.json").unlink(), {}, "no model there"),
-        (lambda d: (d / "config.json").write_text("{"), {}, "cannot be loaded"),
-        (lambda d: None, {"dtype": "float31"}, "dtype"),
+        (lambda d: (d / "tokenizer.json").unlink(), "tokenizer"),
+        (lambda d: (d / "model.safetensors").unlink(), "model cannot be loaded"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"torn"), "model cannot be loaded"),
+        (lambda d: (d / "config.json").unlink(), "no model there"),
+        (lambda d: (d / "config.json").write_text("{"), "cannot be loaded"),
     ],
 )
-def test_a_broken_model_folder_is_said_in_one_sentence(small_dir: Path, break_it: Any, options: Any, said: str) -> None:
+def test_a_broken_model_folder_is_said_in_one_sentence(small_dir: Path, break_it: Any, said: str) -> None:
     break_it(small_dir)
     with pytest.raises(InputError, match=said) as caught:
-        load(str(small_dir), **options)
+        load(str(small_dir))
     assert "\n" not in str(caught.value)
 
 

@@ -16,7 +16,7 @@ from kedit.editors import Editor
 from kedit.editors.finetune.per_edit import FineTune
 from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM
-from kedit.loop.journal import InMemoryJournal
+from kedit.loop.in_memory_journal import InMemoryJournal
 from kedit.loop.runner import experiment
 from kedit.loop.settings import Step, blocks, incremental, mass, sequential, single
 from kedit.losses.cross_entropy import CrossEntropy
@@ -136,7 +136,7 @@ def test_questions_are_asked_in_parts_of_whole_cases(lm: LM, monkeypatch: pytest
         return [row | {"nll": pytest.approx(row["nll"], abs=1e-4)} if "nll" in row else row for row in made]
 
     whole = rows()
-    monkeypatch.setattr("kedit.loop.runner.PART", 7)
+    monkeypatch.setattr("kedit.loop.step_runner.PART", 7)
     monkeypatch.setattr("kedit.lm.model.POOL", 3)
     assert rows() == whole
 

@@ -59,7 +59,7 @@ def test_kdpo_has_no_gradient_where_the_model_already_says_the_new_token(view: L
     with torch.no_grad():
         logits[0, 1] = 9.0  # the first answer token of row 0 is already the argmax
     loss = KDPO(beta=0.1)
-    assert not loss.refresh(view, logits, cycle=0)
+    assert loss.refresh(view, logits, cycle=0).tolist() == [False, False]
     loss(view, logits).sum().backward()
     assert logits.grad is not None
     assert logits.grad[0].abs().max() == 0
@@ -68,10 +68,25 @@ def test_kdpo_has_no_gradient_where_the_model_already_says_the_new_token(view: L
 
 def test_kdpo_picks_the_argmax_and_is_done_when_it_is_the_answer(view: LossInputs, logits: Tensor) -> None:
     loss = KDPO(beta=0.1)
-    assert not loss.refresh(view, logits, cycle=0)
+    assert loss.refresh(view, logits, cycle=0).tolist() == [False, False]
     assert torch.equal(loss.rejected, logits.argmax(-1))
     right = torch.nn.functional.one_hot(view.batch.gold, 8).float()
-    assert loss.refresh(view, right, cycle=1)
+    assert loss.refresh(view, right, cycle=1).tolist() == [True, True]
+    right[0] = logits[0].detach()
+    assert loss.refresh(view, right, cycle=2).tolist() == [False, True]
+
+
+def test_of_rows_that_go_on_the_losses_keep_their_own(view: LossInputs, logits: Tensor) -> None:
+    """KDPO and static OVERTONE, whose other edits have ended: the value of the row that is left does not change."""
+    places = torch.tensor([2, 3, 4])
+    alone = LossInputs(view.lm, [], collate(PAIRS[1:], 0, "right", CPU), view.start)
+    losses = (KDPO(beta=0.3), Overtone(0.1, 0.0, 0.5, dyn=False, chk=False))
+    for loss in losses:
+        loss.refresh(view, logits, cycle=0)
+    for loss in losses:
+        before = loss(later(view), 2 * logits)[1]
+        loss.keep(alone, torch.tensor([1]), places)
+        assert torch.allclose(loss(alone, 2 * logits[places]), before)
 
 
 def test_kdpo_is_the_papers_formula_with_the_reference_of_the_start(view: LossInputs, logits: Tensor) -> None:
@@ -150,10 +165,11 @@ def test_overtone_leaves_a_token_within_epsilon_alone(view: LossInputs) -> None:
 
 def test_overtone_has_no_gradient_at_all_once_every_token_is_within_epsilon(view: LossInputs) -> None:
     logits = (20.0 * torch.nn.functional.one_hot(view.batch.gold, 8)).requires_grad_(True)
-    values = Overtone(0.1, 0.01, 0.5)(view, logits)
-    assert not values.requires_grad
-    assert values.tolist() == pytest.approx([0.01, 0.01])
-    assert Overtone(0.1, 0.01, 0.5, clip=False)(view, logits).requires_grad
+    loss, unclipped = Overtone(0.1, 0.01, 0.5), Overtone(0.1, 0.01, 0.5, clip=False)
+    assert loss(view, logits).tolist() == pytest.approx([0.01, 0.01])
+    assert loss.idle().tolist() == [True, True]
+    unclipped(view, logits)
+    assert not unclipped.idle().any()
 
 
 def test_overtones_target_is_the_papers_equation_3(view: LossInputs) -> None:

@@ -114,8 +114,8 @@ def test_the_command_says_it_too(tmp_path: Path) -> None:
     given = ["sweeps=ft_editing_table4", "model=world", "dataset=world", "editor=ft_m", "T=2"]
     done = run_kedit(tmp_path, *given, KEDIT_DATA=str(tmp_path / "files"))
     assert done.returncode == 1
-    assert SNIPPETS in done.stdout
-    assert "set eval.consistency=null to leave consistency out" in done.stdout
+    assert SNIPPETS in done.stderr
+    assert "set eval.consistency=null to leave consistency out" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert not list((tmp_path / "runs").rglob("seed*"))
 

@@ -18,12 +18,13 @@ from kedit.data.dataset import select
 from kedit.data.files import dataset_of
 from kedit.data.records import Record
 from kedit.data.report import conflicts, report
+from kedit.evaluation.answers import Answer
 from kedit.evaluation.baseline import baseline_answers
-from kedit.evaluation.evaluator import Answer, Evaluator
+from kedit.evaluation.evaluator import Evaluator
 from kedit.evaluation.metrics import contains_answer
 from kedit.lm import LM, Scored
 from kedit.loop.settings import blocks, incremental, mass, sequential, single
-from kedit.results.scores import PAPER, by_case, mean_scores, per_case
+from kedit.results.scores import COLUMNS, PAPER, by_case, mean_scores, per_case, summary
 
 
 def rewrite(subject: str, new: str, old: str, flat: bool = False) -> dict[str, Any]:
@@ -190,6 +191,8 @@ def test_any_wording_and_all_hops_by_hand() -> None:
     for kind, value in expected.items():
         assert per_case(frame, kind).mean() == pytest.approx(value)
     assert mean_scores(rows) == pytest.approx(expected)
+    [line] = summary(frame.assign(when="test", T=3)).query("T == 3").to_dict("records")
+    assert {kind: line[COLUMNS[kind]] for kind in expected} == pytest.approx(expected)
 
 
 def test_overtones_columns_are_of_free_answers_and_their_average_is_of_three() -> None:

@@ -458,7 +458,7 @@ def test_latex_is_escaped_and_has_as_many_cells_in_every_line() -> None:
 def test_markdown_marks_and_escapes() -> None:
     lines = markdown(ODD).splitlines()
     assert lines[2] == r"| line | a\|b x_1 | a\|b y |"
-    assert lines[4] == "| <tag> & co | **1.0 (0.2)** | <u><2</u> |"
+    assert lines[4] == "| &lt;tag&gt; &amp; co | **1.0 (0.2)** | <u>&lt;2</u> |"
     assert lines[-1] == "    kedit x=<y>"
 
 

@@ -15,8 +15,8 @@ from kedit.data.files import dataset_of
 from kedit.data.records import Record
 from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM
-from kedit.loop.runner import all_questions
 from kedit.loop.settings import single
+from kedit.loop.step_runner import all_questions
 from kedit.results.scores import mean_scores
 
 FRAME = Frame("", "", 50, contains=True)

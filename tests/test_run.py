@@ -61,7 +61,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "missing field": (lambda p: [*FILE, f"dataset.path={file(p, '[{}]')}"], "record 0: field 'prompt' is missing"),
     "empty target": (
         lambda p: [*FILE, f"dataset.path={file(p, json.dumps([GOOD | {'target_new': ''}]))}"],
-        "record 0: the edit 's is' has an empty target",
+        "the edit 's is' has an empty target",
     ),
     "unknown editor": (lambda p: ["editor=rnome"], "editor=rnome: no such choice; nearest is rome"),
     "unknown key": (lambda p: ["editor.lrr=1"], "nearest is editor.lr"),

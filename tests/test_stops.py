@@ -15,6 +15,7 @@ from conftest import TESTS
 from filelock import FileLock
 from forked import Forked
 
+from kedit.loop.journal import Journal
 from kedit.reports.cell_status import look
 from kedit.results.cell_files import cell_directories
 
@@ -171,3 +172,11 @@ def test_a_refused_config_leaves_the_cell_alone(start: Start, tmp_path: Path) ->
     one_line(second, "holds a run with another config")
     [seen] = look(tmp_path / "runs" / "adhoc")
     assert (seen.state, seen.error) == ("stopped", "")
+
+
+def test_a_signal_stops_what_an_editor_learns_before_its_first_edit(tmp_path: Path) -> None:
+    """That can take hours; what is kept of it lies in checkpoints and the cache of its own."""
+    learning = Journal(tmp_path / "cell", "seed: 0")
+    with learning, pytest.raises(SystemExit) as stopped, learning.fitting():
+        signal.raise_signal(signal.SIGTERM)
+    assert stopped.value.code == 128 + signal.SIGTERM

@@ -20,7 +20,7 @@ from kedit.cases import Case
 from kedit.editors.finetune.per_edit import FineTune
 from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM
-from kedit.loop.journal import InMemoryJournal
+from kedit.loop.in_memory_journal import InMemoryJournal
 from kedit.loop.runner import experiment
 from kedit.loop.settings import sequential
 from kedit.losses.cross_entropy import CrossEntropy

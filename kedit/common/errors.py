@@ -1,6 +1,7 @@
 """Errors that the user can correct."""
 
 import errno
+import re
 
 
 class InputError(ValueError):
@@ -21,6 +22,12 @@ def disk_is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def named_in(sentence: str) -> str:
+    """What a sentence about something missing is about: its first word that is a file, a variable or an option."""
+    words = sentence.split()
+    return next((word for word in words if re.search(r"\w[./=_]\w", word)), words[0]).rstrip(":;,")
 
 
 def first_line(error: BaseException) -> str:

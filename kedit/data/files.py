@@ -1,17 +1,19 @@
 """From a benchmark's file (local, or of a hub dataset) to a Dataset."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from kedit.cases import Case
 from kedit.common.cache import sha256
-from kedit.common.errors import InputError, first_line
+from kedit.common.errors import InputError
+from kedit.common.hub import hub_file as hub_copy
 from kedit.common.options import Count, Name, PathText, Seed
 from kedit.data import counterfact, knowedit, mquake, rippleedits, zsre_mend
 from kedit.data.dataset import Dataset, Dedup, Overlap, drop_leaking, leakage_note, select
-from kedit.data.missing_files import check_files
+from kedit.data.missing_files import at_hand, check_files, data_folder, missing_files
 from kedit.data.records import Record, is_blank, read_records
 
 Parse = Callable[[Record, str, Counter[str]], Case | None]  # None: the record is left out, and counted
@@ -28,6 +30,7 @@ def load(
     hub_file: Name | None = None,
     hub_revision: Name = "main",
     train_path: PathText | Sequence[PathText] | None = None,
+    train_limit: Count | Mapping[str, Count] | None = None,
     dedup: Dedup = "none",
     order_seed: Seed | None = None,
     limit: Count | None = None,
@@ -38,23 +41,23 @@ def load(
     """Cases of `path`, or if that is None of `hub_file` in the hub dataset `hub`.
 
     `train` says that the editor's fit learns from training cases: they are those of `train_path`, one file or several
-    of any form that kedit knows, without those that a test asks about (`train_overlap` keep: with them). Raises
-    InputError, naming file, record and field, if a record is malformed or no case is left, and if an edit has no target
-    unless `drop_empty_targets`.
+    of any form that kedit knows, without those that a test asks about (`train_overlap` keep: with them); of each file
+    the first `train_limit`, or as many as that says for the file's name. Raises InputError, naming file, record and
+    field, if a record is malformed or no case is left, and if an edit has no target unless `drop_empty_targets`.
     """
     if path is not None and not path.strip():
         raise InputError("dataset.path is empty; give the data file with dataset.path=FILE, or null for the hub's")
     train_files = _train_files(train_path) if train else []
     tests = [Path(path).expanduser()] if path else []
     check_files([*(("dataset.path", file) for file in tests), *((TRAIN_OPTION, file) for file in train_files)])
-    source = tests[0] if tests else download(hub, hub_file, hub_revision)
+    source = at_hand(tests[0]) if tests else download(hub, hub_file, hub_revision)
     dropped: Counter[str] = Counter()
     cases = parse_file(parse, source, drop_empty_targets, dropped)
     chosen = select(cases, dedup=dedup, order_seed=order_seed, limit=limit, dropped=dropped)
     if not chosen:
         lost = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
         raise InputError(f"{source}: none of its records is left to edit (dropped: {lost}); give another file")
-    learnable = _training(parse, train_files, drop_empty_targets, dropped)
+    learnable = _training(parse, train_files, train_limit, drop_empty_targets, dropped)
     notes = leakage_note(learnable, chosen)
     if train_overlap == "drop":
         learnable = drop_leaking(learnable, chosen, dropped)
@@ -77,13 +80,47 @@ def _train_files(paths: str | Sequence[str] | None) -> list[Path]:
     return files
 
 
-def _training(parse: Parse, files: Sequence[Path], drop_empty_targets: bool, dropped: Counter[str]) -> list[Case]:
+def missing_sources(
+    *,
+    path: str | None = None,
+    hub: str | None = None,
+    hub_file: str | None = None,
+    hub_revision: str = "main",
+    train_path: str | Sequence[str] | None = None,
+    train: bool = False,
+    **_: Any,
+) -> Iterator[str]:
+    """A sentence about each file that `load` would not find when it is called with these options."""
+    try:
+        files = [(TRAIN_OPTION, file) for file in (_train_files(train_path) if train else [])]
+    except InputError as error:
+        files = []
+        yield str(error)
+    if path is not None:
+        files.insert(0, ("dataset.path", Path(path).expanduser()))
+    yield from missing_files(files)
+    if path is None:
+        try:
+            download(hub, hub_file, hub_revision)
+        except InputError as error:
+            yield str(error)
+
+
+def _training(
+    parse: Parse,
+    files: Sequence[Path],
+    limit: int | Mapping[str, int] | None,
+    drop_empty_targets: bool,
+    dropped: Counter[str],
+) -> list[Case]:
     """A file of the form that `parse` reads is read by it, with its options."""
     cases, lost = [], Counter[str]()
     for file in files:
-        form = recognise(file, TRAIN_OPTION)
+        there = at_hand(file)
+        form = recognise(there, TRAIN_OPTION)
         reader = parse if form.parse is _function(parse) else form.parse
-        cases += parse_file(reader, file, drop_empty_targets, lost, TRAIN_OPTION)
+        first = limit.get(file.name) if isinstance(limit, Mapping) else limit
+        cases += parse_file(reader, there, drop_empty_targets, lost, TRAIN_OPTION)[:first]
     dropped.update({f"training: {reason}": n for reason, n in lost.items()})
     return cases
 
@@ -141,18 +178,18 @@ def _function(parse: Parse) -> Parse:
 
 
 def download(hub: str | None, hub_file: str | None, revision: str) -> Path:
-    """The file in the hub's local cache, downloaded if need be."""
+    """The file of this name in the folder KEDIT_DATA, or in the hub's local cache, downloaded if need be."""
     if not hub or not hub_file:
         raise InputError("this dataset is not on the hub; give its file with dataset.path=FILE")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
+    local = data_folder() / Path(hub_file).name
+    if local.is_file():
+        return local
     try:
-        return Path(hf_hub_download(hub, hub_file, repo_type="dataset", revision=revision))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
+        return hub_copy(hub, hub_file, repo_type="dataset", revision=revision)
+    except InputError as error:
         raise InputError(
-            f"{hub_file} of the hub dataset {hub} could not be downloaded ({first_line(error)}); "
-            "download it elsewhere and give it with dataset.path=FILE"
+            f"{hub_file} of the hub dataset {hub} could not be downloaded ({error}); download it elsewhere and put it "
+            f"into {data_folder()}, the folder that KEDIT_DATA names, or give it with dataset.path=FILE"
         ) from error
 
 

@@ -9,24 +9,51 @@ from typing import Any
 import yaml
 
 from kedit.common.errors import InputError
+from kedit.common.hub import hub_file
 
 ORIGINS = Path(__file__).with_name("origins.yaml")
 
 
+def data_folder() -> Path:
+    """The folder that KEDIT_DATA names, or ./data."""
+    return Path(os.environ.get("KEDIT_DATA") or "data").expanduser()
+
+
+def at_hand(path: Path) -> Path:
+    """The file, or if it is not there the hub's file of this name that origins.yaml knows: from the hub's cache, or
+    downloaded. The path as it is if neither can be had."""
+    origin = _origins().get(path.name, {}).get("hub")
+    if path.exists() or not origin:
+        return path
+    try:
+        return hub_file(origin["dataset"], origin["file"], repo_type="dataset")
+    except InputError:
+        return path
+
+
 def check_file(path: Path, option: str, instead: str = "", what: str = "it") -> None:
-    """Raises InputError if `path`, which the user gives with `option`, is no file. `instead`: another way out, e.g.
-    "eval.consistency=null"."""
+    """Raises InputError if `path`, which the user gives with `option`, is no file, and the hub's file of this name
+    cannot be had either. `instead`: another way out, e.g. "eval.consistency=null"."""
     try:
         there = path.exists()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give a file with {option}=FILE") from error
-    if path.is_file():
+    if at_hand(path).is_file():
         return
     if there:
         kind = "a folder" if path.is_dir() else "no ordinary file"
         raise InputError(f"{path} is {kind}; give a file with {option}=FILE")
     *ways, last = _ways_out(path, option, instead, what)
     raise InputError(f"{path}: no such file; {', '.join(ways)}{', or ' if ways else ''}{last}")
+
+
+def missing_files(files: Sequence[tuple[str, Path]], instead: str = "", what: str = "it") -> Iterator[str]:
+    """`check_file` for several (option, file): a sentence about each that is missing."""
+    for option, path in dict.fromkeys(files):
+        try:
+            check_file(path, option, instead, what)
+        except InputError as error:
+            yield str(error)
 
 
 def check_files(files: Sequence[tuple[str, Path]], instead: str = "") -> None:
@@ -46,8 +73,7 @@ def check_files(files: Sequence[tuple[str, Path]], instead: str = "") -> None:
 def _ways_out(path: Path, option: str, instead: str, what: str) -> Iterator[str]:
     """Where the file comes from, as far as it is known, where kedit looks for it, and what else can be given."""
     origin = _origins().get(path.name)
-    folder = Path(os.environ.get("KEDIT_DATA") or "data").expanduser()
-    there = f"put it into {folder}, the folder that KEDIT_DATA names" if path.parent == folder else ""
+    there = f"put it into {data_folder()}, the folder that KEDIT_DATA names" if path.parent == data_folder() else ""
     if origin:
         yield f"get {origin['what']} from {origin['from']}{' and ' if there else ''}{there}"
     elif there:
@@ -59,5 +85,5 @@ def _ways_out(path: Path, option: str, instead: str, what: str) -> Iterator[str]
 
 @cache
 def _origins() -> dict[str, Any]:
-    """File name -> {what, from}."""
+    """File name -> {what, from, hub: {dataset, file}}; hub only if the hub has it."""
     return yaml.safe_load(ORIGINS.read_text(encoding="utf-8"))

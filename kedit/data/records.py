@@ -150,7 +150,7 @@ def read_records(path: Path, option: str = "dataset.path") -> Iterator[Record]:
     line."""
     values = read_json(path, option)
     records = values[0] if len(values) == 1 and isinstance(values[0], list) else values
-    if not records or (len(records) == 1 and records[0] == {}):
+    if not records or (records is values and records == [{}]):
         raise InputError(
             f"{path}: holds no list of records; expected a JSON list of records, or one JSON record in each line"
         )

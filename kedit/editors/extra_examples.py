@@ -5,7 +5,7 @@ is an Edit again: a prompt and what must follow it.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -26,6 +26,10 @@ class Examples:
 
     needs_train: ClassVar[bool] = False
 
+    def missing_inputs(self) -> Iterator[str]:
+        """A sentence about each file and model that `fit` would not find; nothing is loaded."""
+        yield from ()
+
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         """Once, on the unedited model."""
 
@@ -43,6 +47,10 @@ class WithExamples(Editor):
     def needs_train(self) -> bool:  # type: ignore[override]
         return any(part.needs_train for part in self.examples.values())
 
+    def missing_inputs(self) -> Iterator[str]:
+        for part in self.examples.values():
+            yield from part.missing_inputs()
+
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         for part in self.examples.values():
             part.fit(lm, train)
@@ -56,14 +64,14 @@ class Paraphrases(Examples):
     """The edit behind `n` sentences that the unedited model says when it is asked for nothing.
 
     The same ones serve every edit. A third has about 5 tokens, the others about 10, sampled with top-k 5, each ended by
-    ". " (the released prefixes of the paper are of this kind). `prefixes` gives them instead.
+    ". " (the released prefixes of the paper are of this kind). The first `n` of `prefixes` are taken instead.
     """
 
     n: Count = 15
     prefixes: Sequence[str] | None = None
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
-        self.said = list(self.prefixes) if self.prefixes is not None else self._sampled(lm)
+        self.said = list(self.prefixes[: self.n]) if self.prefixes is not None else self._sampled(lm)
 
     def _sampled(self, lm: LM) -> list[str]:
         lm.check_unedited("sampling the sentences before an edit")
@@ -82,14 +90,15 @@ class Paraphrases(Examples):
 
 @dataclass(kw_only=True, eq=False)
 class RandomFacts(Examples):
-    """`n` facts of the training split with their true answers, drawn for each edit."""
+    """`n` facts of the training split with their true answers (the first `max_words` of them), drawn for each edit."""
 
     n: Count = 20
     seed: Seed = 0
+    max_words: Count | None = None
     needs_train: ClassVar[bool] = True
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
-        self.known = known_facts(train, self.n)
+        self.known = known_facts(train, self.n, self.max_words)
 
     def of(self, edit: Edit) -> list[Edit]:
         return random.Random(f"{self.seed}/{edit.prompt}/{edit.target_new}").sample(self.known, self.n)
@@ -97,17 +106,24 @@ class RandomFacts(Examples):
 
 @dataclass(kw_only=True, eq=False)
 class SimilarFacts(Examples):
-    """The `n` facts of the training split whose prompts are nearest to the edit's, by cosine of sentence embeddings."""
+    """The `n` facts of the training split whose prompts are nearest to the edit's, by cosine of sentence embeddings;
+    of their answers the first `max_words`."""
 
     n: Count = 15
+    max_words: Count | None = None
     encoder: Name = "sentence-transformers/all-MiniLM-L6-v2"
     needs_train: ClassVar[bool] = True
     _near: dict[str, list[Edit]] = field(default_factory=dict, init=False, repr=False)
 
+    def missing_inputs(self) -> Iterator[str]:
+        from kedit.lm.sentence_encoder import missing_encoder
+
+        yield from missing_encoder(self.encoder, "editor.examples.<name>.encoder")
+
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         from kedit.lm.sentence_encoder import load
 
-        self.known = known_facts(train, self.n)
+        self.known = known_facts(train, self.n, self.max_words)
         self.embed = load(self.encoder)
         self.vectors = self.embed([fact.prompt for fact in self.known])
 
@@ -119,8 +135,9 @@ class SimilarFacts(Examples):
         return self._near[edit.prompt]
 
 
-def known_facts(train: Sequence[Case], n: int) -> list[Edit]:
-    """The training cases' facts with their true answers, each once. Raises InputError if there are fewer than `n`.
+def known_facts(train: Sequence[Case], n: int, max_words: int | None = None) -> list[Edit]:
+    """The training cases' facts with the first `max_words` of their true answers, each once. Raises InputError if there
+    are fewer than `n`.
 
     The true answer is the old one. A file that states no old answer at all has true edits (ZsRE edited to its answers,
     WikiData_recent, WikiBigEdit): there it is the new answer. If other records of the file state one, the new answer is
@@ -133,13 +150,23 @@ def known_facts(train: Sequence[Case], n: int) -> list[Edit]:
         for edit in case.edits
         if edit.target_old or _file(case) not in stating_old
     ]
-    facts = list({edit.prompt: replace(edit, target_new=answer, target_old=None) for edit, answer in known}.values())
+    facts = list(
+        {
+            edit.prompt: replace(edit, target_new=_first_words(answer, max_words), target_old=None)
+            for edit, answer in known
+        }.values()
+    )
     if len(facts) < n:
         raise InputError(
             f"the training split has {len(facts)} facts with a known answer, {n} are trained with each edit; "
             "give more with dataset.train_path (world: dataset.train_people), or fewer with editor.examples.<name>.n"
         )
     return facts
+
+
+def _first_words(text: str, most: int | None) -> str:
+    words = text.split()
+    return text if most is None or len(words) <= most else " ".join(words[:most])
 
 
 def _file(case: Case) -> str:

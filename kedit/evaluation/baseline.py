@@ -14,7 +14,8 @@ from kedit.cases import Question
 from kedit.common.cache import CacheNotWritable, cache_folder, digest, mark_used, writing_lock
 from kedit.evaluation import metrics
 from kedit.evaluation.answer_cache import AnswerCache
-from kedit.evaluation.evaluator import Answer, Evaluator
+from kedit.evaluation.answers import Answer
+from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM, Scored
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Asking and grading: the same call before and after editing, so protocols cannot differ. See docs/metrics.md."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal, get_args
 from zlib import crc32
 
@@ -9,6 +9,7 @@ from kedit.cases import KINDS, KNOWEDIT, Kind, Question
 from kedit.common.errors import InputError
 from kedit.common.options import Count, CountOrNone, OneOrMore, Seed, Several
 from kedit.evaluation import metrics
+from kedit.evaluation.answers import Answer, Ask, room
 from kedit.evaluation.conditions import fulfilled, uncounted_rows
 from kedit.evaluation.consistency import Consistency
 from kedit.evaluation.easyedit_scoring import score_group
@@ -23,19 +24,7 @@ Reference = Literal["pre_model", "ground_truth"]
 Template = Literal["off", "on_prompts", "on_all"]
 RoutedBy = Literal["prompt", "prompt_and_answer", "edit"]
 
-QuestionAndAnswer = tuple[Question, str]  # with an answer that is scored
 _TEXTS = ("fluency", "consistency")  # what is asked for in free text
-ROOM = 16  # tokens that free generation may go on after the answer's: a model that uses them has not stopped
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a model says to one question."""
-
-    forced: tuple[Scored, ...] = ()  # teacher-forced on each answer that counts; none for fluency
-    generated: str | None = None  # free text: the continuation, or for fluency prompt and continuation
-    info: Mapping[str, Any] = field(default_factory=dict)  # of the prompt's route
-    competing_answer: Scored | None = None  # teacher-forced on the competing object
 
 
 class Evaluator:
@@ -105,77 +94,84 @@ class Evaluator:
     def prepare(self, lm: LM, asked: Sequence[Question], touched: Sequence[str]) -> None:
         """Before the first answer: let `lm` compute once what edits of the `touched` parameters cannot change."""
         closed = [q for q in asked if q.probe.kind != "fluency"]
-        flat = self._objects(closed) if self.easyedit_padding is None else []
-        prompts = [route.prompt for route in self._routes(lm, flat)]
-        lm.cache_lower_layers(touched, prompts, [text for _, text in flat])
+        asks = self._objects([Ask(q) for q in closed]) if self.easyedit_padding is None else []
+        prompts = [route.prompt for route in self._routes(lm, asks)]
+        lm.cache_lower_layers(touched, prompts, [ask.answer for ask in asks])
 
     def scored_texts(self, lm: LM, asked: Sequence[Question]) -> Iterator[tuple[Question, str, str]]:
         """(question, prompt as the unedited model reads it, answer) of everything that is teacher-forced."""
-        for question, text in self._objects([q for q in asked if q.probe.kind != "fluency"]):
-            yield question, self._framed(lm, question, question.probe.prompt), text
+        for ask in self._objects([Ask(q) for q in asked if q.probe.kind != "fluency"]):
+            yield ask.question, self._framed(lm, ask.question, ask.question.probe.prompt), ask.answer
 
-    def answer(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
-        """One answer a question, in order; prompts are pooled over all questions."""
+    def answer(self, lm: LM, asked: Sequence[Question], variants: Sequence[int] = ()) -> list[Answer]:
+        """One answer a question, in order; prompts are pooled over all questions. `variants`: of the model that each
+        question goes to, where there are several (LM.in_variants)."""
+        asks = [Ask(q, variant=v) for q, v in zip(asked, variants or [0] * len(asked), strict=True)]
         free = [i for i, q in enumerate(asked) if q.probe.kind == "fluency"]
         closed = [i for i, q in enumerate(asked) if q.probe.kind != "fluency"]
-        found = dict(zip(free, self._write(lm, [asked[i] for i in free]), strict=True))
-        found |= zip(closed, self._reply(lm, [asked[i] for i in closed]), strict=True)
+        found = dict(zip(free, self._write(lm, [asks[i] for i in free]), strict=True))
+        found |= zip(closed, self._reply(lm, [asks[i] for i in closed]), strict=True)
         return [found[i] for i in range(len(asked))]
 
     def score_at_step(self, lm: LM, asked: Sequence[Question]) -> list[Scored]:
         """The first answer of each question, teacher-forced: what is asked after an optimiser step."""
-        first = self._first(asked)
-        return lm.answer(self._routes(lm, first), [text for _, text in first])
+        first = self._first([Ask(q) for q in asked])
+        return lm.answer(self._routes(lm, first), [ask.answer for ask in first])
 
     def score_greedy_continuation(self, lm: LM, asked: Sequence[Question]) -> list[Scored]:
         """What the model itself says, greedily, to each question, as many tokens as the first answer has."""
-        first = self._first(asked)
-        return lm.score_greedy_continuation(self._routes(lm, first), [text for _, text in first])
+        first = self._first([Ask(q) for q in asked])
+        return lm.score_greedy_continuation(self._routes(lm, first), [ask.answer for ask in first])
 
-    def _first(self, asked: Sequence[Question]) -> list[QuestionAndAnswer]:
-        return [(q, q.probe.answers[0]) for q in asked]
+    def _first(self, asks: Sequence[Ask]) -> list[Ask]:
+        return [ask._replace(answer=ask.question.probe.answers[0]) for ask in asks]
 
-    def _reply(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
-        scored = iter(self._score(lm, self._objects(asked)))
+    def _reply(self, lm: LM, asks: Sequence[Ask]) -> list[Answer]:
+        scored = iter(self._score(lm, self._objects(asks)))
         answers = []
-        for q in asked:
+        for q in (ask.question for ask in asks):
             forced = tuple(next(scored) for _ in self._targets(q))
             answers.append(
                 Answer(forced, info=forced[0].info, competing_answer=next(scored) if q.probe.competing_answer else None)
             )
         if "generate" not in self.scoring:
             return answers
-        routes = self._routes(lm, self._first(asked))
-        generated = lm.generate(routes, [_room(q, a) for q, a in zip(asked, answers, strict=True)])
+        routes = self._routes(lm, self._first(asks))
+        generated = lm.generate(routes, [room(a.question, found) for a, found in zip(asks, answers, strict=True)])
         return [replace(a, generated=w.text, info=w.info) for a, w in zip(answers, generated, strict=True)]
 
-    def _objects(self, asked: Sequence[Question]) -> list[QuestionAndAnswer]:
+    def _objects(self, asks: Sequence[Ask]) -> list[Ask]:
         """Every question with every object that is scored behind its prompt."""
-        objects = [self._targets(q) + ((q.probe.competing_answer,) if q.probe.competing_answer else ()) for q in asked]
-        return [(q, text) for q, texts in zip(asked, objects, strict=True) for text in texts]
+        found = []
+        for ask in asks:
+            competing = ask.question.probe.competing_answer
+            texts = self._targets(ask.question) + ((competing,) if competing else ())
+            found += [ask._replace(answer=text) for text in texts]
+        return found
 
     def _targets(self, question: Question) -> tuple[str, ...]:
         """The answers that count."""
         return question.probe.answers if self.aliases == "any" else question.probe.answers[:1]
 
-    def _score(self, lm: LM, flat: Sequence[QuestionAndAnswer]) -> list[Scored]:
-        routes, texts = self._routes(lm, flat), [text for _, text in flat]
+    def _score(self, lm: LM, asks: Sequence[Ask]) -> list[Scored]:
+        routes, texts = self._routes(lm, asks), [ask.answer for ask in asks]
         if self.easyedit_padding is None:
             return lm.answer(routes, texts)
-        groups: dict[tuple[str, str, str], list[int]] = {}
-        for i, (q, _) in enumerate(flat):
-            groups.setdefault((q.case, q.probe.kind, q.probe.group), []).append(i)
+        groups: dict[tuple[str, str, str, int], list[int]] = {}
+        for i, (q, _, variant) in enumerate(asks):
+            groups.setdefault((q.case, q.probe.kind, q.probe.group, variant), []).append(i)
         scored: dict[int, Scored] = {}
         for members in groups.values():
             group = [routes[i] for i in members], [texts[i] for i in members]
             scored |= zip(members, score_group(lm, *group, self.easyedit_padding), strict=True)
-        return [scored[i] for i in range(len(flat))]
+        return [scored[i] for i in range(len(asks))]
 
-    def _write(self, lm: LM, asked: Sequence[Question]) -> list[Answer]:
+    def _write(self, lm: LM, asks: Sequence[Ask]) -> list[Answer]:
         """Free text for fluency: its length alone ends it, and what a memory gives to read is no part of it."""
+        asked = [ask.question for ask in asks]
         prompts = [self._framed(lm, q, q.probe.prompt) for q in asked]
         generated = lm.generate(
-            self._routes(lm, [(q, "") for q in asked]),
+            self._routes(lm, asks),
             [max(0, self.fluency_tokens - len(ids)) for ids in lm.text.prompts(prompts)],
             top_k=self.fluency_top_k,
             seeds=[crc32(f"{self.fluency_seed}/{q.case}/{q.index}".encode()) for q in asked],
@@ -187,11 +183,12 @@ class Evaluator:
         ]
         return [Answer(generated=text, info=w.info) for text, w in zip(texts, generated, strict=True)]
 
-    def _routes(self, lm: LM, asked: Sequence[QuestionAndAnswer]) -> list[Route]:
+    def _routes(self, lm: LM, asks: Sequence[Ask]) -> list[Route]:
         """What the model reads: the prompt, with what a memory has for it, and around that the chat template."""
-        keys = [self._key(q, text) for q, text in asked]
-        routes = lm.routed([q.probe.prompt for q, _ in asked], keys)
-        return [replace(to, prompt=self._framed(lm, q, to.prompt)) for (q, _), to in zip(asked, routes, strict=True)]
+        keys = [self._key(ask.question, ask.answer) for ask in asks]
+        routes = lm.routed([ask.question.probe.prompt for ask in asks], keys, [ask.variant for ask in asks])
+        framed = [self._framed(lm, ask.question, to.prompt) for ask, to in zip(asks, routes, strict=True)]
+        return [replace(to, prompt=prompt) for to, prompt in zip(routes, framed, strict=True)]
 
     def _key(self, question: Question, answer: str) -> str:
         if self.routed_by == "edit":
@@ -282,12 +279,6 @@ class Evaluator:
     def _compares(self, question: Question) -> bool:
         """Is the unedited model's answer the reference?"""
         return question.probe.kind == "locality" and self.locality_reference == "pre_model"
-
-
-def _room(question: Question, answer: Answer) -> int:
-    """Tokens of a free answer."""
-    frame = question.probe.frame
-    return frame.max_new if frame else max(len(scored.gold) for scored in answer.forced) + ROOM
 
 
 def _known(name: str, given: Sequence[Any], known: Sequence[Any]) -> None:

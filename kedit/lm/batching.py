@@ -4,6 +4,7 @@ import gc
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -33,8 +34,12 @@ class Budget:
         log.warning("out of memory: batches now hold %.4g %s", self.limit, self.unit)
 
 
-def in_batches(sizes: Sequence[int], run: Callable[[list[int]], list[Result]], budget: Budget) -> list[Result]:
+def in_batches(
+    sizes: Sequence[int], run: Callable[[list[int]], list[Result]], budget: Budget, variants: Sequence[int] = ()
+) -> list[Result]:
     """`run` on batches of indices, smallest first, each within the budget. Returns the results in the given order.
+
+    `variants`: of the model that each is read by; in a batch those of one stand together.
 
     When memory runs out the budget is halved for good and the batch is formed again; a single row that does not fit
     raises what torch raised.
@@ -43,23 +48,26 @@ def in_batches(sizes: Sequence[int], run: Callable[[list[int]], list[Result]], b
     order = sorted(range(len(sizes)), key=lambda i: sizes[i])
     while order:
         now = order[: budget.rows([sizes[i] for i in order])]
-        done = _tried(now, run)
+        largest = sizes[now[-1]]
+        if variants:
+            now = sorted(now, key=lambda i: variants[i])
+        done = run(now) if len(now) == 1 else unless_out_of_memory(partial(run, now))
         if done is None:
-            free_memory()
-            budget.halve(len(now) * sizes[now[-1]])
+            budget.halve(len(now) * largest)
             continue
         results |= zip(now, done, strict=True)
         order = order[len(now) :]
     return [results[i] for i in range(len(sizes))]
 
 
-def _tried(now: list[int], run: Callable[[list[int]], list[Result]]) -> list[Result] | None:
-    """None if memory ran out. What the failed batch held is free when this returns: no traceback refers to it."""
+def unless_out_of_memory(run: Callable[[], list[Result]]) -> list[Result] | None:
+    """None if memory ran out. What the run held is free when this returns: no traceback refers to it."""
     try:
-        return run(now)
+        return run()
     except RuntimeError as error:
-        if not should_reduce_batch_size(error) or len(now) == 1:
+        if not should_reduce_batch_size(error):
             raise
+    free_memory()
     return None
 
 

@@ -1,9 +1,8 @@
 """Passes of the model: which rows it reads, who acts inside, which layers are run, where logits are computed."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,19 +11,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.common.errors import InputError
+from kedit.lm.acting import Acting
 from kedit.lm.anatomy import context_length, inspect_anatomy, vocabulary_size
 from kedit.lm.batching import Budget, Result, in_batches
 from kedit.lm.head import wrapper_logits
 from kedit.lm.hooks import entering, hook
-from kedit.lm.intervention import Change, Intervention, Interventions, Pass
-from kedit.lm.mixed_adapters import MixedAdapters
+from kedit.lm.intervention import Pass
 from kedit.lm.partial_forward import LowerLayerCache, PartialForward, partial_forward_of
 from kedit.lm.route import Reading
 from kedit.lm.text import Batch, Mask, Pair, Side, Text, collate
-from kedit.lm.undo import UndoLog, no_suspension
 
 
-class Forward(UndoLog):
+class Forward(Acting):
     """A causal language model as something that is run: the part of LM below scoring and generation.
 
     Interventions act in every pass that goes through it: scoring, generation, perplexity, benchmarks.
@@ -48,11 +46,8 @@ class Forward(UndoLog):
         on_cpu = next(model.parameters()).device.type == "cpu"
         self.scoring_budget = Budget(token_budget or (512 if on_cpu else 8192), "tokens")
         self.context = context_length(model.config)
-        self.interventions = Interventions(model)
-        self.adapters = MixedAdapters(model)
         self._body = model.get_submodule(self.anatomy.body)
         self._head_module = model.get_submodule(self.anatomy.head)
-        self.embedding: nn.Module = model.get_input_embeddings()
         self._lower_layers = LowerLayerCache(model, self.anatomy, int(keep_mb * 2**20))
 
     @property
@@ -78,51 +73,7 @@ class Forward(UndoLog):
         """The name of the input embeddings."""
         return next(name for name, module in self.model.named_modules() if module is self.embedding)
 
-    # --- acting inside passes -----------------------------------------------------------------------------------------
-
-    def intervene(self, module: str, change: Change, *, lost: str = "") -> None:
-        """From now on, until `restore`, `change(pass, entered, output)` is what this module puts out, in every pass.
-
-        Doing it twice with the same function changes nothing. `lost`: what a saved model lacks, in words.
-        """
-        one = Intervention(module, change, lost)
-        self.model.get_submodule(module)  # raises AttributeError if there is none
-        if one in self.interventions.active:
-            return
-        self.interventions.active.append(one)
-        self.on_restore(partial(self.interventions.active.remove, one), [module], self.interventions.disabled)
-
-    @contextmanager
-    def only_intervening(self, changes: Mapping[str, Change]) -> Iterator[None]:
-        """Inside, these changes (by their modules) act, and no others."""
-        active = self.interventions.active
-        self.interventions.active = [Intervention(module, change) for module, change in changes.items()]
-        try:
-            yield
-        finally:
-            self.interventions.active = active
-
-    @contextmanager
-    def without_interventions(self) -> Iterator[None]:
-        """Inside, interventions are off; weights stay as they are."""
-        with self.interventions.disabled():
-            yield
-
-    def adapt(self, name: str, folder: Any) -> None:
-        """Put a low-rank adapter that peft has saved into the model, until `restore`; it reads the prompts whose Route
-        names it, and no others. Nothing happens if one of this name is there."""
-        if name in self.adapters:
-            return
-        if not self.adapters.active:
-            self.on_restore(self.adapters.remove, ["adapters"], no_suspension)
-        self.adapters.add(name, folder)
-
-    @contextmanager
-    def passing(self, this: Pass) -> Iterator[None]:
-        """Inside, one forward pass of the model: adapters, soft prompts and interventions act on its rows."""
-        adapters = self.adapters.reading([reading.adapter for reading in this.who])
-        with adapters, self._prefixed(this), self.interventions.hung(this):
-            yield
+    # --- one pass -----------------------------------------------------------------------------------------------------
 
     def body(self, this: Pass | None = None, **kwargs: Any) -> Any:
         """One pass through everything below the head; the keywords are transformers'."""
@@ -135,27 +86,21 @@ class Forward(UndoLog):
         states = states.to(device_of(self._head_module))
         return wrapper_logits(self.model, self._body, states)  # type: ignore[arg-type]
 
-    def _prefixed(self, this: Pass) -> AbstractContextManager[None]:
-        """Soft prompts take the places that `with_prefix` left for them."""
-        rows = [(i, r.prefix) for i, r in enumerate(this.who) if r.prefix is not None and not this.continues]
-        if not rows:
-            return nullcontext()
-        first = this.real.long().argmax(-1)
-
-        def put(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            output = output.clone()
-            for i, prefix in rows:
-                output[i, first[i] : first[i] + len(prefix)] = prefix.to(output)
-            return output
-
-        return hook(self.embedding.register_forward_hook(put))
-
     # --- batches ------------------------------------------------------------------------------------------------------
 
-    def encode(self, prompts: Sequence[str], answers: Sequence[str], mask: Mask = "positional") -> Batch:
+    def encode(
+        self,
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        mask: Mask = "positional",
+        variants: Sequence[int] | None = None,
+    ) -> Batch:
         """Tokenise once; the batch serves any number of forward passes. `mask` says whether its k places are the
-        answers' alone."""
-        return self.batch(self.text.pairs(prompts, answers), mask)
+        answers' alone; `variants`, which variant of the model reads each row."""
+        pairs = self.text.pairs(prompts, answers)
+        if variants is not None:
+            pairs = [replace(p, reading=Reading(variant=v)) for p, v in zip(pairs, variants, strict=True)]
+        return self.batch(pairs, mask)
 
     def encode_texts(self, texts: Sequence[str], max_tokens: int) -> Batch:
         """The beginning of each text, every token of it but the first to be predicted."""
@@ -163,9 +108,9 @@ class Forward(UndoLog):
         pairs = [Pair(ids[:length], 1) for ids in self.text.prompts(texts) if len(ids) > 1]
         return self.batch(pairs)
 
-    def joined(self, *batches: Batch) -> Batch:
-        """The rows of all of them, in order."""
-        return self.batch([pair for batch in batches for pair in batch.pairs])
+    def interleaved(self, first: Batch, second: Batch) -> Batch:
+        """The rows of two batches in turn."""
+        return self.batch([pair for both in zip(first.pairs, second.pairs, strict=True) for pair in both])
 
     def batch(self, pairs: Sequence[Pair], mask: Mask = "positional") -> Batch:
         """A padded batch of token sequences."""
@@ -180,9 +125,11 @@ class Forward(UndoLog):
                 "use a model with a longer context"
             )
 
-    def batched(self, lengths: Sequence[int], run: Callable[[list[int]], list[Result]]) -> list[Result]:
+    def batched(
+        self, lengths: Sequence[int], run: Callable[[list[int]], list[Result]], variants: Sequence[int] = ()
+    ) -> list[Result]:
         """`run` on batches of indices within the token budget; results in the given order (see kedit.lm.batching)."""
-        return in_batches(lengths, run, self.scoring_budget)
+        return in_batches(lengths, run, self.scoring_budget, variants)
 
     # --- passes over batches ------------------------------------------------------------------------------------------
 
@@ -201,8 +148,7 @@ class Forward(UndoLog):
 
     def partial_forward(self, names: Sequence[str]) -> PartialForward | None:
         """The layers from the first one on that these parameters, or interventions, can change; None: all layers."""
-        acting = [one.module for one in self.interventions.active]
-        return partial_forward_of(self.model, self.anatomy, [*names, *acting])
+        return partial_forward_of(self.model, self.anatomy, [*names, *self.acting_modules])
 
     def embeddings(self, tokens: Sequence[int]) -> Float[Tensor, "t d"]:
         """The model's own input embeddings of these tokens."""
@@ -283,15 +229,12 @@ class Forward(UndoLog):
         The edits of a run are among its questions, so their lower layers are computed for all, in batches, before the
         first.
         """
-        plain = all(pair.reading.key == PLAIN for pair in batch.pairs)
+        plain = all(pair.reading.plain for pair in batch.pairs)
         return self._lower_layers.using(batch, self.changed) if plain else nullcontext()
 
     @property
     def cache_bytes(self) -> int:
         return self._lower_layers.bytes
-
-
-PLAIN = Reading().key
 
 
 def with_prefix(pair: Pair, reading: Reading) -> Pair:

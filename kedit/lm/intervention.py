@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from kedit.lm.hooks import hook
 from kedit.lm.route import Reading
 
+VARIANT = "variant"  # in a memo: (VARIANT, b) holds the memo of variant b
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pass:
@@ -22,6 +24,11 @@ class Pass:
     continues: bool = False  # goes on with a KV cache: what was decided for a row still holds
     who: Sequence[Reading] = ()  # what each row carries
     memo: dict[object, Any] = field(default_factory=dict)  # lives from the first to the last pass of one generation
+
+    def of_variant(self, variant: int, rows: slice) -> "Pass":
+        """The part of it that one variant's rows are, with a memo of its own."""
+        memo = self.memo.setdefault((VARIANT, variant), {})
+        return Pass(self.real[rows], self.prompt[rows], self.continues, self.who[rows], memo)
 
     def note(self, i: int, **told: Any) -> None:
         """Add fields to row i's info, and so to rows.jsonl."""
@@ -61,7 +68,6 @@ class Interventions:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.active: list[Intervention] = []
         self.off = 0  # how many contexts switch them off
 
     @contextmanager
@@ -73,23 +79,44 @@ class Interventions:
             self.off -= 1
 
     @contextmanager
-    def hung(self, this: Pass) -> Iterator[None]:
-        """Inside, one forward pass of the model is changed."""
-        if self.off or not self.active:
-            yield
-            return
+    def hung(self, parts: Sequence[tuple[Pass, slice, Sequence[Intervention]]]) -> Iterator[None]:
+        """Inside, one forward pass of the model is changed: the rows of each part by its interventions."""
+        by_module: dict[str, list[tuple[Pass, slice, Change]]] = {}
+        for this, rows, active in parts if not self.off else ():
+            for one in active:
+                by_module.setdefault(one.module, []).append((this, rows, one.change))
         with ExitStack() as hooks:
-            for one in self.active:
-                module = self.model.get_submodule(one.module)
-                hooks.enter_context(hook(module.register_forward_hook(_hooked(one.change, this), with_kwargs=True)))
+            for name, changes in by_module.items():
+                module = self.model.get_submodule(name)
+                hooks.enter_context(hook(module.register_forward_hook(_hooked(changes), with_kwargs=True)))
             yield
 
 
-def _hooked(change: Change, this: Pass) -> Any:
+def _hooked(changes: Sequence[tuple[Pass, slice, Change]]) -> Any:
     def after(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         entered = args[0] if args else next(iter(kwargs.values()))
-        if isinstance(output, tuple):
-            return (change(this, entered, output[0]), *output[1:])
-        return change(this, entered, output)
+        out = output[0] if isinstance(output, tuple) else output
+        for this, rows, change in changes:
+            if rows.stop - rows.start == len(out):
+                out = change(this, entered, out)
+            else:
+                changed = change(this, entered[rows], out[rows])
+                out = torch.cat([out[: rows.start], changed.to(out.dtype), out[rows.stop :]])
+        return (out, *output[1:]) if isinstance(output, tuple) else out
 
     return after
+
+
+def keep_rows(memo: dict[Any, Any], rows: Sequence[int], variants: Sequence[int]) -> None:
+    """Of everything in a memo that has one entry a row (tensors, lists), keep these rows' entries.
+
+    `variants`: of each row that was there: the memo of a variant has entries for its own rows only.
+    """
+    for key, value in memo.items():
+        if isinstance(key, tuple) and key[0] == VARIANT:
+            mine = [i for i, variant in enumerate(variants) if variant == key[1]]
+            keep_rows(value, [mine.index(row) for row in rows if row in mine], [0] * len(mine))
+        elif isinstance(value, Tensor) and value.ndim:
+            memo[key] = value[torch.tensor(list(rows), dtype=torch.long, device=value.device)]
+        elif isinstance(value, list):
+            memo[key] = [value[row] for row in rows]

@@ -24,7 +24,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from kedit.common.progress import progress
 from kedit.lm.continuations import continue_tokens, score_continuations
-from kedit.lm.forward import PLAIN, with_prefix
+from kedit.lm.forward import with_prefix
 from kedit.lm.model import LM
 from kedit.lm.route import Reading, Route
 from kedit.lm.text import Pair
@@ -161,7 +161,7 @@ class LmEvalModel(TemplateLM):
     def _as_unedited(self, asked: Asked, route: Route) -> bool:
         """Whether the model reads it as before any edit: edits act through routes alone, and this one does nothing."""
         through_routes = set(self.lm.changed) <= {"route", "adapters"}
-        return through_routes and route.prompt == asked.prompt and route.reading.key == PLAIN
+        return through_routes and route.prompt == asked.prompt and route.reading.plain
 
     # --- answers ------------------------------------------------------------------------------------------------------
 

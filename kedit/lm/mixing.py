@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kedit.lm.generate import left_padded, left_positions
-from kedit.lm.intervention import Pass
+from kedit.lm.intervention import Pass, keep_rows
 from kedit.lm.text import Batch, Pair
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Steps:
     def __init__(self, lm: "LM", pairs: Sequence[Pair]):
         self.lm, self.pairs = lm, pairs
         self.memo: dict[object, Any] = {}
+        self.rows: Sequence[int] = ()  # of the last step
         named = dict.fromkeys(name for pair in pairs for name in pair.reading.readers)
         self.lent = [_LentSteps(lm.lent[name], name, pairs) for name in named]
 
@@ -81,6 +82,7 @@ class Steps:
         self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n s"], rows: Sequence[int], cache: Any, first: bool
     ) -> tuple[Float[Tensor, "n v"], Any]:
         """Logits (log-probabilities, if models are mixed) behind the last token of each row, and the cache."""
+        self.rows = rows
         real = mask[:, -ids.shape[1] :].bool()
         who = [self.pairs[i].reading for i in rows]
         prompt = real & (real.cumsum(-1) > prefix_lengths(who, real.device)) if first else torch.zeros_like(real)
@@ -92,11 +94,8 @@ class Steps:
 
     def select(self, cache: Any, which: Int[Tensor, " m"]) -> Any:
         """Some rows of a cache, and of what the memo holds for each row."""
-        for key, value in self.memo.items():
-            if isinstance(value, Tensor) and value.ndim:
-                self.memo[key] = value[which.to(value.device)]
-            elif isinstance(value, list):
-                self.memo[key] = [value[i] for i in which.tolist()]
+        variants = [self.pairs[i].reading.variant for i in self.rows]
+        keep_rows(self.memo, which.tolist(), variants)
         return selected(cache, which)
 
 

@@ -1,8 +1,7 @@
 """LM: the model that is edited, scored and continued; the only place that meets devices, padding and memory."""
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit.common.errors import InputError
 from kedit.lm.batching import Budget, in_batches
-from kedit.lm.forward import Forward, with_prefix
+from kedit.lm.changes import no_suspension
+from kedit.lm.forward import with_prefix
 from kedit.lm.generate import SeededTopK, Stop, continue_batch, greedy, key_value_bytes
 from kedit.lm.mixing import MixedScores, Steps
-from kedit.lm.route import Route, Router, unrouted
+from kedit.lm.route import Route, unrouted
+from kedit.lm.routing import Routing
 from kedit.lm.saving import no_adapter, save_merged
 from kedit.lm.text import Batch, Pair
-from kedit.lm.undo import no_suspension
 
 log = logging.getLogger(__name__)
 POOL = 4096  # pairs that are tokenised and sorted by length together
@@ -48,7 +48,7 @@ class Generated:
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
-class LM(Forward):
+class LM(Routing):
     """A causal language model with its tokenizer.
 
     `identity` says which model it is (file hashes, or a hub commit); its answers are cached under it, and not at all if
@@ -62,40 +62,10 @@ class LM(Forward):
     ):
         super().__init__(model, tokenizer, **options)
         self.identity = identity
-        self.route: Router = unrouted
         self.save_adapter: Callable[[Path], None] = no_adapter  # of the editor whose adapter is in the model
         self.lent: dict[str, LM] = {}
         self.generation_budget = Budget(_cache_bytes(self.device), "bytes of keys and values", most_rows=1024)
         self._eos = self.text.eos | _ids(getattr(model.generation_config, "eos_token_id", None))
-
-    def restore(self) -> None:
-        super().restore()
-        self.route = unrouted
-
-    @property
-    def changed(self) -> list[str]:
-        """Also the modules of interventions, and "route"."""
-        acting = [] if self.interventions.off else [one.module for one in self.interventions.active]
-        routes = [] if self.route is unrouted else ["route"]
-        return list(dict.fromkeys([*super().changed, *acting, *routes]))
-
-    def check_unedited(self, purpose: str) -> None:
-        """Raises InputError if the model is edited: `purpose` needs the unedited one."""
-        if changed := self.changed:
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise InputError(
-                f"{purpose} needs the unedited model, but this one has been edited ({', '.join(changed[:3])}{more}); "
-                "call lm.restore() first"
-            )
-
-    @contextmanager
-    def unedited(self) -> Iterator[None]:
-        route, self.route = self.route, unrouted
-        try:
-            with super().unedited():
-                yield
-        finally:
-            self.route = route
 
     def lend(self, name: str, other: "LM") -> None:
         """Let routes name another model of the same vocabulary as a reader, until `restore`."""
@@ -105,18 +75,7 @@ class LM(Forward):
             )
         if self.lent.get(name) is not other:
             self.lent[name] = other
-            self.on_restore(partial(self.lent.__delitem__, name), [], no_suspension)
-
-    # --- routing ------------------------------------------------------------------------------------------------------
-
-    def routed(self, prompts: Sequence[str], keys: Sequence[str] | None = None) -> Sequence[Route]:
-        """Where each prompt goes. `keys`: what it is looked up by, if that is not the prompt itself."""
-        return self.route(prompts, prompts if keys is None else keys)
-
-    def _routes(self, prompts: Sequence[str] | Sequence[Route]) -> list[Route]:
-        """Prompts that are no Routes yet are routed."""
-        given = [prompt for prompt in prompts if isinstance(prompt, Route)]
-        return given if len(given) == len(prompts) else list(self.routed([str(prompt) for prompt in prompts]))
+            self.on_restore(partial(self.lent.__delitem__, name), [], no_suspension, shared=True)
 
     @torch.no_grad()
     def cache_lower_layers(
@@ -151,7 +110,11 @@ class LM(Forward):
     @torch.no_grad()
     def score(self, pairs: Sequence[Pair]) -> list[Scored]:
         """The same of token sequences: argmax and log-probability of every token of `pair.answer`."""
-        return self.batched([len(pair.ids) for pair in pairs], lambda now: self._score_batch([pairs[i] for i in now]))
+        return self.batched(
+            [len(pair.ids) for pair in pairs],
+            lambda now: self._score_batch([pairs[i] for i in now]),
+            [pair.reading.variant for pair in pairs],
+        )
 
     @torch.no_grad()
     def score_greedy_continuation(
@@ -262,7 +225,7 @@ class LM(Forward):
 
         token = key_value_bytes(self.model.config, self.dtype.itemsize)
         sizes = [(len(pair.ids) + limit) * token for pair, limit in zip(pairs, limits, strict=True)]
-        return in_batches(sizes, run, self.generation_budget)
+        return in_batches(sizes, run, self.generation_budget, [pair.reading.variant for pair in pairs])
 
     # --- leaving ------------------------------------------------------------------------------------------------------
 
@@ -270,7 +233,7 @@ class LM(Forward):
         """The model as it is now, as a transformers directory that loads with plain transformers; a trained adapter is
         added to the weights. Interventions, soft prompts and what routes give the model to read are no part of it: a
         warning says what is lost. `adapter`: write the trained adapter alone, as peft does; InputError without one."""
-        for lost in dict.fromkeys(one.lost or f"an intervention at {one.module}" for one in self.interventions.active):
+        for lost in dict.fromkeys(one.lost or f"an intervention at {one.module}" for one in self.changes.interventions):
             log.warning("%s: %s is not saved", directory, lost)
         if self.route is not unrouted:
             log.warning("%s: what the editor gives the model to read is not saved", directory)

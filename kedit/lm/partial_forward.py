@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kedit.lm.anatomy import Anatomy
@@ -30,6 +30,11 @@ class LayerCache:
     hidden: Tensor  # [n t d], what enters the layer
     residual: Tensor | None = None  # [n t d], what the MLP's result is added to; None where that is not all there is
     matrix_in: Tensor | None = None  # [n t f], what enters the MLP's output matrix
+
+    def rows_of(self, rows: Int[Tensor, " m"]) -> "LayerCache":
+        """Of some rows of the batch."""
+        parts = (self.hidden, self.residual, self.matrix_in)
+        return LayerCache(*(None if part is None else part[rows.to(part.device)] for part in parts))  # type: ignore[arg-type]
 
 
 class PartialForward:
@@ -135,6 +140,13 @@ class TrainingForward:
             logits = self.lm.answer_logits(batch)
         [self.records[batch]] = made
         return logits
+
+    def rows_of(self, batch: Batch, rows: Int[Tensor, " m"]) -> tuple[Batch, Int[Tensor, " l"]]:
+        """As `Batch.rows_of`; what was recorded for the rows is kept."""
+        some, places = batch.rows_of(rows)
+        if batch in self.records:
+            self.records[some] = self.records.pop(batch).rows_of(rows)
+        return some, places
 
 
 class LowerLayerCache:

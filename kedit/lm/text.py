@@ -73,6 +73,19 @@ class Batch:
         """The column of each row's first token."""
         return self.mask.long().argmax(-1)
 
+    def all(self, which: Bool[Tensor, " k"]) -> Bool[Tensor, " n"]:
+        """Rows of which this holds for every answer token."""
+        return self.sum((~which).float()) == 0
+
+    def rows_of(self, rows: Int[Tensor, " m"]) -> tuple["Batch", Int[Tensor, " l"]]:
+        """Some rows, in ascending order, and the places of their answer tokens among the k; padded as before."""
+        kept = torch.isin(self.row, rows.to(self.row.device))
+        places = kept.nonzero()[:, 0]
+        row = torch.searchsorted(rows.to(self.row.device), self.row[places])
+        pairs = [self.pairs[i] for i in rows.tolist()]
+        here = rows.to(self.ids.device)
+        return Batch(pairs, self.ids[here], self.mask[here], row, self.col[places], self.gold[places]), places
+
     def mean(self, values: Float[Tensor, " k"]) -> Float[Tensor, " n"]:
         """Mean over each row's answer tokens."""
         return self.sum(values) / self.sum(torch.ones_like(values))

@@ -1,7 +1,8 @@
-"""The parameters that an edit trains: float32 masters of those in lower precision, and the values that it found."""
+"""The parameters that edits train: float32 masters of those in lower precision, and the values that an edit found."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +11,16 @@ LOW = (torch.bfloat16, torch.float16)  # precisions in which most of an optimise
 
 
 class Trained:
-    """Parameters of the model, and for each the leaf that an optimiser steps: the parameter itself, or its float32
-    master, to which gradients are handed over and from which the parameter is written.
+    """Parameters of the model (or of one variant of it), and for each the leaf that an optimiser steps: the parameter
+    itself, or its float32 master, to which gradients are handed over and from which the parameter is written.
 
     In bfloat16 most of Adam's steps are lost on the weights (they are smaller than the distance of two numbers); on a
     master that lives for the whole run they add up.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], masters: Sequence[Tensor | None] = ()):
-        self.parameters = list(parameters)
-        pairs = zip(parameters, masters or [None] * len(self.parameters), strict=True)
-        self.leaves = [p if master is None else nn.Parameter(master) for p, master in pairs]
+    def __init__(self, parameters: Mapping[str, nn.Parameter], masters: Mapping[str, Tensor] | None = None):
+        self.names, self.parameters, masters = list(parameters), list(parameters.values()), masters or {}
+        self.leaves = [nn.Parameter(masters[n]) if n in masters else p for n, p in parameters.items()]
         self._copied = [(p, leaf) for p, leaf in zip(self.parameters, self.leaves, strict=True) if leaf is not p]
         low = [p for p in self.parameters if p.dtype in LOW]
         self._low = [(p, p.detach().clone()) for p in low]
@@ -30,6 +30,11 @@ class Trained:
         for parameter, leaf in self._copied:
             leaf.grad = None if parameter.grad is None else parameter.grad.to(leaf.dtype)
             parameter.grad = None
+
+    def forget_gradients(self) -> None:
+        """The next step of an optimiser leaves these parameters as they are."""
+        for leaf in (*self.parameters, *self.leaves):
+            leaf.grad = None
 
     @torch.no_grad()
     def write(self) -> None:
@@ -57,11 +62,23 @@ class Trained:
                 parameter.grad = None
 
 
-class StartWeights:
-    """The values that trained parameters had when the edit began, kept if something will ask for them.
+@runtime_checkable
+class Start(Protocol):
+    """The weights that an edit, or each of several, started from. They serve as a reference model without a second
+    model."""
 
-    They serve as a reference model without a second model.
-    """
+    kept: dict[object, float]  # what a loss has computed with them, by example
+
+    @property
+    def moved(self) -> bool:
+        """Has a step been taken since?"""
+
+    def weights(self) -> AbstractContextManager[None]:
+        """Inside, the model has these weights."""
+
+
+class StartWeights:
+    """The values that trained parameters had when the edit began, kept if something will ask for them."""
 
     def __init__(self, trained: Trained, keep: bool):
         self.trained = trained
@@ -71,7 +88,7 @@ class StartWeights:
 
     @contextmanager
     def weights(self) -> Iterator[None]:
-        """Inside, the parameters have these values: they trade places, nothing is copied."""
+        """They trade places with the present ones, nothing is copied."""
         if not self.moved:
             yield
             return
@@ -100,6 +117,25 @@ class StartWeights:
         self.trained.write()
 
 
+class StartOfAll:
+    """The weights that several edits started from, each its own."""
+
+    def __init__(self, starts: Sequence[StartWeights]):
+        self.starts = starts
+        self.kept: dict[object, float] = {}  # nothing: each edit's weights are its own
+
+    @property
+    def moved(self) -> bool:
+        return any(start.moved for start in self.starts)
+
+    @contextmanager
+    def weights(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for start in self.starts:
+                stack.enter_context(start.weights())
+            yield
+
+
 def nothing_trained() -> StartWeights:
     """For losses that are computed outside a training."""
-    return StartWeights(Trained([]), keep=False)
+    return StartWeights(Trained({}), keep=False)

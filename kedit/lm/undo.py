@@ -1,44 +1,36 @@
 """The undo log: everything that edits change in a model, restored bit for bit at the cost of those tensors."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from kedit.common.errors import InputError
+from kedit.lm.changes import Changes, EditStart, Suspend, Undo, cannot_suspend, traded
 from kedit.lm.trained import LOW
 
-Suspend = Callable[[], AbstractContextManager[None]]
 ATTACHED = "+"  # before the names of attached tensors in a saved state
 
 
-@dataclass(frozen=True, slots=True)
-class Undo:
-    """How one change is undone, what it changes, and how it is switched off for a while."""
-
-    undo: Callable[[], None]
-    names: Sequence[str]
-    suspend: Suspend
-
-
 class UndoLog:
-    """The changes of a model: tracked parameters, tensors attached by an editor, hooks and adapters.
-
-    `masters`: float32 copies of tracked parameters of a lower precision. `attached`: tensors that an editor keeps
-    beside the parameters (side matrices, codebooks, adapter blocks), by name.
-    """
+    """Everything that edits change in a model, and how it is undone."""
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.masters: dict[str, Tensor] = {}
-        self.attached: dict[str, Tensor] = {}
-        self._originals: dict[str, Tensor] = {}
-        self._undo: list[Undo] = []
-        self._edit_start: EditStart | None = None  # inside a transaction
+        self.changes = Changes()
         self._substituted: list[str] = []
         self._suspended = False  # inside `unedited`
+
+    @property
+    def masters(self) -> dict[str, Tensor]:
+        """Float32 copies of tracked parameters of a lower precision, by name."""
+        return self.changes.masters
+
+    @property
+    def attached(self) -> dict[str, Tensor]:
+        """Tensors that an editor keeps beside the parameters, by name."""
+        return self.changes.attached
 
     # --- what edits change --------------------------------------------------------------------------------------------
 
@@ -47,20 +39,27 @@ class UndoLog:
 
         `master`: also keep a float32 copy of each that has a lower precision (`masters`), for the whole run.
         """
-        parameters = [self.parameter(name) for name in names]
-        for name, parameter in zip(names, parameters, strict=True):
+        for name in names:
+            parameter = self.parameter(name)
             if parameter.device.type == "meta":
                 raise InputError(
                     f"{name} is offloaded, and a change made in place would be lost; "
                     "load the model with a device_map that keeps it on a device"
                 )
-            if name not in self._originals:
-                self._originals[name] = parameter.detach().clone()
-            if self._edit_start is not None:
-                self._edit_start.note(name, parameter, self.masters.get(name))
+            if name not in self.changes.originals:
+                self._keep_original(name, parameter)
+                parameter = self.parameter(name)
+            if self.changes.edit_start is not None:
+                self.changes.edit_start.note(name, parameter, self.masters.get(name))
             if master and name not in self.masters and parameter.dtype in LOW:
                 self.masters[name] = parameter.detach().float()
-        return parameters
+        return [self.parameter(name) for name in names]
+
+    def _keep_original(self, name: str, parameter: nn.Parameter) -> None:
+        self.changes.originals[name] = parameter.detach().clone()
+
+    def _bring_back_original(self, name: str, original: Tensor) -> None:
+        self._write({name: original})
 
     @torch.no_grad()
     def add(self, changes: Mapping[str, Tensor]) -> None:
@@ -85,31 +84,41 @@ class UndoLog:
             self.attached[name] = value.detach()
 
     def on_restore(
-        self, undo: Callable[[], None], names: Sequence[str] = ("the whole model",), suspend: Suspend | None = None
+        self,
+        undo: Callable[[], None],
+        names: Sequence[str] = ("the whole model",),
+        suspend: Suspend | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         """Register any other undo (an adapter's unload, ...); `restore` runs them in reverse order.
 
         `names`: of the modules or parameters that behave differently until then; not given: the whole model may.
-        `suspend`: a context in which the change is off (needed inside `unedited`).
+        `suspend`: a context in which the change is off (needed inside `unedited`). `shared`: by all variants of the
+        model, for as long as there are any (see kedit.lm.acting).
         """
-        self._undo.append(Undo(undo, names, suspend or _cannot_suspend(names)))
+        changes = self._common_changes if shared else self.changes
+        changes.undo.append(Undo(undo, names, suspend or cannot_suspend(names)))
+
+    @property
+    def _common_changes(self) -> Changes:
+        return self.changes
 
     @property
     def changed(self) -> list[str]:
         """What may differ from the unedited model: names of parameters, modules, and of what acts in its passes."""
         if self._suspended:
             return list(self._substituted)
-        return [*self._originals, *self._substituted, *(name for entry in self._undo for name in entry.names)]
+        return [*self.changes.names, *self._substituted]
 
     # --- undoing ------------------------------------------------------------------------------------------------------
 
     def restore(self) -> None:
         """The unedited model again, bit for bit."""
         self._run_undos(keep=0)
-        self._write(self._originals)
-        self._originals.clear()
-        self.masters.clear()
-        self.attached = {}
+        for name, original in self.changes.originals.items():
+            self._bring_back_original(name, original)
+        self.changes = Changes()
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
@@ -119,10 +128,10 @@ class UndoLog:
             yield
             return
         with ExitStack() as stack:
-            for entry in self._undo:
+            for entry in self.changes.undo:
                 stack.enter_context(entry.suspend())
-            edited = [(self.parameter(name), original) for name, original in self._originals.items()]
-            stack.enter_context(_traded(edited))
+            edited = [(self.parameter(name), original) for name, original in self.changes.originals.items()]
+            stack.enter_context(traded(edited))
             self._suspended = True
             try:
                 yield
@@ -167,7 +176,7 @@ class UndoLog:
     def state(self) -> dict[str, Tensor]:
         """Tracked parameters (their float32 masters, if they have some) and attached tensors: beside the unedited
         model, all that edits changed in it."""
-        parameters = {name: self.masters.get(name, self.parameter(name).detach()) for name in self._originals}
+        parameters = {name: self.masters.get(name, self.parameter(name).detach()) for name in self.changes.originals}
         return parameters | {ATTACHED + name: value for name, value in self.attached.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -175,8 +184,9 @@ class UndoLog:
         parameters = {name: value for name, value in state.items() if not name.startswith(ATTACHED)}
         self.track(list(parameters))
         self._write(parameters)
-        self.masters |= {n: v for n, v in parameters.items() if v.dtype != self.parameter(n).dtype}
-        self.attached = {name[len(ATTACHED) :]: v for name, v in state.items() if name.startswith(ATTACHED)}
+        self.masters.update({n: v for n, v in parameters.items() if v.dtype != self.parameter(n).dtype})
+        attached = {name[len(ATTACHED) :]: v for name, v in state.items() if name.startswith(ATTACHED)}
+        self.changes.attached = attached
 
     # --- one edit -----------------------------------------------------------------------------------------------------
 
@@ -187,29 +197,45 @@ class UndoLog:
         On FloatingPointError (raised inside, or here if a tensor is no longer finite) exactly this edit's changes are
         undone and the error goes on.
         """
-        self._edit_start, undos = EditStart(self.attached), len(self._undo)
         report: dict[str, float] = {}
+        self.begin_edit()
         try:
             yield report
-            if (change := self._relative_change(self._edit_start)) is not None:
-                report["weight_change"] = change
+            report |= self.end_edit()
         except FloatingPointError:
-            self._run_undos(keep=undos)
-            self._roll_back(self._edit_start)
+            self.undo_edit()
             raise
         finally:
-            self._edit_start = None
+            self.changes.edit_start = None
 
-    def _roll_back(self, start: "EditStart") -> None:
+    def begin_edit(self) -> None:
+        """From now on, until `end_edit` or `undo_edit`, what an edit changes is noted."""
+        self.changes.edit_start = EditStart(self.attached, len(self.changes.undo))
+
+    def end_edit(self) -> dict[str, float]:
+        """The edit's `weight_change` (see `transaction`). Raises FloatingPointError if it left a tensor not finite."""
+        change = self._relative_change(self._edit_start)
+        self.changes.edit_start = None
+        return {} if change is None else {"weight_change": change}
+
+    def undo_edit(self) -> None:
+        """The model as the edit found it."""
+        start, self.changes.edit_start = self._edit_start, None
+        self._run_undos(keep=start.undos)
         self._write(start.parameters)
         for name in start.parameters:
             self.masters.pop(name, None)
-        self.masters |= start.masters
-        self.attached = start.attached
+        self.masters.update(start.masters)
+        self.changes.attached = start.attached
+
+    @property
+    def _edit_start(self) -> EditStart:
+        assert self.changes.edit_start is not None, "no edit has begun"
+        return self.changes.edit_start
 
     def _run_undos(self, keep: int) -> None:
-        while len(self._undo) > keep:
-            self._undo.pop().undo()
+        while len(self.changes.undo) > keep:
+            self.changes.undo.pop().undo()
 
     @torch.no_grad()
     def _write(self, values: Mapping[str, Tensor]) -> None:
@@ -230,45 +256,3 @@ class UndoLog:
             return None
         change = sum(float((after - before.to(after)).norm()) ** 2 for after, before in pairs)
         return (change / size) ** 0.5 if size else 0.0
-
-
-class EditStart:
-    """What an edit found: copies of the parameters that it tracks, references to attached tensors."""
-
-    def __init__(self, attached: Mapping[str, Tensor]):
-        self.parameters: dict[str, Tensor] = {}
-        self.masters: dict[str, Tensor] = {}
-        self.attached = dict(attached)
-
-    def note(self, name: str, parameter: Tensor, master: Tensor | None) -> None:
-        """Copy it, the first time."""
-        if name in self.parameters:
-            return
-        self.parameters[name] = parameter.detach().clone()
-        if master is not None:
-            self.masters[name] = master.clone()
-
-
-@contextmanager
-def _traded(parameters: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
-    """Inside, each parameter has the other tensor's data."""
-    now = [parameter.data for parameter, _ in parameters]
-    for parameter, value in parameters:
-        parameter.data = value
-    try:
-        yield
-    finally:
-        for (parameter, _), data in zip(parameters, now, strict=True):
-            parameter.data = data
-
-
-def _cannot_suspend(names: Sequence[str]) -> Suspend:
-    def suspend() -> AbstractContextManager[None]:
-        raise RuntimeError(f"{', '.join(names)}: a change that cannot be switched off; register it with `suspend`")
-
-    return suspend
-
-
-def no_suspension() -> AbstractContextManager[None]:
-    """For changes that are off by themselves inside `unedited`."""
-    return nullcontext()

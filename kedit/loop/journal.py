@@ -8,8 +8,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ from kedit.common.errors import InputError
 from kedit.common.text_files import read_text, write_text
 from kedit.loop.appended_file import AppendedFile
 from kedit.loop.checkpoint import intact_commit, load_checkpoint, save_checkpoint
-from kedit.loop.stop_signals import StopSignals
+from kedit.loop.in_memory_journal import InMemoryJournal
+from kedit.loop.stop_signals import StopAtOnce, StopSignals
 from kedit.results.cell_files import (
     BENCHMARKS,
     COMMIT,
@@ -59,54 +60,11 @@ FIXED = ("data", "files", "measures", "model_is", "versions")
 LOOKS_S = 0.5  # longer than a look of kedit.status, which holds the lock for a moment
 
 
-class InMemoryJournal:
-    """A journal that keeps everything in memory: for use from Python."""
-
-    scratch: Path | None = None  # for an editor's use during one step; emptied when it is committed
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.steps: list[dict[str, Any]] = []
-        self.traces: list[dict[str, Any]] = []
-
-    def resume(self, lm: "LM", editor: "Editor") -> int:
-        """Bring model and editor to the last committed step and return it; -1 where nothing was committed."""
-        return -1
-
-    def write(self, step: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append one step and its rows."""
-        self.steps.append(dict(step))
-        self.rows.extend(map(dict, rows))
-
-    def trace(self, records: Iterable[Mapping[str, Any]], file: str = TRACES) -> None:
-        """Append what belongs to the step that is written next, to a file that few cells have."""
-        self.traces.extend(map(dict, records if file == TRACES else ()))
-
-    def commit(self, lm: "LM", editor: "Editor", *, now: bool) -> None:
-        """Make what was written so far the point where a killed run continues: `now`, or when it is time."""
-
-
-class ReadOnlyJournal(InMemoryJournal):
-    """The journal of the other processes of a parallel training: they continue where the cell does, and write
-    nothing."""
-
-    def __init__(self, directory: str | Path):
-        super().__init__()
-        self.directory = Path(directory)
-        self.scratch = self.directory / STATE / SCRATCH
-
-    def resume(self, lm: "LM", editor: "Editor") -> int:
-        try:
-            intact_commit(self.directory)
-            return load_checkpoint(self.directory, lm, editor)
-        except DamagedFile:
-            return -1
-
-
 class Journal(InMemoryJournal):
     """A cell's directory: at most one run at a time, and none with another config.
 
-    SIGTERM, SIGUSR1 and SIGHUP finish the step, commit, and exit with 128 + the signal's number.
+    SIGTERM, SIGUSR1 and SIGHUP finish the step, commit, and exit with 128 + the signal's number; an unfinished group
+    of episodes is dropped at once.
     """
 
     def __init__(self, directory: str | Path, config: str, *, every_s: float = 60.0, keep_state: bool = False):
@@ -116,6 +74,7 @@ class Journal(InMemoryJournal):
         self._files: dict[str, AppendedFile] = {}
         self._last_commit = time.monotonic()
         self._signals = StopSignals()
+        self._meta: Mapping[str, Any] = {}
         self._same: str | None = None  # hash of the parts of meta.json that stay the same
 
     @property
@@ -216,6 +175,22 @@ class Journal(InMemoryJournal):
     def _open(self, name: str, size: int) -> None:
         self._files[name] = AppendedFile(self.directory / name, size)
 
+    @contextmanager
+    def fitting(self) -> Iterator[None]:
+        try:
+            with self._signals.at_once():
+                yield
+        except StopAtOnce:
+            self._signals.stop("before the first edit")
+
+    @contextmanager
+    def unfinished_group(self, lm: "LM", editor: "Editor") -> Iterator[None]:
+        try:
+            with self._signals.at_once():
+                yield
+        except StopAtOnce:
+            self.commit(lm, editor, now=True)
+
     def commit(self, lm: "LM", editor: "Editor", *, now: bool) -> None:
         if not now and self._signals.received is None and time.monotonic() - self._last_commit < self.every_s:
             return
@@ -230,18 +205,35 @@ class Journal(InMemoryJournal):
                 shutil.rmtree(old)
         self._last_commit = time.monotonic()
         if self._signals.received is not None:
-            self._signals.stop(step)
+            self._signals.stop(f"after step {step}")
 
     def describe(self, meta: Mapping[str, Any]) -> None:
         """Write (again) what the cell is: meta.json. Raises InputError if it was started with other data, another model
         or other versions."""
         fixed = {part: json.loads(json.dumps(meta[part])) for part in FIXED if part in meta}
         self._same = _hash(json.dumps(fixed, sort_keys=True))
+        self.group_sizes |= self._held_group_sizes()
         known = _recorded(self.directory).get("same")
         if known != self._same:
             self._compare(fixed, known)
-        text = json.dumps({"schema": SCHEMA, **meta}, indent=1, ensure_ascii=False)
+        self._meta = meta
+        self._write_meta()
+
+    def _write_meta(self) -> None:
+        sizes = {"parallel": self.group_sizes} if self.group_sizes else {}
+        text = json.dumps({"schema": SCHEMA, **self._meta, **sizes}, indent=1, ensure_ascii=False)
         write_text(self.directory / META, text)
+
+    def keep_group_size(self, step: int, size: int) -> None:
+        super().keep_group_size(step, size)
+        self._write_meta()
+
+    def _held_group_sizes(self) -> dict[int, int]:
+        """What an earlier attempt decided."""
+        with suppress(DamagedFile):
+            held = read_json(self.directory, META).get("parallel", {}) if (self.directory / META).exists() else {}
+            return {int(step): int(size) for step, size in held.items()}
+        return {}
 
     def _compare(self, fixed: Mapping[str, Any], known: str | None) -> None:
         """With what meta.json says. If that cannot be read, only with the hash that a commit has of it."""

@@ -19,8 +19,8 @@ from kedit.evaluation.baseline import noise_floor
 from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM
 from kedit.lm.peak_memory import peak_memory_mb
-from kedit.loop.runner import all_questions
 from kedit.loop.settings import Step
+from kedit.loop.step_runner import all_questions
 
 log = logging.getLogger(__name__)
 

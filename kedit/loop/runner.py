@@ -2,30 +2,25 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Sequence
 from typing import Any
-from zlib import crc32
 
-from transformers import set_seed
-
-from kedit.cases import Case, Question, condition_question, questions_of
+from kedit.cases import Case
 from kedit.common.progress import progress
 from kedit.editors import Editor
 from kedit.evaluation.baseline import baseline_answers
-from kedit.evaluation.evaluator import Answer, Evaluator, Row
-from kedit.evaluation.measures import Measurement
-from kedit.evaluation.step_trace import StepTrace
+from kedit.evaluation.evaluator import Evaluator, Row
 from kedit.lm import LM
-from kedit.loop.journal import InMemoryJournal
+from kedit.lm.batching import unless_out_of_memory
+from kedit.loop.episodes import Episode, GroupSizes, Parallel, episodes
+from kedit.loop.in_memory_journal import InMemoryJournal
 from kedit.loop.settings import Step
+from kedit.loop.step_runner import StepResult, StepRunner, Turn, all_questions, seed_step
 from kedit.loop.tracker import Tracker
 from kedit.results.cell_files import BENCHMARKS
 from kedit.results.scores import COLUMNS, mean_scores
 
 log = logging.getLogger(__name__)
-
-PART = 4096  # questions that are answered and graded together
 
 
 def experiment(
@@ -39,180 +34,115 @@ def experiment(
     held_out: str = "",
     journal: InMemoryJournal | None = None,
     tracker: Tracker | None = None,
+    parallel: Parallel = 1,
 ) -> list[Row]:
     """Run `steps` on an unedited `lm` and return all rows; with a Journal they are on disk, and a killed run continues.
 
     Step 0 is the unedited model: its rows are the floor. Randomness is seeded for each step from (seed, step). An
-    edit that fails numerically is undone, marked `failed`, and the run goes on. The model is left as the last step
+    edit that fails numerically is undone, marked `failed`, and the run goes on. `parallel`: how many episodes (what
+    lies between two restores) run side by side; it changes no row but by rounding. The model is left as the last step
     left it.
     """
     lm.check_unedited("experiment")
     steps, journal, tracker = list(steps), journal or InMemoryJournal(), tracker or Tracker()
     asked = all_questions(steps, evaluator)
     evaluator.prepare(lm, asked, editor.edited_parameters(lm))
-    runner = _Runner(lm, editor, evaluator, held_out, baseline_answers(lm, evaluator, asked))
+    runner = StepRunner(lm, editor, evaluator, baseline_answers(lm, evaluator, asked), seed, held_out)
     editor.scratch = journal.scratch
     seed_step(seed, 0)
     started = time.perf_counter()
-    editor.fit(lm, train)
+    with journal.fitting():
+        editor.fit(lm, train)
     fit_s = time.perf_counter() - started
     done = journal.resume(lm, editor)
+    run = Run(lm, editor, runner, journal, tracker, len(steps))
     if done < 0:
-        record, rows = runner.baseline(steps, fit_s)
-        journal.trace(runner.items, BENCHMARKS)
-        journal.write(record, rows)
-        tracker.log(0, _metrics(record, rows))
+        run.write(runner.baseline(steps, fit_s))
         journal.commit(lm, editor, now=True)
-    for number, step in progress(list(enumerate(steps, 1)), desc="edits", unit="step"):
-        runner.count(step)
-        if number > done:
-            seed_step(seed, number)
-            record, rows, traced = runner.step(number, step)
-            journal.trace(traced)
-            journal.trace(runner.items, BENCHMARKS)
-            journal.write(record, rows)
-            metrics = _metrics(record, rows)
-            tracker.log(number, metrics)
-            if step.test and not step.restore:
-                scores = ", ".join(f"{k[5:]} {v:.1f}" for k, v in metrics.items() if k.startswith("test/"))
-                log.info("after %d edits: %s", runner.edits, scores)
-        if step.restore:
-            lm.restore()
-            editor.reset()
-            runner.edits = runner.cases = 0
-        if number > done:
-            journal.commit(lm, editor, now=number == len(steps) or runner.is_checkpoint(step))
+    sizes = GroupSizes(parallel, runner.most_side_by_side(), journal)
+    waiting = [episode for episode in episodes(steps) if episode.last > done]
+    with progress(total=len(steps), initial=max(done, 0), desc="edits", unit="step") as bar:
+        while waiting:
+            group = sizes.group(waiting, done)
+            started = time.perf_counter()
+            if len(group) == 1:
+                run.alone(group[0], done, bar.update)
+            elif not run.side_by_side(group, bar.update):
+                sizes.halve(group)
+                continue
+            sizes.took(time.perf_counter() - started, group)
+            waiting = waiting[len(group) :]
     return journal.rows
 
 
-class _Runner:
-    """Makes the record and the rows of one step."""
+class Run:
+    """Makes the steps of episodes and writes what came of them."""
 
-    def __init__(self, lm: LM, editor: Editor, evaluator: Evaluator, held_out: str, before: dict[Question, Answer]):
-        self.lm, self.editor, self.evaluator, self.held_out, self.before = lm, editor, evaluator, held_out, before
-        self.edits = self.cases = 0  # in the model, since the last restore
-        self.items: list[Row] = []  # of measures, not written yet
+    def __init__(
+        self, lm: LM, editor: Editor, runner: StepRunner, journal: InMemoryJournal, tracker: Tracker, last: int
+    ):
+        self.lm, self.editor, self.runner = lm, editor, runner
+        self.journal, self.tracker, self.last = journal, tracker, last
 
-    def count(self, step: Step) -> None:
-        """The step's edits are about to be made."""
-        self.items = []
-        self.edits += sum(len(case.edits) for case in step.edit)
-        self.cases += len(step.edit)
+    def alone(self, episode: Episode, done: int, progressed: Any) -> None:
+        """One episode, from the step after `done` on; each step is written when it is made."""
+        for number, step in episode.steps:
+            episode.count(step)
+            if number <= done:
+                continue
+            [result] = self.runner.make([Turn(number, step, episode.edits, episode.cases, self.editor)])
+            self.write(result)
+            progressed()
+            if step.test and not step.restore:
+                scores = ", ".join(f"{k[5:]} {v:.1f}" for k, v in metrics(result).items() if k.startswith("test/"))
+                log.info("after %d edits: %s", episode.edits, scores)
+            if step.restore:
+                self.lm.restore()
+                self.editor.reset()
+            # a sequence goes on after a test of all that it has edited so far
+            is_checkpoint = bool(step.test) and not step.restore and len(step.test) == episode.cases
+            self.journal.commit(self.lm, self.editor, now=number == self.last or is_checkpoint)
 
-    def is_checkpoint(self, step: Step) -> bool:
-        """Whether a sequence goes on after a test of all that it has edited so far."""
-        return bool(step.test) and not step.restore and len(step.test) == self.cases
+    def side_by_side(self, group: Sequence[Episode], progressed: Any) -> bool:
+        """Several episodes at once, each in its own variant of the model; their steps are written at the end, in order.
+        False if memory did not suffice: nothing was written."""
+        with self.journal.unfinished_group(self.lm, self.editor):
+            results = unless_out_of_memory(lambda: self._group(group))
+        if results is None:
+            return False
+        for result in results:
+            self.write(result)
+        progressed(len(results))
+        self.journal.commit(self.lm, self.editor, now=group[-1].last == self.last)
+        return True
 
-    def baseline(self, steps: Sequence[Step], fit_s: float) -> tuple[Row, list[Row]]:
-        """The unedited model on everything that will be tested."""
-        started = time.perf_counter()
-        tested = list({case.id: case for step in steps for case in step.test}.values())
-        asked = [q for case in tested for q in questions_of(case, self.evaluator.kinds)]
-        graded = self.evaluator.grade_all(asked, [self.before[q] for q in asked], self.before)
-        rows = [self._row_key(0, "before") | row for row in graded]
-        record = {"step": 0, "edits_so_far": 0, "cases_so_far": 0, "cases": [], "tested": len(tested)}
-        record["fit_s"] = round(fit_s, 3)
-        fit_report = dict(self.editor.fit_report())
-        record |= {"learnt": fit_report} if fit_report else {}
-        measured = self._measured(0, {"when": "before"}, restored=False)
-        return record | measured.numbers | _seconds(started, measured), rows + measured.rows
+    def _group(self, group: Sequence[Episode]) -> list[StepResult]:
+        made: list[StepResult] = []
+        for episode in group:
+            episode.edits = episode.cases = 0
+        with self.lm.in_variants(len(group)):
+            forks = [self.editor.fork() for _ in group]
+            for k in range(max(len(episode.steps) for episode in group)):
+                turns = []
+                for variant, episode in enumerate(group):
+                    if k < len(episode.steps):
+                        number, step = episode.steps[k]
+                        episode.count(step)
+                        turns.append(Turn(number, step, episode.edits, episode.cases, forks[variant], variant))
+                made += self.runner.make(turns)
+        return sorted(made, key=lambda result: result.record["step"])
 
-    def step(self, number: int, step: Step) -> tuple[Row, list[Row], list[Row]]:
-        record: Row = {
-            "step": number,
-            "edits_so_far": self.edits,
-            "cases_so_far": self.cases,
-            "cases": [case.id for case in step.edit],
-            "edits": sum(len(case.edits) for case in step.edit),
-            "tested": len(step.test),
-        }
-        trace = StepTrace(self.lm, self.evaluator, step.edit, {"step": number, "edits_so_far": self.edits})
-        record |= self._edit(step, trace)
-        started = time.perf_counter()
-        rows = [row for part in question_batches(step, self.evaluator) for row in self._score(number, step.T, part)]
-        measured = Measurement()
-        if step.test:
-            measured = self._measured(number, {"when": "test", "T": step.T}, restored=step.restore)
-        return record | measured.numbers | _seconds(started, measured), rows + measured.rows, trace.records
-
-    def _score(self, number: int, T: int, part: Sequence[tuple[str, Question]]) -> Iterator[Row]:
-        """Rows of some questions, pooled; each comes with the moment it is asked at."""
-        answers = iter(self.evaluator.answer(self.lm, [question for _, question in part]))
-        for when, group in groupby(part, lambda asked: asked[0]):
-            asked = [question for _, question in group]
-            graded = self.evaluator.grade_all(asked, [next(answers) for _ in asked], self.before)
-            tested = {"T": T} if when == "test" else {}
-            yield from (self._row_key(number, when) | tested | row for row in graded)
-
-    def _edit(self, step: Step, trace: StepTrace) -> Row:
-        """Apply the step's edits; on a numerical failure undo them."""
-        edits = [edit for case in step.edit for edit in case.edits]
-        learnt = self.editor.state()
-        self.editor.on_step = trace.start()
-        started = time.perf_counter()
-        try:
-            with self.lm.transaction() as change:
-                cost = dict(self.editor.edit(self.lm, edits))
-            failed = 0
-        except FloatingPointError as error:
-            log.warning("an edit of %s failed (%s) and was undone", ", ".join(case.id for case in step.edit), error)
-            self.editor.load_state(self.lm, learnt)
-            cost, failed = {}, 1
-        edit_s = time.perf_counter() - started - trace.seconds
-        return {"edit_s": round(edit_s, 4), **cost, **change, "failed": failed}
-
-    def _measured(self, number: int, when: Row, *, restored: bool) -> Measurement:
-        """The whole model, by the evaluator's measures."""
-        started = time.perf_counter()
-        found = self.evaluator.measure(self.lm, self.held_out, restored=restored)
-        place = self._row_key(number, when["when"]) | when
-        self.items += [place | item for item in found.items]
-        seconds = {"measures_s": round(time.perf_counter() - started, 3)} if found.rows else {}
-        return Measurement([place | row for row in found.rows], found.numbers | seconds)
-
-    def _row_key(self, step: int, when: str) -> Row:
-        return {"step": step, "edits_so_far": self.edits, "cases_so_far": self.cases, "when": when}
+    def write(self, result: StepResult) -> None:
+        self.journal.trace(result.traced)
+        self.journal.trace(result.items, BENCHMARKS)
+        self.journal.write(result.record, result.rows)
+        self.tracker.log(result.record["step"], metrics(result))
 
 
-def _seconds(started: float, measured: Measurement) -> Row:
-    """Of asking and grading, without the measures of the whole model."""
-    return {"eval_s": round(time.perf_counter() - started - measured.numbers.get("measures_s", 0.0), 3)}
-
-
-def seed_step(seed: int, step: int) -> None:
-    """Seed Python, NumPy and torch for one step of a run."""
-    set_seed(crc32(f"{seed}/{step}".encode()))
-
-
-def question_batches(step: Step, evaluator: Evaluator) -> Iterator[list[tuple[str, Question]]]:
-    """What a step asks, with the moment ("edit": right after a case's own edit, "test"), in parts of some thousand
-    questions: whole cases, so that of their answers only rows pile up."""
-    moments = (("edit", step.edit, evaluator.each_edit), ("test", step.test, evaluator.kinds))
-    part: list[tuple[str, Question]] = []
-    for when, cases, kinds in moments:
-        for case in cases:
-            part += ((when, question) for question in questions_of(case, kinds))
-            if len(part) >= PART:
-                yield part
-                part = []
-    if part:
-        yield part
-
-
-def all_questions(steps: Sequence[Step], evaluator: Evaluator) -> list[Question]:
-    """What a run will ask, each question once."""
-    each = (q for step in steps for case in step.edit for q in questions_of(case, evaluator.each_edit))
-    tests = (q for step in steps for case in step.test for q in questions_of(case, evaluator.kinds))
-    traced = (q for step in steps for case in step.edit for q in questions_of(case, evaluator.each_step))
-    asked = dict.fromkeys([*each, *tests, *traced])
-    conditions = (condition_question(q, condition) for q in asked for condition in q.probe.conditions)
-    return list(dict.fromkeys([*asked, *conditions]))
-
-
-def _metrics(record: Row, rows: Sequence[Row]) -> dict[str, Any]:
+def metrics(result: StepResult) -> dict[str, Any]:
     """What one step shows on a dashboard: the edit's cost, and scores as the table has them, by moment and kind."""
-    numbers = {key: value for key, value in record.items() if isinstance(value, int | float) and key != "step"}
-    for when in dict.fromkeys(row["when"] for row in rows):
-        scores = mean_scores([row for row in rows if row["when"] == when])
+    numbers = {key: value for key, value in result.record.items() if isinstance(value, int | float) and key != "step"}
+    for when in dict.fromkeys(row["when"] for row in result.rows):
+        scores = mean_scores([row for row in result.rows if row["when"] == when])
         numbers |= {f"{when}/{COLUMNS[kind].replace(' ', '_')}": score for kind, score in scores.items()}
     return numbers

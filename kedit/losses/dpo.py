@@ -1,6 +1,7 @@
 """DPO as KDPO's paper runs it: what the model would say now is the rejected answer, in its own context."""
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,19 +23,23 @@ class DPO(Loss):
     def __init__(self, beta: Positive):
         self.beta = beta
 
-    def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> bool:
-        """Generate the negatives greedily. Done when all of them are the answers."""
+    def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> Bool[Tensor, " n"]:
+        """Generate the negatives greedily. Done when they are the answers."""
         self.rejected = view.lm.greedy_continuation(view.batch)
-        self.both = view.lm.joined(view.batch, self.rejected)
+        self.both = view.lm.interleaved(view.batch, self.rejected)
         self.reference = log_likelihood(self.both, view.reference(self.both))
-        return bool((self.rejected.gold == view.batch.gold).all())
+        return view.batch.all(self.rejected.gold == view.batch.gold)
+
+    def keep(self, view: LossInputs, rows: Int[Tensor, " m"], places: Int[Tensor, " l"]) -> None:
+        self.both = view.rows_of(self.both, torch.stack([2 * rows, 2 * rows + 1], dim=1).flatten())
+        self.reference = self.reference.view(-1, 2)[rows].flatten()
 
     def reads(self, view: LossInputs) -> Batch:
-        """Chosen and rejected answers in one pass."""
+        """Chosen and rejected answers in one pass, in turn."""
         return self.both
 
     def __call__(self, view: LossInputs, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
-        chosen, rejected = (log_likelihood(self.both, logits.log_softmax(-1)) - self.reference).chunk(2)
+        chosen, rejected = (log_likelihood(self.both, logits.log_softmax(-1)) - self.reference).view(-1, 2).unbind(1)
         return -functional.logsigmoid(self.beta * (chosen - rejected))
 
 
@@ -57,7 +62,7 @@ class PreferNewAnswer(Loss):
             view.start.kept |= zip(self._facts(view), self._reference(view).tolist(), strict=True)
         self.other.remember(view)
 
-    def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> bool:
+    def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> Bool[Tensor, " n"] | None:
         if cycle == 0:
             self._encode(view)
         if cycle == 0 and self.rows:
@@ -66,11 +71,11 @@ class PreferNewAnswer(Loss):
         return self.other.refresh(view, logits, cycle)
 
     def _encode(self, view: LossInputs) -> None:
-        self.rows = [i for i, fact in enumerate(view.facts) if fact.target_old and fact.target_old != fact.target_new]
+        facts = view.facts
+        self.rows = [i for i, fact in enumerate(facts) if fact.target_old and fact.target_old != fact.target_new]
         if self.rows:
-            facts = self._facts(view)
-            self.new = view.lm.encode([f.prompt for f in facts], [f.target_new for f in facts])
-            self.old = view.lm.encode([f.prompt for f in facts], [str(f.target_old) for f in facts])
+            self.new = view.with_answers(self.rows, [facts[i].target_new for i in self.rows])
+            self.old = view.with_answers(self.rows, [str(facts[i].target_old) for i in self.rows])
 
     def _facts(self, view: LossInputs) -> list[Edit]:
         """Those with an old answer."""
@@ -79,6 +84,15 @@ class PreferNewAnswer(Loss):
     def _reference(self, view: LossInputs) -> Float[Tensor, " m"]:
         """The margins of the weights that the edit started from."""
         return self._margin(view.reference(self.new), view.reference(self.old))
+
+    def keep(self, view: LossInputs, rows: Int[Tensor, " m"], places: Int[Tensor, " l"]) -> None:
+        self.other.keep(view, rows, places)
+        kept, before = rows.tolist(), self.rows
+        self.rows = [i for i, row in enumerate(kept) if row in before]
+        if self.rows:
+            own = rows.new_tensor([before.index(row) for row in kept if row in before])
+            self.new, self.old = view.rows_of(self.new, own), view.rows_of(self.old, own)
+            self.reference = self.reference[own]
 
     def __call__(self, view: LossInputs, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
         values = self.other(view, logits)

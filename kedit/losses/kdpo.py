@@ -1,6 +1,6 @@
 """KDPO: the model's present answer is the rejected one, and both answers are read in the new answer's context."""
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,12 +21,15 @@ class KDPO(Loss):
     def __init__(self, beta: Positive):
         self.beta = beta
 
-    def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> bool:
+    def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> Bool[Tensor, " n"]:
         """Pick the negatives: y_l = argmax pi(c + y_w), token by token, teacher-forced (Eq. 1). Done when y_l = y_w."""
         if cycle == 0:
             self.reference = view.reference(now=logits)
         self.rejected = logits.detach().argmax(-1)
-        return bool((self.rejected == view.batch.gold).all())
+        return view.batch.all(self.rejected == view.batch.gold)
+
+    def keep(self, view: LossInputs, rows: Int[Tensor, " m"], places: Int[Tensor, " l"]) -> None:
+        self.reference, self.rejected = self.reference[places], self.rejected[places]
 
     def __call__(self, view: LossInputs, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
         margin = self._margin(view, logits.log_softmax(-1)) - self._margin(view, self.reference)

@@ -4,7 +4,7 @@ import math
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,8 +20,8 @@ class Overtone(Loss):
     gradient flows through the target, nor from a token whose KL is below epsilon. Its Table 3's ablations: `clip` off
     (epsilon = 0), `dyn` off (pi_flt of the model as the edit found it), `chk` off (always the mixture), `flt` off
     (pi_flt over all tokens). lam = 1 and epsilon = 0 is cross-entropy. Eq. 2 sums over tokens; `reduction` mean (the
-    default of the yaml) keeps the meaning of an editor's learning rate and stop rule. Where every token is within
-    epsilon the loss has no gradient at all, so that Adam's moments do not go on moving what Alg. 1 leaves in place.
+    default of the yaml) keeps the meaning of an editor's learning rate and stop rule. An edit with every token within
+    epsilon is idle: it takes no step, so that Adam's moments do not go on moving what Alg. 1 leaves in place.
     """
 
     def __init__(
@@ -40,18 +40,23 @@ class Overtone(Loss):
         self.dyn, self.chk, self.reduction = dyn, chk, reduction
         self.uses_reference = not dyn
 
-    def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> bool:
+    def refresh(self, view: LossInputs, logits: Float[Tensor, "k v"], cycle: int) -> None:
         if not self.dyn and cycle == 0:
-            self.found = view.reference(
-                now=logits
-            )  # log-probabilities have the same softmax, maximum's distance and std
-        return False
+            # log-probabilities have the same softmax, distance from the maximum, and standard deviation
+            self.found = view.reference(now=logits)
+
+    def keep(self, view: LossInputs, rows: Int[Tensor, " m"], places: Int[Tensor, " l"]) -> None:
+        if not self.dyn:
+            self.found = self.found[places]
+
+    def idle(self) -> Bool[Tensor, " n"]:
+        return self.within
 
     def __call__(self, view: LossInputs, logits: Float[Tensor, "k v"]) -> Float[Tensor, " n"]:
         target = self.target(logits.detach() if self.dyn else self.found, view.batch.gold)
         kl = functional.kl_div(logits.log_softmax(-1), target, reduction="none").sum(-1)
         values = kl.clamp(min=self.epsilon) if self.epsilon else kl  # rounding may leave a KL just below 0
-        values = values.detach() if bool((kl < self.epsilon).all()) else values
+        self.within = view.batch.all(kl.detach() < self.epsilon)
         return view.batch.mean(values) if self.reduction == "mean" else view.batch.sum(values)
 
     def target(self, logits: Float[Tensor, "k v"], gold: Tensor) -> Float[Tensor, "k v"]:

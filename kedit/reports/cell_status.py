@@ -1,14 +1,15 @@
 """What has run, runs, failed or is missing: python -m kedit.status [SWEEP]. Needs no GPU and no model.
 
 Exit status for scripts: 0 every cell is done; 1 a cell failed or is damaged (or nothing is there); 2 none did, but
-cells run, were stopped or are missing.
+cells run, were stopped, are missing or blocked (they lack a file or a model).
 """
 
 import argparse
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -24,7 +25,7 @@ from rich.text import Text
 
 from kedit.common.cache import contents, prune
 from kedit.common.errors import InputError
-from kedit.common.paths import runs
+from kedit.common.paths import ROOT, runs
 from kedit.common.terminal import use_safe_output
 from kedit.common.text_files import read_text
 from kedit.results.cell_files import (
@@ -40,7 +41,14 @@ from kedit.results.cell_files import (
 )
 from kedit.results.integrity import DamagedFile, read_json, read_records
 
-STYLES = {"done": "green", "running": "yellow", "stopped": "magenta", "failed": "red", "missing": "dim"}
+STYLES = {
+    "done": "green",
+    "running": "yellow",
+    "stopped": "magenta",
+    "failed": "red",
+    "blocked": "red",
+    "missing": "dim",
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class Seen:
 
     sweep: Path
     directory: str  # below the sweep: model/dataset/editor/setting-T/seed[/overrides]
+    needs: tuple[str, ...] = ()  # what it did not find when it was last asked for, a sentence each
 
     @property
     def place(self) -> Path:
@@ -67,7 +76,8 @@ class Seen:
 
     @cached_property
     def state(self) -> str:
-        """done, running (a process holds it), failed, stopped (its process is gone) or missing (never started)."""
+        """done, running (a process holds it), failed, stopped (its process is gone), blocked (it lacks a file or a
+        model) or missing (never started)."""
         status = read_text(self.place / STATUS)
         if is_finished(self.place):
             return "done"
@@ -75,7 +85,7 @@ class Seen:
             return "running"
         if (self.place / ERROR).exists():
             return "failed"
-        return "stopped" if status else "missing"
+        return "stopped" if status else "blocked" if self.needs else "missing"
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -137,15 +147,20 @@ class Seen:
 
 def look(sweep: Path) -> list[Seen]:
     """Every cell that was requested of a sweep or is found below it."""
-    requested = {cell["directory"] for cell in requested_cells(sweep)}
+    requested = {cell["directory"]: tuple(cell.get("missing", ())) for cell in requested_cells(sweep)}
     found = {str(path.relative_to(sweep)) for path in cell_directories(sweep, STATUS, ROWS)}
-    cells = [Path(cell) for cell in requested | found]
-    return [Seen(sweep, str(cell)) for cell in sorted(cells, key=lambda cell: _natural(cell.parts)) if _is_cell(cell)]
+    cells = sorted(map(Path, {*requested, *found}), key=lambda cell: _natural(cell.parts))
+    return [Seen(sweep, str(cell), requested.get(str(cell), ())) for cell in cells if _is_cell(cell)]
 
 
 def _is_cell(directory: Path) -> bool:
     """model/dataset/editor/setting-T/seed[/overrides]."""
     return len(directory.parts) in (5, 6)
+
+
+def sweep_exists(name: str) -> bool:
+    """Whether sweeps/ has one of this name."""
+    return (ROOT / "sweeps" / f"{name}.yaml").is_file()
 
 
 def _natural(parts: tuple[str, ...]) -> list[list[str | int]]:
@@ -161,6 +176,11 @@ def remaining(cells: Sequence[Seen]) -> float:
         return 0.0 if all(cell.state == "done" for cell in cells) else math.nan
     fresh = mean(wanted) * mean(paces)
     return sum(fresh if math.isnan(cell.left) else cell.left for cell in cells)
+
+
+def blocks(cells: Sequence[Seen]) -> dict[str, int]:
+    """What is missing: sentence -> how many cells are blocked by it."""
+    return dict(Counter(sentence for cell in cells if cell.state == "blocked" for sentence in cell.needs))
 
 
 def code(cells: Sequence[Seen]) -> int:
@@ -191,7 +211,7 @@ def _shown(cell: Seen | None) -> Text:
     if cell is None:
         return Text("")
     said = [cell.state]
-    if cell.state not in ("done", "missing"):
+    if cell.state not in ("done", "missing", "blocked"):
         said.append(f"{cell.edits}/{cell.wanted or '?'}")
     if cell.state == "running" and not math.isnan(cell.left):
         said.append(f"ETA {_duration(cell.left)}")
@@ -211,6 +231,8 @@ def lines(cells: Sequence[Seen]) -> Iterator[str]:
     total = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     time_left = "" if not left or math.isnan(left) else f"; about {_duration(left)} left in one process"
     yield f"{len(cells)} cells: {total}{time_left} (/s: edits per second of editing)"
+    for sentence, number in blocks(cells).items():
+        yield f"blocks {number} cell{'s' * (number > 1)}: {sentence}"
     for cell in cells:
         if cell.state == "failed":
             yield f"failed: {cell.directory}: {cell.error}"
@@ -231,10 +253,12 @@ def show(sweep: Path, cells: Sequence[Seen]) -> None:
         console.print(line, markup=False)
 
 
-def main() -> None:
+def main(plan: Callable[[str], None] | None = None) -> None:
+    """`plan` looks for what the cells of a sweep need, and keeps what is missing."""
     use_safe_output()
     parser = argparse.ArgumentParser(prog="python -m kedit.status", description=__doc__)
     parser.add_argument("sweep", nargs="?", help=f"a sweep's name; without it all below {runs()}/")
+    parser.add_argument("--check", action="store_true", help="look again for the files and models that cells need")
     parser.add_argument("--prune", type=float, metavar="DAYS", help="list what the cache holds unused for so long")
     parser.add_argument("--yes", action="store_true", help="with --prune: delete it")
     given = parser.parse_args()
@@ -246,6 +270,8 @@ def main() -> None:
         except InputError as error:
             sys.exit(str(error))
         return
+    if plan and given.sweep and (given.check or not look(runs() / given.sweep)) and sweep_exists(given.sweep):
+        plan(given.sweep)
     sweeps = [runs() / given.sweep] if given.sweep else [path for path in sorted(runs().glob("*")) if path.is_dir()]
     seen = {sweep: look(sweep) for sweep in sweeps}
     cells = [cell for found in seen.values() for cell in found]

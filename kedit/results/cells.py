@@ -4,11 +4,13 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.json as pj
 import yaml
 
 from kedit.cases import BENCHMARK, KNOWEDIT
@@ -112,8 +114,7 @@ class Cell:
     def _read(self, name: str, **kwargs: Any) -> pd.DataFrame:
         """A file of records, also while it grows: an unfinished last line is left out."""
         try:
-            text = complete_lines(self.directory / name).decode("utf-8")
-            return pd.read_json(StringIO(text), lines=True, precise_float=True, **kwargs) if text else pd.DataFrame()
+            return _frame(complete_lines(self.directory / name), **kwargs)
         except FileNotFoundError as error:
             raise DamagedFile(self.directory, name, "it is missing") from error
         except ValueError as error:
@@ -130,6 +131,21 @@ class Cell:
             raise DamagedFile(self.directory, STEPS, "it holds no steps")
         if self.finished and not self.tested:
             raise DamagedFile(self.directory, ROWS, "it holds no test, and the run has finished")
+
+
+def _frame(lines: bytes, **kwargs: Any) -> pd.DataFrame:
+    """Records of JSON. Arrow reads them four times faster; what it does not hold as pandas does (records in records, a
+    column of several types) pandas reads."""
+    if not lines:
+        return pd.DataFrame()
+    try:
+        whole = pj.ReadOptions(use_threads=False, block_size=len(lines) + 1)
+        table = pj.read_json(BytesIO(lines), read_options=whole)
+        if not any(pa.types.is_nested(column.type) or pa.types.is_timestamp(column.type) for column in table.columns):
+            return table.to_pandas()
+    except pa.ArrowInvalid:
+        pass
+    return pd.read_json(StringIO(lines.decode("utf-8")), lines=True, precise_float=True, **kwargs)
 
 
 def find(place: str | Path) -> list[Cell]:

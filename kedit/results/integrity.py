@@ -47,7 +47,7 @@ def read_record(cell: Path, name: str) -> dict[str, Any]:
     try:
         record = read_json(cell, name)
     except DamagedFile as damaged:
-        if isinstance(damaged.__cause__, FileNotFoundError):
+        if isinstance(damaged.__cause__, FileNotFoundError | NotADirectoryError):
             return {}
         raise
     if (own := record.pop("own_sha256", None)) and own != _own_hash(record):
@@ -95,7 +95,7 @@ def read_json(cell: Path, name: str) -> dict[str, Any]:
     """A file that holds one JSON object."""
     try:
         content = json.loads((cell / name).read_bytes().decode("utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DamagedFile(cell, name, "it is missing") from error
     except ValueError as error:
         raise DamagedFile(cell, name, f"it is no JSON: {error}") from error

@@ -68,11 +68,12 @@ def number(metric: str, value: float, replicates: np.ndarray | None, n: int) -> 
 
 
 def _averages(found: Sequence[Sample], paper: str, table: int | None) -> Iterator[dict[str, Any]]:
-    """The paper's mean over its datasets, of editors that have run on all of them; KEDAS prints it without a T."""
+    """The paper's mean over its datasets, of editors that have run on all of them."""
     datasets = _averaged(paper, table)
+    without_T = paper in PAPER and PAPER[paper].one_average
     groups: dict[SampleKey, dict[str, list[Sample]]] = {}
     for sample in found:
-        key = sample.key._replace(dataset=AVERAGE, T=None if paper == "kedas" else sample.key.T)
+        key = sample.key._replace(dataset=AVERAGE, T=None if without_T else sample.key.T)
         groups.setdefault(key, {}).setdefault(sample.key.dataset, []).append(sample)
     for key, group in groups.items():
         if datasets and all(len(group.get(dataset, [])) == 1 for dataset in datasets):

@@ -92,7 +92,7 @@ def samples(
     """
     measures = PAPER[paper] if paper else PLAIN
     tests = grouped_tests(cells, same_as)
-    edited = [_sample(key, by_seed, measures, scoring, paper == "kedas") for key, by_seed in tests.items()]
+    edited = [_sample(key, by_seed, measures, scoring, measures.costs) for key, by_seed in tests.items()]
     first = {key._replace(editor=UNEDITED): by_seed for key, by_seed in reversed(tests.items())}
     return [_sample(key, by_seed, measures, scoring) for key, by_seed in reversed(first.items())] + edited
 

@@ -22,12 +22,14 @@ from kedit.cases import check_subjects
 from kedit.common.errors import InputError, disk_is_full, first_line
 from kedit.common.text_files import write_text
 from kedit.evaluation.measures import check_measured
-from kedit.loop.journal import InMemoryJournal, Journal, ReadOnlyJournal
+from kedit.loop.in_memory_journal import InMemoryJournal, ReadOnlyJournal
+from kedit.loop.journal import Journal
 from kedit.reports.present import present_cells, showing
 from kedit.results.cell_files import ERROR
-from kedit.run.naming import BOOKKEEPING, GROUPS, cell_directory
+from kedit.run.naming import BOOKKEEPING, GROUPS, REFERRED, cell_directory
 from kedit.run.numbers import Files, described, said
 from kedit.run.options import check, check_general, check_layers, layer_count
+from kedit.run.preflight import check_inputs
 from kedit.run.references import resolved
 from kedit.run.rules import shown
 
@@ -85,6 +87,7 @@ class Parts:
 def assemble(cfg: DictConfig) -> Parts:
     """Everything that can be built and checked before a model is loaded and a directory made."""
     editor, evaluator, tracker = (instantiate(cfg[part], _convert_="all") for part in ("editor", "eval", "tracker"))
+    check_inputs(cfg, editor)
     if cfg.save == "adapter" and not editor.keeps_adapter:
         raise InputError(
             "save=adapter: this editor leaves no adapter in the model; give save=true for the edited model"
@@ -135,7 +138,8 @@ def compute(cfg: DictConfig, names: Mapping[str, Any], journal: Journal, parts: 
 
     load_s = time.perf_counter() - started
     cell = {**names, "T": cfg.T, "seed": cfg.seed, "order_seed": cfg.dataset.get("order_seed")}
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    whole: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config = without(whole, REFERRED)
     meta = cell | describe(lm, parts.dataset, parts.steps, parts.evaluator) | {"files": named_files(config)}
     journal.describe(meta)
     parts.tracker.start(
@@ -180,12 +184,22 @@ def experiment_of(cfg: DictConfig, parts: Parts, lm: Any, journal: InMemoryJourn
     from kedit.loop.runner import experiment
 
     data = {"train": parts.dataset.train, "held_out": parts.dataset.held_out}
-    experiment(lm, parts.steps, parts.editor, parts.evaluator, seed=cfg.seed, journal=journal, tracker=tracker, **data)
+    experiment(
+        lm,
+        parts.steps,
+        parts.editor,
+        parts.evaluator,
+        seed=cfg.seed,
+        journal=journal,
+        tracker=tracker,
+        parallel=cfg.parallel,
+        **data,
+    )
 
 
 def identity(config: Mapping[str, Any]) -> str:
     """What a cell is: the resolved config without what changes no row."""
-    return OmegaConf.to_yaml(without(config, BOOKKEEPING))
+    return OmegaConf.to_yaml(without(config, (*BOOKKEEPING, *REFERRED)))
 
 
 def without(options: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -198,11 +212,11 @@ def one_sentence() -> Iterator[None]:
     is that Hydra was instantiating."""
     try:
         yield
-    except CompactHydraException:
-        raise
     except Exception as error:
         if known := _input_error(error):
             raise CompactHydraException(str(known)) from error
+        if isinstance(error, CompactHydraException):
+            raise
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported until a model is needed
             raise CompactHydraException(
                 f"out of memory in one edit or text ({first_line(error)}); give model.dtype=bfloat16, a larger GPU or "

@@ -20,7 +20,7 @@ from kedit.run.naming import cell_directory, names_of
 from kedit.run.numbers import number_files
 from kedit.run.options import check_general
 from kedit.run.references import check_added, resolved
-from kedit.run.sweep import outside
+from kedit.run.sweep import is_blocked, outside
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ def cell(cfg: DictConfig) -> None:
             check_added(job.overrides.task, config)
             if not alone and outside(cfg, names):
                 log.info("not in the printed table (table.without): %s", directory)
+                return
+            if not alone and is_blocked(Path(job.sweep.dir), directory):  # the sweep has said so
                 return
             run(cfg, names, number_files(job))
     except Exception as error:

@@ -17,6 +17,7 @@ from annotated_types import Ge, Le
 from kedit.common.errors import InputError, first_line
 from kedit.common.options import Amount, Count, Folder, InModel, Name, OneOrMore, Seed
 from kedit.common.paths import ROOT
+from kedit.run.naming import REFERRED
 from kedit.run.rules import alternatives, bare, either, fits, hint, is_part, item_of, notes, rule, shown
 
 PARTS = ("model", "dataset", "editor", "setting", "eval", "tracker")  # each is built by what its `_target_` names
@@ -34,6 +35,7 @@ class TableOptions:
     rows: OneOrMore[TableKey]
     columns: OneOrMore[TableKey]
     without: Sequence[Mapping[str, Any]] | None = None
+    notes: Sequence[str] | None = None
     same_as: Mapping[str, str] | None = None
     benchmarks: Mapping[str, str] | None = None
 
@@ -48,6 +50,7 @@ class General:
     threads: Annotated[int, Ge(1), Le(1024)] | None
     save: bool | Literal["adapter"]
     keep_state: bool
+    parallel: Count | Literal["auto"]
     commit_every_s: Amount
     n_edits: Horizon | None = None
 
@@ -63,7 +66,7 @@ class Option:
 
 def known() -> tuple[str, ...]:
     """The names of all that a run reads."""
-    return (*PARTS, *General.__annotations__, "table", "hydra")
+    return (*PARTS, *General.__annotations__, *REFERRED, "table", "hydra")
 
 
 def check(config: Mapping[str, Any]) -> None:

@@ -54,5 +54,27 @@ def _inside(config_path: str) -> bool:
 
 Plugins.instance().register(SweepsSource)
 Plugins.instance().register(KeditSearchPath)
+
+
+def source(group: str, resources: str, sweep: str, dataset: str, default: str) -> str:
+    """Which choice of conf/<group> a part is made of by default: that of its name for resources=NAME, else that of the
+    sweep's paper (on the datasets that the paper has files for), else `default`."""
+    paper = paper_of(sweep)
+    has_files = (ROOT / SWEEPS / "paper" / "resources" / paper / f"{dataset}.yaml").is_file()
+    names = [resources, *([paper] if has_files else [])]
+    return next((name for name in names if (ROOT / "conf" / group / f"{name}.yaml").is_file()), default)
+
+
+def has_resources(sweep: str) -> bool:
+    """Whether editors of a sweep's paper need files besides the data."""
+    return (ROOT / SWEEPS / "paper" / "resources" / paper_of(sweep)).is_dir()
+
+
+def paper_of(sweep: str) -> str:
+    """The paper whose table a sweep fills."""
+    return sweep.partition("_table")[0]
+
+
 OmegaConf.register_new_resolver("kedit.root", lambda: str(ROOT), replace=True)
-OmegaConf.register_new_resolver("kedit.paper", lambda sweep: sweep.partition("_table")[0], replace=True)
+OmegaConf.register_new_resolver("kedit.paper", paper_of, replace=True)
+OmegaConf.register_new_resolver("kedit.source", source, replace=True)

@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,12 @@ from kedit.run.cell import IS_WORKER, identity
 from kedit.run.composition import explained
 from kedit.run.naming import GROUPS, cell_directory, names_of
 from kedit.run.options import General, check_general
+from kedit.run.preflight import Preflight, said
 from kedit.run.references import resolved
+from kedit.run.search_path import has_resources
 
 log = logging.getLogger(__name__)
+STAND_INS = "resources=offline gives in-context editors what needs no download instead (docs/papers.md)."
 
 
 def present(group: str, *names: str) -> str:
@@ -94,6 +97,11 @@ class Planned:
     def directory(self, sweep: Path) -> Path:
         return sweep / self.entry["directory"]
 
+    @property
+    def missing(self) -> Sequence[str]:
+        """A sentence about each file and model that it needs and does not find."""
+        return self.entry.get("missing", ())
+
     def is_done(self, sweep: Path) -> bool:
         """Whether this very cell has finished, and nothing of it is damaged."""
         cell = self.directory(sweep)
@@ -104,11 +112,23 @@ class Planned:
         return is_finished(cell) and read_text(cell / CONFIG) == self.config
 
 
-def planned(config: DictConfig) -> list[Planned]:
-    """The cells of a multirun."""
+def planned(config: DictConfig, home: Path | None = None) -> list[Planned]:
+    """The cells of a multirun; with the sweep's folder `home` also what each that is not done there lacks."""
     general = list(config.hydra.overrides.hydra)
-    cells = (_composed([*general, *job], job) for job in jobs(config))
-    return [Planned(_entry(cell), _identity(cell)) for cell in cells if not outside(cell, names_of(cell.hydra))]
+    return cells_of([[*general, *job] for job in jobs(config)], home)
+
+
+def cells_of(overrides: Iterable[Sequence[str]], home: Path | None = None) -> list[Planned]:
+    """The same of cells that are given by their overrides."""
+    preflight = Preflight()
+    cells = (_composed(cell) for cell in overrides)
+    return [_planned(cell, home, preflight) for cell in cells if not outside(cell, names_of(cell.hydra))]
+
+
+def _planned(cfg: DictConfig, home: Path | None, preflight: Preflight) -> Planned:
+    cell = Planned(_entry(cfg), _identity(cfg))
+    missing = [] if home is None or cell.is_done(home) else preflight.missing(cfg)
+    return replace(cell, entry={**cell.entry, "missing": missing}) if missing else cell
 
 
 def _identity(cfg: DictConfig) -> str:
@@ -120,19 +140,26 @@ def _identity(cfg: DictConfig) -> str:
         return ""
 
 
-def _composed(overrides: Sequence[str], job: Sequence[str]) -> DictConfig:
+def _composed(overrides: Sequence[str]) -> DictConfig:
     """One cell. Raises InputError, which names it, if it cannot be composed."""
     try:
         return compose("config", list(overrides), return_hydra_config=True)
     except Exception as error:
-        raise InputError(f"the cell {' '.join(job)}: {explained(error, overrides)}") from error
+        cell = " ".join(given for given in overrides if not given.startswith("hydra."))
+        raise InputError(f"the cell {cell}: {explained(error, overrides)}") from error
 
 
 def _entry(cfg: DictConfig) -> dict[str, Any]:
     names = names_of(cfg.hydra)
-    home = cell_directory(Path(), names, cfg.T, cfg.seed).relative_to(names["sweeps"])
+    directory = cell_directory(Path(), names, cfg.T, cfg.seed).relative_to(names["sweeps"])
     chosen = {group: names[group] for group in GROUPS}
-    return {"directory": str(home), **chosen, "T": cfg.T, "seed": cfg.seed, "overrides": list(cfg.hydra.overrides.task)}
+    entry = {"directory": str(directory), **chosen, "T": cfg.T, "seed": cfg.seed}
+    return entry | {"overrides": list(cfg.hydra.overrides.task)}
+
+
+def is_blocked(sweep: Path, directory: Path) -> bool:
+    """Whether this cell lacked a file or a model when its sweep was started."""
+    return any(cell.get("missing") and sweep / cell["directory"] == directory for cell in requested_cells(sweep))
 
 
 def record(sweep: Path, requested: Iterable[Mapping[str, Any]]) -> None:
@@ -162,11 +189,23 @@ class Sweep(Callback):
         for line in left_out(config):
             log.warning("%s", line)
         try:
-            self.planned = planned(config)
+            self.planned = planned(config, home)
         except InputError as error:  # an exception would only be warned of by Hydra
             sys.exit(str(error))
         self._check(config, str(home))
         record(home, [cell.entry for cell in self.planned])
+        self._block(home)
+
+    def _block(self, home: Path) -> None:
+        """Say once what is missing; end if no cell can start."""
+        blocked = {cell.entry["directory"]: cell.missing for cell in self.planned if cell.missing}
+        if not blocked:
+            return
+        lines = [*said(blocked, len(self.planned)), *([STAND_INS] if has_resources(home.name) else [])]
+        if all(cell.missing or cell.is_done(home) for cell in self.planned):
+            sys.exit("\n".join(lines))
+        for line in lines:
+            log.warning("%s", line)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """A named sweep's table holds all its cells; without a name, those of this command."""

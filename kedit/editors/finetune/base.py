@@ -62,6 +62,20 @@ class Tuner(WithExamples):
             raise InputError(f"editor.weight_decay={self.weight_decay}: give a number, or power_law")
 
     @property
+    def side_by_side(self) -> bool:  # type: ignore[override]
+        return self.adapter is None and self.parameters != "model"  # which are also the embeddings and the head
+
+    def variant_bytes(self, lm: LM) -> int:
+        """Each trained entry: its value, and in the leaf's precision its gradient, Adam's two moments, the value at the
+        start; a float32 master, where the model has a lower precision."""
+        total = 0
+        for parameter in map(lm.parameter, self.edited_parameters(lm)):
+            own = parameter.element_size()
+            leaf = max(4, own) if self.trained_dtype == "float32" else own
+            total += parameter.numel() * (own + (5 if leaf > own else 4) * leaf)
+        return total
+
+    @property
     def keeps_adapter(self) -> bool:  # type: ignore[override]
         return self.adapter is not None and not self.adapter.merge
 
@@ -85,11 +99,9 @@ class Tuner(WithExamples):
         try:
             with trained.receiving():
                 yield trained
-            if self.adapter:
-                self.adapter.close(lm)
+            self._close(lm)
         except BaseException:
-            if self.adapter:
-                self.adapter.abandon(lm)
+            self._abandon(lm)
             raise
 
     def _trained(self, lm: LM) -> Trained:
@@ -98,7 +110,17 @@ class Tuner(WithExamples):
             return Trained(self.adapter.open(lm, self.layers, masters))
         names = self.edited_parameters(lm)
         parameters = lm.track(names, master=masters)
-        return Trained(parameters, [lm.masters.get(name) if masters else None for name in names])
+        return Trained(dict(zip(names, parameters, strict=True)), lm.masters if masters else {})
+
+    def _close(self, lm: LM) -> None:
+        """The edit is made. Raises FloatingPointError if it went wrong."""
+        if self.adapter:
+            self.adapter.close(lm)
+
+    def _abandon(self, lm: LM) -> None:
+        """The edit has failed."""
+        if self.adapter:
+            self.adapter.abandon(lm)
 
     def decay(self, n_edits: int) -> float:
         """The weight decay; "power_law" is that of FT-W, fitted by the MEMIT authors: n^-0.870 · e^0.156."""

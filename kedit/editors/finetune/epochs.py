@@ -1,5 +1,6 @@
 """Standard fine-tuning (Gangadhar and Stratos 2024): epochs over edits and their examples, one edit or ten thousand."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ from kedit.lm.modes import eval_mode
 from kedit.lm.trained import StartWeights, Trained
 from kedit.losses import LossInputs
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(kw_only=True, eq=False)
 class StandardFineTune(Tuner):
@@ -39,7 +42,9 @@ class StandardFineTune(Tuner):
     Batches are composed and tokenised when their turn comes. It runs on as many processes as accelerate has launched.
     An epoch whose mean loss is below `stop_loss` is the last; `max_steps` ends after so many batches. The rate rises
     over the first `warmup_ratio` of the updates; gradients longer than `max_grad_norm` (null: none) are shortened to
-    it. A killed training continues at its last checkpoint, one every `checkpoint_s` seconds.
+    it. `global_batch` examples make one update, however many processes there are: batches are accumulated (instead of
+    `gradient_accumulation`). `dropout` switches the model's own on while it trains. A killed training continues at its
+    last checkpoint, one every `checkpoint_s` seconds.
     """
 
     epochs: Count
@@ -50,6 +55,8 @@ class StandardFineTune(Tuner):
     texts: Texts | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_accumulation: Count = 1
+    global_batch: Count | None = None
+    dropout: bool = False
     gradient_checkpointing: bool = False
     checkpoint_s: Amount = 600.0
 
@@ -70,8 +77,31 @@ class StandardFineTune(Tuner):
     def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
         if not edits:
             return {}
-        with self.tuned(lm) as trained, checkpointing(lm) if self.gradient_checkpointing else nullcontext():
+        with self.tuned(lm) as trained, self._training(lm):
             return TrainingRun(self, lm, Composed(self, edits), trained).run() | moved(trained)
+
+    @contextmanager
+    def _training(self, lm: LM) -> Iterator[None]:
+        """The model as it trains: with its dropout, and with activations that are computed again."""
+        if self.dropout:
+            lm.model.train()
+        try:
+            with checkpointing(lm) if self.gradient_checkpointing else nullcontext():
+                yield
+        finally:
+            lm.model.eval()
+
+    def accumulation(self, processes: int) -> int:
+        """Batches of one update. Raises InputError if `global_batch` is no multiple of what the processes read."""
+        if self.global_batch is None:
+            return self.gradient_accumulation
+        together = self.batch_size * processes
+        if self.global_batch % together:
+            raise InputError(
+                f"editor.global_batch={self.global_batch} is no multiple of {together}, the examples that {processes} "
+                f"processes read at a time (editor.batch_size={self.batch_size} each); change one of them"
+            )
+        return self.global_batch // together
 
 
 class Composed(Sequence[Edit]):
@@ -102,7 +132,7 @@ class Objective(nn.Module):
         learnt = loss.refresh(view, logits, cycle=0)
         read = loss.reads(view)
         total = loss(view, logits if read is batch else view.logits(read)).mean()
-        if learnt or not total.requires_grad:
+        if (learnt is not None and bool(learnt.all())) or not total.requires_grad:
             total = total.detach() + 0 * logits.sum()  # every process takes part in the backward pass
         if self.tuner.texts:
             total = self.tuner.texts.added(total, self.lm, len(facts) / self.per_edit)
@@ -125,7 +155,10 @@ class TrainingRun:
         self.batches = ceil(ceil(len(data) / tuner.batch_size) / self.accelerator.num_processes)  # an epoch, a process
         self.steps = min(self.batches * tuner.epochs, tuner.max_steps or sys.maxsize)
         optimizer = torch.optim.AdamW(trained.leaves, lr=tuner.lr, weight_decay=tuner.decay(len(data.edits)))
-        updates = ceil(self.steps / tuner.gradient_accumulation)
+        self.accumulation = tuner.accumulation(self.accelerator.num_processes)
+        if tuner.global_batch and self.accelerator.is_main_process:
+            log.info("an update: %d examples, of %d batches in turn", tuner.global_batch, self.accumulation)
+        updates = ceil(self.steps / self.accumulation)
         warmup = ceil(updates * tuner.warmup_ratio)
         self.schedule = get_scheduler(tuner.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=updates)
         self.checkpoint = Checkpoint(
@@ -153,7 +186,7 @@ class TrainingRun:
                 bar.update(size)
                 if len(losses) == self.batches and self._learnt(losses):
                     break
-                if (number + 1) % self.tuner.gradient_accumulation == 0 and self.accelerator.is_main_process:
+                if (number + 1) % self.accumulation == 0 and self.accelerator.is_main_process:
                     self.checkpoint.save(number + 1, losses)
         rate = round((number + 1 - done) * size / (time.perf_counter() - began), 2)
         return {"steps": number + 1, "loss": mean(losses), "examples_per_s": rate}
@@ -184,7 +217,7 @@ class TrainingRun:
 
     def step(self, number: int, facts: Sequence[Edit]) -> float:
         set_seed(self.seed + number)  # dropout and texts: a continued training draws the same
-        accumulate = self.tuner.gradient_accumulation
+        accumulate = self.accumulation
         update = (number + 1) % accumulate == 0 or number + 1 == self.steps
         with nullcontext() if update else self.accelerator.no_sync(self.model):
             loss = self.model(facts)

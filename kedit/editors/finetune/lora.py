@@ -38,7 +38,7 @@ class LoRA:
     merge: bool = False
     _tuner: Any = field(default=None, init=False, repr=False)
 
-    def open(self, lm: LM, layers: Sequence[int] | None, single: bool = True) -> list[nn.Parameter]:
+    def open(self, lm: LM, layers: Sequence[int] | None, single: bool = True) -> dict[str, nn.Parameter]:
         """The adapter's parameters, ready to be trained; put into the model if it has none. `single`: in float32,
         whatever the model's precision."""
         if self._tuner is None:
@@ -48,7 +48,7 @@ class LoRA:
                     parameter.data = parameter.data.float()
         for layer in self._layers():
             layer.lora_dropout.train()
-        return list(self._adapted().values())
+        return self._adapted()
 
     def stepped(self, step: int) -> None:
         """Called after each optimiser step, while the gradients are there."""

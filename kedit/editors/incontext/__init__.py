@@ -3,7 +3,8 @@
 One pipeline: memory, augmentation, filter, prompt, adapter. IKE, EREN, LTE, KEDAS and KEDAS's ablations are yamls.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -22,6 +23,8 @@ from kedit.editors.incontext.prompts import Prompt
 from kedit.lm import LM, Route
 
 When = Literal["recalled", "always"]
+Key = Literal["wording", "prompt"]
+Judged = Literal["string", "edit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,9 @@ class InContext(Editor):
     for, and the model alone everything else (KEDAS Eq. 15); or `always` everything (LTE; KEDAS without SPI). What is
     recalled depends on the prompt alone, unless eval.routed_by says otherwise. Filter and alignment learn from training
     cases, of which `more_training` may make more.
+
+    An edit is found by each `wording`, or by its `prompt` (`found_by`). What is judged, and injected, is each retrieved
+    string, or each `edit` once, at its nearest string and as its QA form (`judged`).
     """
 
     memory: EditMemory
@@ -51,11 +57,14 @@ class InContext(Editor):
     alignment: Alignment | None = None
     more_training: Callable[[Sequence[Case]], Sequence[Case]] | None = None
     inject: Count = 1
+    found_by: Key = "wording"
+    judged: Judged = "string"
     aligned_when: When = "recalled"
 
     def __post_init__(self) -> None:
-        if self.aligned_when not in get_args(When):
-            raise InputError(f"editor.aligned_when={self.aligned_when}: choose from {', '.join(get_args(When))}")
+        for name, choices in (("aligned_when", When), ("found_by", Key), ("judged", Judged)):
+            if getattr(self, name) not in get_args(choices):
+                raise InputError(f"editor.{name}={getattr(self, name)}: choose from {', '.join(get_args(choices))}")
         if self.alignment and self.alignment.name is None and self.aligned_when != "always":
             raise InputError(
                 f"editor.aligned_when={self.aligned_when} needs the unaligned model beside the aligned one; set it to "
@@ -65,6 +74,11 @@ class InContext(Editor):
     @property
     def needs_train(self) -> bool:  # type: ignore[override]
         return any(part is not None and part.needs_train for part in (self.prompt, self.filter, self.alignment))
+
+    def missing_inputs(self) -> Iterator[str]:
+        for part in (self.alignment, self.augmentation, self.prompt, self.filter, self.memory):
+            if part is not None:
+                yield from part.missing_inputs()
 
     def prepare(self, edits: Sequence[Edit]) -> None:
         self.memory.load()
@@ -87,7 +101,8 @@ class InContext(Editor):
     def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
         if not edits:
             return {}
-        self.memory.add(with_augmentations(edits, self.augmentation))
+        keys = [edit.prompt for edit in edits] if self.found_by == "prompt" else None
+        self.memory.add(with_augmentations(edits, self.augmentation), keys)
         if self.filter:
             self.filter.forget()
         self._take_over(lm)
@@ -98,6 +113,11 @@ class InContext(Editor):
         if self.alignment:
             self.alignment.attach(lm)
         lm.route = partial(self._route, lm)
+
+    def fork(self) -> "InContext":
+        other = copy(self)
+        other.memory = self.memory.emptied()
+        return other
 
     def reset(self) -> None:
         self.memory.clear()
@@ -115,6 +135,8 @@ class InContext(Editor):
     def retrieve(self, queries: Sequence[str]) -> list[list[Candidate]]:
         """What is retrieved for each query, the nearest first, and whether the filter accepts it."""
         retrieved = self.memory.nearest(queries)
+        if self.judged == "edit":
+            retrieved = [self.memory.by_edit(hits) for hits in retrieved]
         if self.filter is None:
             return [[Candidate(hit, None, True) for hit in hits] for hits in retrieved]
         pairs = [(query, hit.entry.text) for query, hits in zip(queries, retrieved, strict=True) for hit in hits]

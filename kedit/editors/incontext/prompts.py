@@ -1,21 +1,22 @@
 """How recalled edits and a query become the prompt that the model reads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from kedit.cases import Case
-from kedit.common.errors import InputError
-from kedit.common.options import Count, Name, Rule, Text, has_fields
-from kedit.editors.incontext.augmentation import qa
+from kedit.common.options import Count, Rule, Text, has_fields
 from kedit.lm import LM, Route
-from kedit.lm.sentence_encoder import MINILM, load
 
 
 class Prompt:
     """Writes prompts."""
 
     needs_train: ClassVar[bool] = False
+
+    def missing_inputs(self) -> Iterator[str]:
+        """A sentence about each file and model that `fit` would not find; nothing is loaded."""
+        yield from ()
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         """Once, on the unedited model."""
@@ -46,49 +47,13 @@ class UpdatedInformation(Prompt):
 
 
 @dataclass(kw_only=True, eq=False)
-class Demonstrations(Prompt):
-    """IKE's prompt (Zheng et al. 2023, arXiv 2305.12740, §3): the `k` demonstrations nearest to the edit and its query,
-    the nearest first, then these; each as `template`, with {fact} and {query}, and ended by `end`.
+class ConstantPrefix(Prompt):
+    """`prefix` before every query: what was recalled does not reach the model."""
 
-    Demonstrations are made of training cases: copy (the fact asked as it is), update (asked in other words), retain
-    (asked something else, with the old answer).
-    """
-
-    k: Count
-    template: Annotated[str, has_fields("fact", "query"), Rule("a text with {fact} and {query}")]
-    end: str
-    encoder: Name = MINILM
-    needs_train: ClassVar[bool] = True
-
-    def fit(self, lm: LM, train: Sequence[Case]) -> None:
-        asked = [self._write(fact, q) + f" {a.strip()}{self.end}" for case in train for fact, q, a in lessons(case)]
-        self.texts = list(dict.fromkeys(asked))
-        if len(self.texts) < self.k:
-            raise InputError(
-                f"the training split makes {len(self.texts)} demonstrations, a prompt takes {self.k}; give more with "
-                "dataset.train_path (world: dataset.train_people), or fewer with editor.prompt.k"
-            )
-        self.embed = load(self.encoder)
-        self.vectors = self.embed(self.texts)
+    prefix: str
 
     def compose(self, lm: LM, queries: Sequence[str], facts: Sequence[Sequence[str]]) -> list[str]:
-        asked = [self._write(" ".join(known), query) for query, known in zip(queries, facts, strict=True)]
-        if not asked:
-            return []
-        nearest = (self.embed([text + self.end for text in asked]) @ self.vectors.T).topk(self.k).indices.tolist()
-        return ["".join(self.texts[i] for i in places) + text for places, text in zip(nearest, asked, strict=True)]
-
-    def _write(self, fact: str, query: str) -> str:
-        return self.template.format(fact=fact, query=query.rstrip())
-
-
-def lessons(case: Case) -> list[tuple[str, str, str]]:
-    """(fact, query, answer) of all that can be made of a case; questions beside the edits' own belong to the first."""
-    edit = case.edits[0]
-    updated = [(probe.prompt, probe.answers[0]) for probe in case.probes if probe.kind == "generality"]
-    retained = [(probe.prompt, probe.answers[0]) for probe in case.probes if probe.kind == "locality"]
-    copied = [(qa(other).text, other.prompt, other.target_new) for other in case.edits]
-    return [*copied, *((qa(edit).text, query, answer) for query, answer in [*updated, *retained])]
+        return [self.prefix + query for query in queries]
 
 
 @dataclass(kw_only=True, eq=False)

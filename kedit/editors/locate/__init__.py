@@ -5,6 +5,7 @@ gives it) x spread (which layer takes which share).
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any, ClassVar, Literal
@@ -110,6 +111,12 @@ class Locate(Editor):
             return sorted(self.layers)
         last = lm.anatomy.layer(self.depth)
         return range(max(0, last - self.n_layers + 1), last + 1)
+
+    def fork(self) -> "Locate":
+        other = copy(self)
+        other.solver = copy(self.solver)
+        other.reset()
+        return other
 
     def reset(self) -> None:
         self.solver.reset()

@@ -6,6 +6,7 @@ What is added is optimised until the new answer follows ("O"), and loses the dim
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from statistics import mean
 from typing import Any
@@ -73,6 +74,12 @@ class SubjectEmbeddings(WithExamples):
 
     def edited_parameters(self, lm: LM) -> Sequence[str]:
         return [f"{lm.embedding_module}.weight"]
+
+    def fork(self) -> "SubjectEmbeddings":
+        other = copy(self)
+        other._installed = EmbeddingDeltas(self.search_answers)
+        other.reset()
+        return other
 
     def reset(self) -> None:
         self._facts, self._deltas = {}, {}

@@ -64,12 +64,35 @@ def why_not(record: Mapping[str, Any], layout: Layout) -> str:
     return next((f"kedit has no {group} {name} yet" for group, name in choices if not has(group, name)), "")
 
 
+def lacks(record: Mapping[str, Any], layout: Layout) -> list[str]:
+    """Files and models that this number's cells did not find when they were last asked for or checked."""
+    cells = [(record["model"], dataset, _editor(record, layout)) for dataset in _datasets(record, layout)]
+    return list(dict.fromkeys(name for cell in cells for name in (layout.missing or {}).get(cell, ())))
+
+
+def hint(record: Mapping[str, Any], layout: Layout) -> str:
+    """What fills an empty place of the paper, or why nothing does."""
+    if reason := why_not(record, layout):
+        return reason
+    names = lacks(record, layout)
+    return f"it lacks {', '.join(names)}: {_status(layout)}" if names else command(record, layout)
+
+
 def summary(missing: Sequence[Mapping[str, Any]], layout: Layout) -> tuple[list[str], list[str]]:
     """(commands that fill all of these places, sentences about those that none fills). Finished cells are skipped."""
     reasons = [why_not(record, layout) for record in missing]
-    fillable = [record for record, reason in zip(missing, reasons, strict=True) if not reason]
+    possible = [record for record, reason in zip(missing, reasons, strict=True) if not reason]
+    lacking = dict.fromkeys(name for record in possible for name in lacks(record, layout))
+    fillable = [record for record in possible if not lacks(record, layout)]
     commands = [_joined(layout, _axes(fillable, layout))] if fillable else []
-    return commands, _gathered([reason for reason in dict.fromkeys(reasons) if reason])
+    said = _gathered([reason for reason in dict.fromkeys(reasons) if reason])
+    if lacking:
+        said.append(f"{len(possible) - len(fillable)} numbers lack {', '.join(lacking)}: {_status(layout)}")
+    return commands, said
+
+
+def _status(layout: Layout) -> str:
+    return f"python -m kedit.status {layout.sweep} says where they come from"
 
 
 def _gathered(reasons: Sequence[str]) -> list[str]:
@@ -81,9 +104,10 @@ def _gathered(reasons: Sequence[str]) -> list[str]:
     return [f"{start} {', '.join(names)} yet" for start, names in said.items()]
 
 
-def how(commands: Sequence[str], reasons: Sequence[str]) -> str:
+def how(commands: Sequence[str], reasons: Sequence[str], layout: Layout) -> str:
     """The end of a sentence about empty places: what fills them, and what cannot be filled yet and why."""
-    filled = " (the command below fills it)" if commands else ""
+    checked = "" if layout.missing is not None else f"; python -m kedit.status {layout.sweep} --check: what it needs"
+    filled = f" (the command below fills it{checked})" if commands else ""
     return filled + (f"; {'; '.join(reasons)}" if reasons else "")
 
 

@@ -11,9 +11,10 @@ import pandas as pd
 import yaml
 
 from kedit.common.axes import axis_values
-from kedit.common.errors import InputError
-from kedit.common.paths import ROOT
+from kedit.common.errors import InputError, named_in
+from kedit.common.paths import ROOT, runs
 from kedit.papers import KEYS, PAPERS, as_text, printed
+from kedit.results.cell_files import is_finished, requested_cells
 
 SPLIT = (
     "setting",
@@ -22,6 +23,7 @@ SPLIT = (
     "dataset",
     "editor",
 )  # keys that make tables of their own where the layout has no place
+PLAIN_DEPTH = 5  # of a cell's directory without further overrides
 PLACE = ["model", "setting", "T", "dataset"]  # a paper's number and ours are of the same where these are equal
 
 
@@ -41,10 +43,26 @@ class Layout:
     edited: Mapping[tuple[Any, ...], str] = field(
         default_factory=dict
     )  # of such a table: PLACE -> dataset of the edits
+    notes: tuple[str, ...] = ()  # where the paper's runs differ from what the sweep runs, for captions
 
     @property
     def name(self) -> str:
         return f"{PAPERS[self.paper]}, Table {self.number}"
+
+    @cached_property
+    def missing(self) -> Mapping[tuple[str, str, str], Sequence[str]] | None:
+        """What the sweep's cells lacked when they were last asked for or checked: (model, dataset, editor) -> what, for
+        those that are not finished; None if the sweep was never asked for."""
+        home = runs() / self.sweep
+        plain = [cell for cell in requested_cells(home) if len(Path(cell["directory"]).parts) == PLAIN_DEPTH]
+        if not plain:
+            return None
+        found: dict[tuple[str, str, str], list[str]] = {}
+        for cell in plain:
+            names = [named_in(sentence) for sentence in cell.get("missing", ())]
+            if names and not is_finished(home / cell["directory"]):
+                found.setdefault((cell["model"], cell["dataset"], cell["editor"]), []).extend(names)
+        return found
 
     @cached_property
     def printed(self) -> pd.DataFrame:
@@ -80,7 +98,8 @@ def layout(sweep: str, folder: Path = ROOT / "sweeps") -> Layout | None:
     axes = {
         key: axis_values(params.get(key, config.get(key, ""))) for key in ("model", "dataset", "editor", "setting", "T")
     }
-    known = Layout(sweep, table["paper"], int(table["number"]), rows, columns, dict(table.get("same_as") or {}), axes)
+    same_as, notes = dict(table.get("same_as") or {}), tuple(table.get("notes") or ())
+    known = Layout(sweep, table["paper"], int(table["number"]), rows, columns, same_as, axes, notes=notes)
     benchmarks = dict(table.get("benchmarks") or {})
     return replace(known, benchmarks=benchmarks, edited=edited_at(known.printed)) if benchmarks else known
 

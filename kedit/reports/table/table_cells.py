@@ -135,7 +135,7 @@ def hint_of(given: Shown, record: TidyRow) -> str:
         return "the paper prints none"
     if not of_paper(record):
         return fill.command(record, given.layout, given.seeds)
-    return fill.why_not(record, given.layout) or fill.command(record, given.layout)
+    return fill.hint(record, given.layout)
 
 
 def _link(given: Shown, directories: Sequence[Path]) -> str:

@@ -51,7 +51,8 @@ def ours(given: Shown) -> list[Grid]:
     grids += [_ours(given, block, beyond) for block in blocks(gaps(given), given.layout)] if len(beyond) else []
     if len(beyond) and not len(inside):
         filled, reasons = fill.summary(given.layout.printed.to_dict("records"), given.layout)
-        said = f"{grids[-1].caption} Of the paper's own models and datasets nothing was run{fill.how(filled, reasons)}."
+        end = fill.how(filled, reasons, given.layout)
+        said = f"{grids[-1].caption} Of the paper's own models and datasets nothing was run{end}."
         grids[-1] = replace(grids[-1], caption=said, commands=(*grids[-1].commands, *filled))
     return grids or [_nothing(given)]
 
@@ -89,7 +90,7 @@ def _ours(given: Shown, block: Block, frame: pd.DataFrame) -> Grid:
         filled, reasons = fill.summary(missing, given.layout)
         beyond = [fill.command(record, given.layout, given.seeds) for record in missing if not of_paper(record)]
         commands = tuple(dict.fromkeys(beyond or filled))
-        sentences = [f"{DASH}: not run{fill.how(commands, reasons)}"]
+        sentences = [f"{DASH}: not run{fill.how(commands, reasons, given.layout)}"]
     width = _width(given) + ("" if given.layout.benchmarks else over_seeds(given.seeds))
     caption = "; ".join([_facts(given, _there(block, frame)), width, BOLD, *sentences])
     return _grid(block, given.layout, "ours", entries, f"{caption}.", commands)
@@ -101,12 +102,12 @@ def _width(given: Shown) -> str:
 
 def _facts(given: Shown, frame: pd.DataFrame) -> str:
     if given.layout.benchmarks:
-        said = ability_facts(frame, given.cells, given.layout.benchmarks)
-        return "; ".join([*said, *_stand_ins(given), *failures(frame)])
-    paper, metrics = PAPER[given.layout.paper], set(frame["metric"])
-    said = [*facts(frame, given.cells, given.score), paper.said, *_stand_ins(given)]
-    said += [text for metric, text in paper.said_of.items() if metric in metrics]
-    return "; ".join([*said, *failures(frame)])
+        said = [*ability_facts(frame, given.cells, given.layout.benchmarks), *_stand_ins(given)]
+    else:
+        paper, metrics = PAPER[given.layout.paper], set(frame["metric"])
+        said = [*facts(frame, given.cells, given.score), paper.said, *_stand_ins(given)]
+        said += [text for metric, text in paper.said_of.items() if metric in metrics]
+    return "; ".join([*said, *failures(frame), *given.layout.notes])
 
 
 def _stand_ins(given: Shown) -> list[str]:
@@ -123,7 +124,7 @@ def _there(block: Block, frame: pd.DataFrame) -> pd.DataFrame:
 
 def _nothing(given: Shown) -> Grid:
     filled, reasons = fill.summary(given.layout.printed.to_dict("records"), given.layout)
-    said = f"Nothing of this table was run here yet{fill.how(filled, reasons)}."
+    said = f"Nothing of this table was run here yet{fill.how(filled, reasons, given.layout)}."
     return Grid(f"{given.layout.name}: ours", (), (), (), said, tuple(filled))
 
 

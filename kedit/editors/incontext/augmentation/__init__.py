@@ -4,7 +4,7 @@ One file a source of wordings: rules.py (the embedded world's edits), given.py (
 (a language model is asked).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kedit.cases import Edit
@@ -32,6 +32,10 @@ def named(texts: Mapping[str, str]) -> list[Form]:
 
 class Augmentation:
     """A source of wordings besides the QA form."""
+
+    def missing_inputs(self) -> Iterator[str]:
+        """A sentence about each file, model or key that this source needs and does not find; nothing is loaded."""
+        yield from ()
 
     def prepare(self, edits: Sequence[Edit]) -> None:
         """Once, before the first edit: all that the run will make, for what is better done in bulk."""

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from threading import Event
@@ -46,6 +46,11 @@ class Endpoint(LanguageModelAugmentation):
 
     def asked(self) -> Mapping[str, Any]:
         return {"model": self.model, "role": "user", "decoding": dict(self.decoding)}
+
+    def missing_inputs(self) -> Iterator[str]:
+        """A sentence if there is no key to ask with and no reply is kept."""
+        if not self._secret() and not self.replies:
+            yield self._no_key()
 
     def announce(self, missing: Sequence[Request], total: int) -> None:
         came_in = sum(len(request.prompt) for request in missing) // CHARACTERS
@@ -96,13 +101,19 @@ class Endpoint(LanguageModelAugmentation):
             raise InputError("an endpoint is asked by the openai package: pip install 'kedit[augment]'") from error
         for name in ("httpx", "httpx2"):  # what openai sends with, by its version: a line for each request
             logging.getLogger(name).setLevel(logging.WARNING)
-        secret = os.environ.get(self.api_key_env, "") if self.api_key_env else "none"
+        secret = self._secret()
         if not secret:
-            raise InputError(
-                f"the environment variable {self.api_key_env} holds no key for {self.base_url or 'api.openai.com'}; "
-                "set it, or editor.augmentation.api_key_env=null where the endpoint needs none"
-            )
+            raise InputError(self._no_key())
         return openai.OpenAI(api_key=secret, base_url=self.base_url, timeout=self.timeout_s, max_retries=self.retries)
+
+    def _secret(self) -> str:
+        return os.environ.get(self.api_key_env, "") if self.api_key_env else "none"
+
+    def _no_key(self) -> str:
+        return (
+            f"the environment variable {self.api_key_env} holds no key for {self.base_url or 'api.openai.com'}; "
+            "set it, or editor.augmentation.api_key_env=null where the endpoint needs none"
+        )
 
     def _one(self, client: Any, request: Request, keep: Keep) -> None:
         import openai

@@ -40,8 +40,11 @@ class GivenForms(Augmentation):
         if self._forms.setdefault((record.text("prompt").strip(), record.text("target_new").strip()), found) != found:
             raise InputError(f"{record.where}: another record gives other forms of the same edit; keep one of them")
 
+    def has(self, edit: Edit) -> bool:
+        return key(edit) in self._forms
+
     def prepare(self, edits: Sequence[Edit]) -> None:
-        missing = [edit for edit in edits if key(edit) not in self._forms]
+        missing = [edit for edit in edits if not self.has(edit)]
         if missing:
             raise InputError(
                 f"{self._file}: no forms of {len(missing)} of {len(edits)} edits, the first is {missing[0].prompt!r} "

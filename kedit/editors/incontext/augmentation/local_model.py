@@ -1,10 +1,11 @@
 """Wordings from a transformers model on this machine."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kedit.common.hub import why_no_model
 from kedit.common.options import Count, DeviceMap, Dtype, Name, PathText
 from kedit.common.progress import progress
 from kedit.editors.incontext.augmentation.language_model import Keep, LanguageModelAugmentation, Request
@@ -34,6 +35,11 @@ class LocalModel(LanguageModelAugmentation):
     def asked(self) -> Mapping[str, Any]:
         identity = identity_of(self.path, revision=self.revision, trust_remote_code=self.trust_remote_code)
         return {"model": identity, "dtype": self.dtype, "max_new_tokens": self.max_new_tokens}
+
+    def missing_inputs(self) -> Iterator[str]:
+        """A sentence if the model cannot be had."""
+        if why := why_no_model(self.path, self.revision):
+            yield f"editor.augmentation.path={self.path}: this model cannot be had ({why}); give another one"
 
     def announce(self, missing: Sequence[Request], total: int) -> None:
         log.info("%d of %d replies of %s are missing", len(missing), total, self.path)

@@ -56,5 +56,9 @@ class Replies:
         new.write_text(json.dumps({"prompt": prompt, "reply": reply}, ensure_ascii=False, indent=1), encoding="utf-8")
         os.replace(new, file)
 
+    def __bool__(self) -> bool:
+        """Whether any reply is kept."""
+        return any(self.folder.glob("*.json"))
+
     def _file(self, prompt: str) -> Path:
         return self.folder / f"{digest(prompt)}.json"
