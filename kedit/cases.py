@@ -15,11 +15,24 @@ Kind = Literal[
     "efficacy",
     "paraphrase",
     "neighborhood",
+    "one_hop",  # a question whose answer is one fact of a chain, MQuAKE's
+    "multi_hop",  # a question that needs the whole chain
+    "all_hops",  # every question of the chain
+    "logical_generalization",  # RippleEdits' six criteria
+    "compositionality_1",
+    "compositionality_2",
+    "subject_aliasing",
+    "preservation",
+    "relation_specificity",
     "fluency",
     "consistency",  # no probe asks for it: it is computed from a case's fluency texts
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+BENCHMARK = "benchmark"  # of rows that measure the whole model and belong to no case
 KNOWEDIT: tuple[Kind, ...] = ("reliability", "generality", "portability", "locality", "fluency")  # asked by default
+
+
+Fold = Literal["mean", "any", "all"]  # how the scores of a case's probes of one kind and group become one
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +48,16 @@ class Edit:
 
 
 @dataclass(frozen=True, slots=True)
+class Frame:
+    """What a question stands in if it is not asked bare, and how its free answer is read."""
+
+    before: str
+    after: str
+    max_new: int  # tokens of a free answer
+    contains: bool = False  # the free answer is right if it contains an acceptable string
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """Everything an evaluator gets: one question asked before and after editing."""
 
@@ -44,6 +67,18 @@ class Probe:
     group: str = ""  # the dataset's own sub-type: "Subject_Aliasing", "Forgetfulness", "one_hop"
     competing_answer: str | None = None  # the object that competes with the answer: old against new, new against true
     topic: str = ""  # of a fluency text, "relation/object": consistency finds its reference texts by it
+    fold: Fold = "mean"  # the same for all probes of a case, kind and group
+    frame: Frame | None = None
+    every: tuple[tuple[str, ...], ...] = ()  # if a free answer must name several objects: the names of each
+    conditions: tuple["Condition", ...] = ()  # what the unedited model must answer for the probe to count
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A question to the unedited model, and whether it must be right or wrong."""
+
+    probe: Probe
+    right: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +98,11 @@ class Question:
     index: int
     probe: Probe
     edit: str = ""  # the case's (first) edit, prompt and answer: only for evaluations that give it away
+
+
+def condition_question(question: Question, condition: Condition) -> Question:
+    """How a condition of this question is asked."""
+    return Question(question.case, -1, condition.probe)
 
 
 def check_subjects(cases: Iterable[Case], where: Callable[[Case, str], str] | None = None) -> None:

@@ -100,7 +100,9 @@ def editors_with(group: str, name: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("path", [path for path in SOURCES if not is_base(path)], ids=choice_of)
 def test_every_choice_fits_its_target(path: Path) -> None:
     group, name = str(path.relative_to(CONF).parent), path.stem
-    needed = datasets_for(name) if group == "model" else editors_with(group, name) if "/" in group else ()
+    needed = (
+        datasets_for(name) if group == "model" else editors_with(group, name) if group.startswith("editor/") else ()
+    )
     check(resolved(with_what_is_missing(f"{group}={name}", *needed), {}))
 
 

@@ -17,7 +17,8 @@ from conftest import TESTS
 from kedit.cases import Case, Edit, Kind, Probe, Question
 from kedit.data.files import parse_file, recognise
 from kedit.editors.finetune.per_edit import FineTune
-from kedit.evaluation.evaluator import Answer, Evaluator, Row
+from kedit.evaluation.answers import Answer
+from kedit.evaluation.evaluator import Evaluator, Row
 from kedit.lm import LM, load
 from kedit.loop.runner import experiment
 from kedit.loop.settings import incremental, single

@@ -15,16 +15,18 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from kedit import world
-from kedit.cases import Edit
+from kedit.cases import BENCHMARK, Edit
 from kedit.common.errors import InputError
 from kedit.common.paths import ROOT
 from kedit.editors import Editor, Job
 from kedit.evaluation.evaluator import Evaluator
+from kedit.evaluation.measures import Measure, Measurement, row
 from kedit.lm import LM
 from kedit.loop.episodes import GroupSizes, episodes
 from kedit.loop.in_memory_journal import InMemoryJournal
 from kedit.loop.runner import experiment
-from kedit.loop.settings import blocks, single
+from kedit.loop.settings import Step, blocks, single
+from kedit.loop.step_runner import StepRunner
 from kedit.losses.cross_entropy import CrossEntropy
 
 EDITORS = sorted(path.stem for path in (ROOT / "conf" / "editor").glob("*.yaml"))
@@ -38,12 +40,14 @@ def editor_named(name: str) -> Editor:
         return instantiate(compose("config", [f"editor={name}"]).editor, _convert_="all")  # type: ignore[no-any-return]
 
 
-def rows_of(lm: LM, editor: Editor, steps: Sequence[Any], parallel: Any, **more: Any) -> InMemoryJournal:
+def rows_of(
+    lm: LM, editor: Editor, steps: Sequence[Any], parallel: Any, measures: Any = None, **more: Any
+) -> InMemoryJournal:
     journal = InMemoryJournal()
     lm.restore()
     editor.reset()
     dataset = world.cases(edits=CASES, limit=CASES)
-    evaluator = Evaluator(kinds=("reliability", "generality", "locality"), fluency_tokens=0)
+    evaluator = Evaluator(kinds=("reliability", "generality", "locality"), fluency_tokens=0, measures=measures)
     experiment(lm, steps, editor, evaluator, train=dataset.train, journal=journal, parallel=parallel, **more)
     lm.restore()
     return journal
@@ -86,6 +90,34 @@ def test_blocks_run_side_by_side_too(lm: LM) -> None:
     alone, together = (rows_of(lm, editor_named("ft_m"), steps, parallel) for parallel in (1, 3))
     assert_same_rows(alone, together)
     assert [step["edits_so_far"] for step in together.steps] == [step["edits_so_far"] for step in alone.steps]
+
+
+class Counts(Measure):
+    """What edits have changed in the model when it is asked."""
+
+    def __init__(self, each_restore: bool):
+        self.each_restore = each_restore
+
+    def __call__(self, lm: LM, held_out: str) -> Measurement:
+        assert lm.variants is None
+        return Measurement([row("changed", "count", "changed", float(len(lm.changed)))], items=[{"item": 0}])
+
+
+@pytest.mark.parametrize("each_restore", [False, True])
+def test_the_whole_model_is_measured_for_one_model_at_a_time(lm: LM, each_restore: bool) -> None:
+    """At each test that a restore follows only if that is asked for, and then those edits are made one by one; a test
+    inside an episode is measured always."""
+    cases = world.cases(edits=6, limit=6).cases
+    inner = [Step([cases[1]], [cases[1]], T=1), Step([cases[2]], cases[1:3], restore=True, T=2)]
+    steps = [*single(cases[:1], 1), *inner, *single(cases[3:], 1)]
+    measures = {"changed": Counts(each_restore)}
+    runner = StepRunner(lm, editor_named("ft_m"), Evaluator(measures=measures), {})
+    assert runner.most_side_by_side() == 1 if each_restore else runner.most_side_by_side() > 1
+    alone, together = (rows_of(lm, editor_named("ft_m"), steps, n, measures=measures) for n in (1, 3))
+    assert_same_rows(alone, together)
+    measured = {r["step"]: r["value"] > 0 for r in together.rows if r["kind"] == BENCHMARK}
+    assert measured == {0: False} | dict.fromkeys(range(1, 7) if each_restore else [2], True)
+    assert [step["edits"] for step in together.steps[1:]] == [1] * 6
 
 
 class FailsOnce(CrossEntropy):

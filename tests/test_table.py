@@ -130,7 +130,7 @@ def test_what_a_sweep_leaves_behind(sweep: Path) -> None:
         assert "state" not in names
         assert cell.meta["schema"] == SCHEMA
         assert cell.meta["effective_T"] == 12
-        assert set(cell.meta["seconds"]) == {"load", "fit", "edit", "evaluate", "session"}
+        assert set(cell.meta["seconds"]) == {"load", "fit", "edit", "evaluate", "measures", "session"}
         assert cell.meta["data"]["sha256"]
 
 

@@ -30,7 +30,7 @@ def _names() -> list[str]:
 
 
 def _merged(name: str) -> dict[str, Any]:
-    """The yaml over those that its `defaults` name."""
+    """The yaml over those that its `defaults` name; of one that also sets options of other parts, its dataset's."""
     path = FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise InputError(f"dataset={name}: no such choice; choose from {', '.join(_names())}")
@@ -38,8 +38,8 @@ def _merged(name: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for parent in own.pop("defaults", []):
         if parent != "_self_":
-            merged = _over(merged, _merged(parent))
-    return _over(merged, own)
+            merged = _over(merged, _merged(parent.partition("@")[0]))
+    return _over(merged, own.get("dataset", own))
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

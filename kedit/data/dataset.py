@@ -83,8 +83,8 @@ def leakage_note(train: Sequence[Case], cases: Sequence[Case]) -> tuple[str, ...
     """How much of what the cases test the training split holds, as a note; none if there is no training split."""
     if not train:
         return ()
-    subjects = {_key(subject) for case in cases if (subject := _subject(case))}
-    known = {_key(subject) for case in train if (subject := _subject(case))}
+    subjects = {_key(subject) for case in cases for subject in _subjects(case)}
+    known = {_key(subject) for case in train for subject in _subjects(case)}
     tested = _questions(cases)
     return (
         f"of {len(subjects)} test subjects {len(subjects & known)} occur in the training split, and of {len(tested)} "
@@ -97,7 +97,7 @@ def drop_leaking(train: Sequence[Case], cases: Sequence[Case], dropped: Counter[
     `dropped` counts the others."""
     mentioned = {mention for case in cases for probe in case.probes for mention in _mentions(probe.prompt)}
     tested = _questions(cases)
-    unknown = [case for case in train if _key(_subject(case) or "") not in mentioned]
+    unknown = [case for case in train if mentioned.isdisjoint(_key(subject) for subject in _subjects(case) or [""])]
     kept = [case for case in unknown if tested.isdisjoint(_questions([case]))]
     dropped["training case about a subject that a test asks about"] += len(train) - len(unknown)
     dropped["training case with a question that a test asks"] += len(unknown) - len(kept)
@@ -129,10 +129,21 @@ def _subject(case: Case) -> str | None:
     return case.edits[0].subject
 
 
+def _subjects(case: Case) -> list[str]:
+    """Of all its edits, each once."""
+    return list(dict.fromkeys(edit.subject for edit in case.edits if edit.subject))
+
+
 def _first(cases: Sequence[Case]) -> list[Case]:
-    """The first case of each subject, in file order: KDPO's rule as its text has it. Cases without a subject repeat
-    none."""
-    return list({_subject(case) or case.id: case for case in reversed(cases)}.values())[::-1]
+    """The first case of each subject, in file order: KDPO's rule as its text has it. A case of several edits repeats a
+    subject if one of its edits does; cases without a subject repeat none."""
+    seen: set[str] = set()
+    kept = []
+    for case in cases:
+        if seen.isdisjoint(_subjects(case)):
+            kept.append(case)
+            seen.update(_subjects(case))
+    return kept
 
 
 def _odd_toggle_last(cases: Sequence[Case]) -> list[Case]:

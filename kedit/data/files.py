@@ -11,14 +11,14 @@ from kedit.common.cache import sha256
 from kedit.common.errors import InputError
 from kedit.common.hub import hub_file as hub_copy
 from kedit.common.options import Count, Name, PathText, Seed
-from kedit.data import counterfact, knowedit, zsre_mend
+from kedit.data import counterfact, knowedit, mquake, rippleedits, zsre_mend
 from kedit.data.dataset import Dataset, Dedup, Overlap, drop_leaking, leakage_note, select
 from kedit.data.missing_files import at_hand, check_files, data_folder, missing_files
 from kedit.data.records import Record, is_blank, read_records
 
-Parse = Callable[[Record, str, Counter[str]], Case]
+Parse = Callable[[Record, str, Counter[str]], Case | None]  # None: the record is left out, and counted
 # each with `recognises`, `dataset_of` and `parse`; KnowEdit's fields occur in the other forms too, so it comes last
-FORMS = (counterfact, zsre_mend, knowedit)
+FORMS = (mquake, rippleedits, counterfact, zsre_mend, knowedit)
 TRAIN_OPTION = "dataset.train_path"
 
 
@@ -134,6 +134,8 @@ def parse_file(
     for i, record in enumerate(read_records(path, option)):
         _check_form(record, parse)
         case = parse(record, f"{path.stem}-{i}", dropped)
+        if case is None:
+            continue
         if not any(is_blank(edit.target_new) for edit in case.edits):
             cases.append(case)
         elif drop_empty_targets:

@@ -17,7 +17,8 @@ def report(cases: Sequence[Case]) -> Iterator[str]:
         yield f"  {count:6d} cases have {kind}"
     yield from _subjects(cases)
     yield from _old_answers(cases)
-    prompts = {case.edits[0].prompt for case in cases}
+    yield from _edits(cases)
+    prompts = {edit.prompt for case in cases for edit in case.edits}
     lost = len(overwritten(cases))
     yield f"{len(prompts)} distinct prompts; {len(conflicts(cases))} of them are edited to different targets"
     yield (
@@ -29,6 +30,15 @@ def report(cases: Sequence[Case]) -> Iterator[str]:
     yield f"the longest prompt with its answer has {size} characters ({longest})"
 
 
+def _edits(cases: Sequence[Case]) -> Iterator[str]:
+    """If some cases have several."""
+    edits = [(edit.prompt, edit.target_new) for case in cases for edit in case.edits]
+    if len(edits) > len(cases):
+        most = max(len(case.edits) for case in cases)
+        distinct = f"{len(set(edits))} distinct ones (subject, relation, new target)"
+        yield f"{len(edits)} edits, at most {most} a case; {distinct}"
+
+
 def _texts(case: Case) -> Iterator[str]:
     """What a model will read of a case, as far as the data says."""
     yield from (f"{edit.prompt} {edit.target_new}" for edit in case.edits)
@@ -36,7 +46,7 @@ def _texts(case: Case) -> Iterator[str]:
 
 
 def _subjects(cases: Sequence[Case]) -> Iterator[str]:
-    subjects = Counter(case.edits[0].subject for case in cases)
+    subjects = Counter(subject for case in cases for subject in {edit.subject for edit in case.edits})
     shared = [n for n in subjects.values() if n > 1]
     yield f"{len(subjects)} distinct subjects; {sum(shared)} cases share theirs, at most {max(shared, default=1)}"
     without = [case.id for case in cases if any((edit.subject or "\0") not in edit.prompt for edit in case.edits)]

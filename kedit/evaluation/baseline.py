@@ -12,8 +12,10 @@ import transformers
 
 from kedit.cases import Question
 from kedit.common.cache import CacheNotWritable, cache_folder, digest, mark_used, writing_lock
+from kedit.evaluation import metrics
 from kedit.evaluation.answer_cache import AnswerCache
-from kedit.evaluation.evaluator import Answer, Evaluator
+from kedit.evaluation.answers import Answer
+from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM, Scored
 
 log = logging.getLogger(__name__)
@@ -67,16 +69,23 @@ def _asked_and_kept(
 
 def _context(lm: LM, evaluator: Evaluator) -> dict[str, Any]:
     """All that an answer depends on besides the question; never batch size, T or editor."""
-    tokenizer = lm.text.tokenizer
     return {
         "form": FORM,
+        "eval": {name: getattr(evaluator, name) for name in evaluator.ASKING},
+        **model_context(lm),
+    }
+
+
+def model_context(lm: LM) -> dict[str, Any]:
+    """All of the model that an answer of it depends on."""
+    tokenizer = lm.text.tokenizer
+    return {
         "model": lm.identity,
         "dtype": str(lm.dtype),
         "device": lm.device.type,
         "tokenizer": digest(
             [sorted(tokenizer.get_vocab().items()), str(tokenizer.chat_template), lm.text.keep_edge_spaces]
         ),
-        "eval": {name: getattr(evaluator, name) for name in evaluator.ASKING},
         "versions": [torch.__version__, transformers.__version__],
     }
 
@@ -87,10 +96,23 @@ def _key(question: Question) -> str:
     asked_as = probe.kind if probe.kind in ("locality", "fluency") else "prompt"
     place = [question.case, question.index] if probe.kind == "fluency" else []
     against = [{"competing_answer": probe.competing_answer}] if probe.competing_answer else []
-    return json.dumps([asked_as, probe.prompt, probe.answers, *place, *against], ensure_ascii=False)
+    framed = [{"frame": [probe.frame.before, probe.frame.after, probe.frame.max_new]}] if probe.frame else []
+    return json.dumps([asked_as, probe.prompt, probe.answers, *place, *against, *framed], ensure_ascii=False)
 
 
 def _answer(saved: dict[str, Any]) -> Answer:
     competing_answer = saved.get("competing_answer")  # answers kept before there were contrasts do not have it
     forced = tuple(Scored(**scored) for scored in saved["forced"])
     return Answer(forced, saved["generated"], saved["info"], Scored(**competing_answer) if competing_answer else None)
+
+
+def noise_floor(lm: LM, asked: Sequence[Question], sample: int = 100) -> float:
+    """Share of answer tokens on which a model agrees with itself, asked one by one and in one batch: 1 in float32.
+
+    Below float32 no locality can be measured more finely than this.
+    """
+    probes = [q.probe for q in asked if q.probe.answers][:sample]
+    pooled = lm.answer([p.prompt for p in probes], [p.answers[0] for p in probes])
+    alone = [lm.answer([p.prompt], [p.answers[0]])[0] for p in probes]
+    matches = [metrics.token_match(a.pred, b.pred) for a, b in zip(pooled, alone, strict=True)]
+    return sum(matches) / len(matches)

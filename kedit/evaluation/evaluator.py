@@ -1,16 +1,20 @@
 """Asking and grading: the same call before and after editing, so protocols cannot differ. See docs/metrics.md."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import replace
+from typing import Any, Literal, get_args
 from zlib import crc32
 
 from kedit.cases import KINDS, KNOWEDIT, Kind, Question
 from kedit.common.errors import InputError
 from kedit.common.options import Count, CountOrNone, OneOrMore, Seed, Several
 from kedit.evaluation import metrics
+from kedit.evaluation.answers import Answer, Ask, room
+from kedit.evaluation.conditions import fulfilled, uncounted_rows
 from kedit.evaluation.consistency import Consistency
 from kedit.evaluation.easyedit_scoring import score_group
+from kedit.evaluation.measures import Measure, Measurement
+from kedit.evaluation.measures.chosen import named_measures
 from kedit.lm import LM, Route, Scored
 from kedit.lm.text import Side
 
@@ -22,25 +26,6 @@ Template = Literal["off", "on_prompts", "on_all"]
 RoutedBy = Literal["prompt", "prompt_and_answer", "edit"]
 
 _TEXTS = ("fluency", "consistency")  # what is asked for in free text
-ROOM = 16  # tokens that free generation may go on after the answer's: a model that uses them has not stopped
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a model says to one question."""
-
-    forced: tuple[Scored, ...] = ()  # teacher-forced on each answer that counts; none for fluency
-    generated: str | None = None  # free text: the continuation, or for fluency prompt and continuation
-    info: Mapping[str, Any] = field(default_factory=dict)  # of the prompt's route
-    competing_answer: Scored | None = None  # teacher-forced on the competing object
-
-
-class Ask(NamedTuple):
-    """A question with an answer that is scored, and which of several edited models it goes to."""
-
-    question: Question
-    answer: str = ""
-    variant: int = 0
 
 
 class Evaluator:
@@ -80,20 +65,15 @@ class Evaluator:
         each_edit: Several[Kind] = ("reliability",),
         # kinds whose loss is followed over the optimiser steps of every edit (kedit/evaluation/step_trace.py)
         each_step: Several[Kind] = (),
+        # measures of the whole model, by their names; None: perplexity (kedit/evaluation/measures)
+        measures: Mapping[str, Measure] | None = None,
     ):
-        _known("kinds", kinds, KINDS)
-        _known("scoring", scoring, get_args(Scoring))
+        _check_kinds(kinds, scoring, each_edit, each_step)
         _known("aliases", [aliases], get_args(Aliases))
         _known("locality_reference", [locality_reference], get_args(Reference))
         _known("easyedit_padding", [easyedit_padding], (None, *get_args(Side)))
         _known("chat_template", [chat_template], get_args(Template))
         _known("routed_by", [routed_by], get_args(RoutedBy))
-        _known("each_edit", each_edit, [kind for kind in KINDS if kind != "consistency"])
-        _known("each_step", each_step, [kind for kind in KINDS if kind not in _TEXTS])
-        if not kinds or not scoring:
-            raise InputError(f"eval.kinds={list(kinds)}, eval.scoring={list(scoring)}: give at least one of each")
-        if "consistency" in kinds and "fluency" not in kinds:
-            raise InputError(f"eval.kinds={list(kinds)}: consistency compares the texts of fluency; add fluency")
         self.scoring, self.aliases, self.locality_reference = tuple(scoring), aliases, locality_reference
         self.easyedit_padding, self.chat_template, self.double_bos = easyedit_padding, chat_template, double_bos
         self.routed_by = routed_by
@@ -101,6 +81,7 @@ class Evaluator:
         self.consistency, self.each_edit, self.each_step = consistency, tuple(each_edit), tuple(each_step)
         self.columns = tuple(kinds)  # of a table: without fluency tokens, fluency is a column of dashes
         self.kinds = tuple(kind for kind in kinds if self.fluency_tokens or kind not in _TEXTS)
+        self.measures = named_measures(measures)
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
@@ -150,7 +131,7 @@ class Evaluator:
         if "generate" not in self.scoring:
             return answers
         routes = self._routes(lm, self._first(asks))
-        generated = lm.generate(routes, [max(len(s.gold) for s in a.forced) + ROOM for a in answers])
+        generated = lm.generate(routes, [room(a.question, found) for a, found in zip(asks, answers, strict=True)])
         return [replace(a, generated=w.text, info=w.info) for a, w in zip(answers, generated, strict=True)]
 
     def _objects(self, asks: Sequence[Ask]) -> list[Ask]:
@@ -209,8 +190,15 @@ class Evaluator:
         return f"{question.probe.prompt} {answer}" if self.routed_by == "prompt_and_answer" else question.probe.prompt
 
     def _framed(self, lm: LM, question: Question, prompt: str) -> str:
+        if frame := question.probe.frame:
+            prompt = f"{frame.before}{prompt}{frame.after}"
         plain = question.probe.kind == "locality" and self.chat_template == "on_prompts"
         return prompt if self.chat_template == "off" or plain else lm.text.chat(prompt, self.double_bos)
+
+    def measure(self, lm: LM, held_out: str, *, restored: bool = False) -> Measurement:
+        """What the measures find in the model as it is. `restored`: it is restored right after this test."""
+        wanted = [measure for measure in self.measures.values() if measure.each_restore or not restored]
+        return sum((measure(lm, held_out) for measure in wanted), Measurement())
 
     # --- grading -----------------------------------------------------------------------------------------------------
 
@@ -218,7 +206,15 @@ class Evaluator:
         self, asked: Sequence[Question], answers: Sequence[Answer], before: Mapping[Question, Answer]
     ) -> list[Row]:
         """Rows of all questions, in order, then those of cases as a whole. `before`: the unedited model's answers."""
-        graded = [row for q, answer in zip(asked, answers, strict=True) for row in self.grade(q, answer, before[q])]
+        graded = [
+            row
+            for q, answer in zip(asked, answers, strict=True)
+            for row in (
+                self.grade(q, answer, before[q])
+                if fulfilled(self.grade, q, before)
+                else uncounted_rows(q, self.scoring)
+            )
+        ]
         if self.consistency is None or "consistency" not in self.kinds:
             return graded
         return graded + self.consistency.rows(asked, [answer.generated for answer in answers])
@@ -227,6 +223,7 @@ class Evaluator:
         """Rows of one question: one for each way of scoring. `before` is the unedited model's answer."""
         probe = question.probe
         place = {"case": question.case, "kind": probe.kind, "group": probe.group, "probe": question.index}
+        place |= {"fold": probe.fold} if probe.fold != "mean" else {}
         route = {"route": dict(after.info)} if after.info else {}
         if probe.kind == "fluency":
             graded = [self._grade_text(after)]
@@ -268,7 +265,9 @@ class Evaluator:
         if self._compares(question):
             exact = metrics.normalise(said) == metrics.normalise(before.generated or "")
         else:
-            exact = metrics.exact_match(said, targets)
+            contains = question.probe.frame is not None and question.probe.frame.contains
+            right = metrics.contains_answer if contains else metrics.exact_match
+            exact = all(right(said, names) for names in question.probe.every or (targets,))
         return {"scoring": "generate", "exact": int(exact), "gold": targets[0], "generated": said}
 
     def _compares(self, question: Question) -> bool:
@@ -276,16 +275,17 @@ class Evaluator:
         return question.probe.kind == "locality" and self.locality_reference == "pre_model"
 
 
-def noise_floor(lm: LM, asked: Sequence[Question], sample: int = 100) -> float:
-    """Share of answer tokens on which a model agrees with itself, asked one by one and in one batch: 1 in float32.
-
-    Below float32 no locality can be measured more finely than this.
-    """
-    probes = [q.probe for q in asked if q.probe.answers][:sample]
-    pooled = lm.answer([p.prompt for p in probes], [p.answers[0] for p in probes])
-    alone = [lm.answer([p.prompt], [p.answers[0]])[0] for p in probes]
-    matches = [metrics.token_match(a.pred, b.pred) for a, b in zip(pooled, alone, strict=True)]
-    return sum(matches) / len(matches)
+def _check_kinds(
+    kinds: Sequence[str], scoring: Sequence[str], each_edit: Sequence[str], each_step: Sequence[str]
+) -> None:
+    _known("kinds", kinds, KINDS)
+    _known("scoring", scoring, get_args(Scoring))
+    _known("each_edit", each_edit, [kind for kind in KINDS if kind != "consistency"])
+    _known("each_step", each_step, [kind for kind in KINDS if kind not in _TEXTS])
+    if not kinds or not scoring:
+        raise InputError(f"eval.kinds={list(kinds)}, eval.scoring={list(scoring)}: give at least one of each")
+    if "consistency" in kinds and "fluency" not in kinds:
+        raise InputError(f"eval.kinds={list(kinds)}: consistency compares the texts of fluency; add fluency")
 
 
 def _known(name: str, given: Sequence[Any], known: Sequence[Any]) -> None:

@@ -94,6 +94,11 @@ def exact_match(generated: str, answers: Iterable[str]) -> bool:
     return any(normalise(answer) in said for answer in answers)
 
 
+def contains_answer(generated: str, answers: Iterable[str]) -> bool:
+    """Is one of the answers a part of the free text, whatever its letter case? OVERTONE's rule for MQuAKE."""
+    return any(answer.strip().lower() in generated.lower() for answer in answers if answer.strip())
+
+
 def harmonic_mean(values: Sequence[float]) -> float:
     """n / sum(1/v); 0 when any component is 0. KEDAS's HM is that of (reliability, locality, portability), ROME's Score
     that of (efficacy, paraphrase, neighborhood)."""

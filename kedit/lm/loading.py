@@ -52,17 +52,13 @@ def load(
     dtype are wrong, if weights are missing, if the tokenizer is not the model's, or if the model's log-probabilities
     are not those that its own class computes (see kedit.lm.check).
     """
-    if dtype not in get_args(Dtype):
-        raise InputError(
-            f"model.dtype={dtype}: not a dtype that weights can have; use one of {', '.join(get_args(Dtype))}"
-        )
     if not sys.stderr.isatty():
         disable_progress_bar()
     source = _source(path)
     if device_map == "auto" and int(os.environ.get("WORLD_SIZE", 1)) > 1:  # each process has a whole model
         device_map = {"": int(os.environ["LOCAL_RANK"]) if torch.cuda.is_available() else "cpu"}
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    placement = {"dtype": getattr(torch, dtype), "device_map": device_map, "offload_folder": offload_folder}
+    placement = {"dtype": _dtype(dtype), "device_map": device_map, "offload_folder": offload_folder}
     with library_warnings(source):
         config = _config(source, options)
         tokenizer = _pretrained(AutoTokenizer, source, "tokenizer", options)
@@ -87,6 +83,14 @@ def load(
 
 # what is only reported, and refused by check_weights
 WEIGHTS = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in get_args(Dtype):
+        raise InputError(
+            f"model.dtype={name}: not a dtype that weights can have; use one of {', '.join(get_args(Dtype))}"
+        )
+    return getattr(torch, name)  # type: ignore[no-any-return]
 
 
 def _source(path: str) -> str:

@@ -6,8 +6,8 @@ from kedit.cases import Case
 from kedit.common.errors import InputError
 from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM
-from kedit.loop.runner import all_questions
 from kedit.loop.settings import Step
+from kedit.loop.step_runner import all_questions
 
 Where = Callable[[Case, str], str]  # where a text of a case stands in the data
 

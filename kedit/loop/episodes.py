@@ -4,6 +4,7 @@ can run side by side (DESIGN §12)."""
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 from kedit.common.errors import InputError
@@ -37,9 +38,11 @@ class Episode:
         return self.steps[-1][0]
 
     @property
-    def restores(self) -> bool:
-        """Is the model restored at its end?"""
-        return self.steps[-1][1].restore
+    def fits_a_group(self) -> bool:
+        """Is the model restored at its end, and tested only then? A test of a model that stays edited also measures the
+        whole model, which is done for one model at a time."""
+        tested_before = any(step.test for _, step in self.steps[:-1])
+        return self.steps[-1][1].restore and not tested_before
 
 
 def episodes(steps: Iterable[Step]) -> list[Episode]:
@@ -66,12 +69,11 @@ class GroupSizes:
         self.wanted, self.most, self.journal = wanted, most, journal
 
     def group(self, waiting: Sequence[Episode], done: int) -> list[Episode]:
-        """The next episodes; one that was interrupted, or that no restore ends, is continued alone."""
+        """The next episodes; one that was interrupted, or that does not fit a group, is continued alone."""
         first = waiting[0]
-        if first.first <= done or not first.restores:
+        if first.first <= done or not first.fits_a_group:
             return [first]
-        some = [episode for episode in waiting[: self.at(first.first)] if episode.restores]
-        return list(some)
+        return list(takewhile(lambda episode: episode.fits_a_group, waiting[: self.at(first.first)]))
 
     def at(self, step: int) -> int:
         """The size of a group that begins with this step."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedit.loop.checkpoint import intact_commit, load_checkpoint
-from kedit.results.cell_files import SCRATCH, STATE
+from kedit.results.cell_files import SCRATCH, STATE, TRACES
 from kedit.results.integrity import DamagedFile
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ class InMemoryJournal:
         self.steps.append(dict(step))
         self.rows.extend(map(dict, rows))
 
-    def trace(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append what was heard during the step that is written next."""
-        self.traces.extend(map(dict, records))
+    def trace(self, records: Iterable[Mapping[str, Any]], file: str = TRACES) -> None:
+        """Append what belongs to the step that is written next, to a file that few cells have."""
+        self.traces.extend(map(dict, records if file == TRACES else ()))
 
     def keep_group_size(self, step: int, size: int) -> None:
         """From this step on, so many episodes run side by side."""

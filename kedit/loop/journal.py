@@ -24,6 +24,7 @@ from kedit.loop.checkpoint import intact_commit, load_checkpoint, save_checkpoin
 from kedit.loop.in_memory_journal import InMemoryJournal
 from kedit.loop.stop_signals import StopAtOnce, StopSignals
 from kedit.results.cell_files import (
+    BENCHMARKS,
     COMMIT,
     CONFIG,
     LOCK,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # parts of meta.json that a continued run must share with its beginning
-FIXED = ("data", "files", "model_is", "versions")
+FIXED = ("data", "files", "measures", "model_is", "versions")
 LOOKS_S = 0.5  # longer than a look of kedit.status, which holds the lock for a moment
 
 
@@ -151,8 +152,8 @@ class Journal(InMemoryJournal):
             log.warning("%s is damaged (%s); every step is done again", damaged.file, damaged.what)
             shutil.rmtree(self.directory / STATE)
             files, step = {}, -1
-        for name in (ROWS, STEPS, TRACES):
-            if name in files or name != TRACES or (self.directory / name).exists():
+        for name in (ROWS, STEPS, TRACES, BENCHMARKS):
+            if name in files or name in (ROWS, STEPS) or (self.directory / name).exists():
                 self._open(name, files[name]["size"] if name in files else 0)
         self.rows += read_records(self.directory, ROWS)
         self.steps += read_records(self.directory, STEPS)
@@ -164,12 +165,12 @@ class Journal(InMemoryJournal):
         self._files[ROWS].append(self.rows[before:])
         self._files[STEPS].append(self.steps[-1:])
 
-    def trace(self, records: Iterable[Mapping[str, Any]]) -> None:
+    def trace(self, records: Iterable[Mapping[str, Any]], file: str = TRACES) -> None:
         records = list(records)
         if records:  # few cells have any
-            if TRACES not in self._files:
-                self._open(TRACES, 0)
-            self._files[TRACES].append(records)
+            if file not in self._files:
+                self._open(file, 0)
+            self._files[file].append(records)
 
     def _open(self, name: str, size: int) -> None:
         self._files[name] = AppendedFile(self.directory / name, size)

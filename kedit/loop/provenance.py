@@ -11,17 +11,20 @@ from typing import Any
 
 import torch
 
+from kedit.cases import BENCHMARK
 from kedit.common.cache import remembered_sha256
 from kedit.common.dotted import dotted
 from kedit.data import Dataset
-from kedit.evaluation.evaluator import Evaluator, noise_floor
+from kedit.evaluation.baseline import noise_floor
+from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM
 from kedit.lm.peak_memory import peak_memory_mb
-from kedit.loop.runner import all_questions
 from kedit.loop.settings import Step
+from kedit.loop.step_runner import all_questions
 
 log = logging.getLogger(__name__)
 
+SECONDS = ("edit_s", "eval_s", "measures_s")  # of a step
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers")  # those that can change a score
 
 
@@ -29,6 +32,7 @@ def describe(lm: LM, dataset: Dataset, steps: Sequence[Step], evaluator: Evaluat
     """The part of meta.json that is known before the first edit."""
     known = {
         "kinds": list(evaluator.columns),
+        "measures": {name: dict(measure.description()) for name, measure in evaluator.measures.items()},
         "effective_T": max(step.T for step in steps),
         "cases": len({case.id for step in steps for case in step.test}),
         "data": {
@@ -68,19 +72,25 @@ def named_files(config: Any) -> dict[str, str]:
     return {name: remembered_sha256(path) for name, path in paths.items() if os.path.isfile(path)}
 
 
+def n_probes(rows: Sequence[dict[str, Any]]) -> int:
+    """How many rows are of probes, not of measures."""
+    return sum(row["kind"] != BENCHMARK for row in rows)
+
+
 def costs(steps: Sequence[dict[str, Any]], n_rows: int, load_s: float, total_s: float) -> dict[str, Any]:
     """The part that is known after the last step: seconds by what they went into, rates, peak memory.
 
     Load and total are of the session that finished the cell; the rest is summed over all its steps.
     """
-    edit_s, eval_s = (sum(step.get(name, 0.0) for step in steps) for name in ("edit_s", "eval_s"))
-    edits = sum(len(step["cases"]) for step in steps)
+    edit_s, eval_s, measures_s = (sum(step.get(name, 0.0) for step in steps) for name in SECONDS)
+    edits = sum(step.get("edits", len(step["cases"])) for step in steps)
     return {
         "seconds": {
             "load": load_s,
             "fit": sum(step.get("fit_s", 0.0) for step in steps),
             "edit": edit_s,
             "evaluate": eval_s,
+            "measures": measures_s,
             "session": total_s,
         },
         "edits_per_s": edits / edit_s if edit_s else None,

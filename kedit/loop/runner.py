@@ -17,6 +17,7 @@ from kedit.loop.in_memory_journal import InMemoryJournal
 from kedit.loop.settings import Step
 from kedit.loop.step_runner import StepResult, StepRunner, Turn, all_questions, seed_step
 from kedit.loop.tracker import Tracker
+from kedit.results.cell_files import BENCHMARKS
 from kedit.results.scores import COLUMNS, mean_scores
 
 log = logging.getLogger(__name__)
@@ -133,6 +134,7 @@ class Run:
 
     def write(self, result: StepResult) -> None:
         self.journal.trace(result.traced)
+        self.journal.trace(result.items, BENCHMARKS)
         self.journal.write(result.record, result.rows)
         self.tracker.log(result.record["step"], metrics(result))
 

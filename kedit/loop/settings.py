@@ -3,8 +3,10 @@
 T is the number of edits in the model when a case is tested ("all": as many as there are cases).
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, get_args
 
 from kedit.cases import Case
@@ -52,15 +54,16 @@ def sequential(
             "case (setting=blocks in a grid over T), or dataset.limit=1"
         )
     chosen = first_edits(cases, T, short)
-    ends = _ends(len(chosen), batch_size)
-    tests = {at for at in checkpoints if at < len(chosen)} | {len(chosen)}
-    missed = sorted(tests - set(ends))
+    ends = _ends(chosen, batch_size)
+    made = [0, *accumulate(map(_size, chosen))]  # edits, by the number of cases
+    tests = {bisect_right(made, at) - 1: at for at in checkpoints if at < made[-1]} | {len(chosen): made[-1]}
+    missed = sorted(at for end, at in tests.items() if end not in (0, *ends))
     if missed:
         raise InputError(
             f"setting.checkpoints={missed} are no multiples of setting.batch_size={batch_size}; give multiples of it"
         )
     return (
-        Step(chosen[end - n : end], chosen[:end], T=end) if end in tests else Step(chosen[end - n : end])
+        Step(chosen[end - n : end], chosen[:end], T=made[end]) if end in tests else Step(chosen[end - n : end])
         for end, n in _sized(ends)
     )
 
@@ -70,10 +73,11 @@ def blocks(cases: Cases, T: Horizon, *, batch_size: Count = 1, short: Short = "e
 
     OVERTONE's continual editing, as WISE's authors describe the protocol it descends from.
     """
-    size = len(first_edits(cases, T, short))
-    for start in range(0, len(cases), size):
-        block = cases[start : start + size]
-        for end, n in _sized(_ends(len(block), batch_size)):
+    first_edits(cases, T, short)
+    size = min(edit_count(cases), T if isinstance(T, int) else edit_count(cases))
+    for stop, n_cases in _sized(_ends(cases, size)):
+        block = cases[stop - n_cases : stop]
+        for end, n in _sized(_ends(block, batch_size)):
             last = end == len(block)
             yield Step(block[end - n : end], block, restore=True, T=size) if last else Step(block[end - n : end])
 
@@ -81,17 +85,17 @@ def blocks(cases: Cases, T: Horizon, *, batch_size: Count = 1, short: Short = "e
 def incremental(cases: Cases, T: Horizon, *, short: Short = "error") -> Iterator[Step]:
     """Edit case i, test case i at once, never restore (KEDAS §5.4; the older meaning of "sequential")."""
     chosen = first_edits(cases, T, short)
-    return (Step([case], [case], T=len(chosen)) for case in chosen)
+    return (Step([case], [case], T=edit_count(chosen)) for case in chosen)
 
 
 def mass(cases: Cases, T: Horizon, *, short: Short = "error") -> Iterator[Step]:
     """The first T cases in one edit, then test all T (standard fine-tuning, MEMIT)."""
     chosen = first_edits(cases, T, short)
-    return iter([Step(chosen, chosen, T=len(chosen))])
+    return iter([Step(chosen, chosen, T=edit_count(chosen))])
 
 
 def first_edits(cases: Cases, T: Horizon, short: Short) -> Cases:
-    """The first T cases."""
+    """The first cases with T edits; if a case has several, whole cases as far as they fit T."""
     _some(cases)
     if short not in get_args(Short):
         raise InputError(f"setting.short={short}: choose from {', '.join(get_args(Short))}")
@@ -99,11 +103,28 @@ def first_edits(cases: Cases, T: Horizon, short: Short) -> Cases:
         return cases
     if not isinstance(T, int) or T < 1:
         raise InputError(f"T={T!r}: give a number of edits of at least 1, or all")
-    if len(cases) < T and short == "error":
+    there = edit_count(cases)
+    if there < T and short == "error":
+        held = f"{there} cases" if there == len(cases) else f"{there} edits ({len(cases)} cases)"
         raise InputError(
-            f"T={T} is more than the dataset's {len(cases)} cases; lower T, or set setting.short=cap to use all of them"
+            f"T={T} is more than the dataset's {held}; lower T, or set setting.short=cap to use all of them"
         )
-    return cases[:T]
+    made = list(accumulate(map(_size, cases)))
+    if made[0] > T:
+        raise InputError(
+            f"T={T}: the first case has {made[0]} edits, and a case is never cut; give at least {made[0]}, or choose "
+            "setting=single"
+        )
+    return cases[: bisect_right(made, T)]
+
+
+def edit_count(cases: Cases) -> int:
+    """T counts edits; a case may have several."""
+    return sum(map(_size, cases))
+
+
+def _size(case: Case) -> int:
+    return max(1, len(case.edits))
 
 
 def _some(cases: Cases) -> None:
@@ -111,11 +132,18 @@ def _some(cases: Cases) -> None:
         raise InputError("the dataset has no case to edit; check dataset.limit, and what was dropped")
 
 
-def _ends(n: int, batch_size: int) -> list[int]:
-    """The number of cases at the end of each step: 3, 6, 7 for n=7 in batches of 3."""
+def _ends(cases: Cases, batch_size: int) -> list[int]:
+    """The number of cases at the end of each batch of at most `batch_size` edits (3, 6, 7 for 7 cases of one edit in
+    batches of 3); a case with more edits has a batch of its own."""
     if batch_size < 1:
         raise InputError(f"setting.batch_size={batch_size}: give at least 1")
-    return [*range(batch_size, n, batch_size), n]
+    ends, held = [], 0
+    for i, case in enumerate(cases):
+        if held and held + _size(case) > batch_size:
+            ends.append(i)
+            held = 0
+        held += _size(case)
+    return [*ends, len(cases)]
 
 
 def _sized(ends: list[int]) -> Iterator[tuple[int, int]]:

@@ -11,9 +11,11 @@ from zlib import crc32
 
 from transformers import set_seed
 
-from kedit.cases import Question, questions_of
+from kedit.cases import Question, condition_question, questions_of
 from kedit.editors import Editor, Job, Outcome
-from kedit.evaluation.evaluator import Answer, Evaluator, Row
+from kedit.evaluation.answers import Answer
+from kedit.evaluation.evaluator import Evaluator, Row
+from kedit.evaluation.measures import Measurement
 from kedit.evaluation.step_trace import StepTrace
 from kedit.lm import LM
 from kedit.loop.settings import Step
@@ -41,11 +43,13 @@ class Turn:
 
 @dataclass(eq=False)
 class StepResult:
-    """What came of a step: its line in steps.jsonl, its rows, and what was heard during its edit."""
+    """What came of a step: its line in steps.jsonl, its rows, what was heard during its edit, and what was asked by
+    measures of the whole model, one by one."""
 
     record: Row
     rows: list[Row] = field(default_factory=list)
     traced: list[Row] = field(default_factory=list)
+    items: list[Row] = field(default_factory=list)
 
 
 class Asked(NamedTuple):
@@ -72,8 +76,10 @@ class StepRunner:
         self.seed, self.held_out = seed, held_out
 
     def most_side_by_side(self) -> int:
-        """How many episodes memory holds side by side; 1 where edits are followed step by step, or cannot be."""
-        if self.evaluator.each_step or not self.editor.side_by_side:
+        """How many episodes memory holds side by side; 1 where edits are followed step by step, or cannot be made so,
+        or where the whole model is measured after each of them."""
+        measured = any(measure.each_restore for measure in self.evaluator.measures.values())
+        if measured or self.evaluator.each_step or not self.editor.side_by_side:
             return 1
         return self.lm.room_for_variants(self.editor.variant_bytes(self.lm))
 
@@ -87,8 +93,10 @@ class StepRunner:
         record: Row = {**place, "cases": [], "tested": len(tested), "fit_s": round(fit_s, 3)}
         fit_report = dict(self.editor.fit_report())
         record |= {"learnt": fit_report} if fit_report else {}
-        record |= self._perplexity() | {"eval_s": round(time.perf_counter() - started, 3)}
-        return StepResult(record, [{**place, "when": "before", **row} for row in graded])
+        rows = [{**place, "when": "before", **row} for row in graded]
+        measured = self._measured({**place, "when": "before"}, restored=False)
+        record |= measured.numbers | _seconds(started, measured)
+        return StepResult(record, rows + measured.rows, items=measured.items)
 
     def make(self, turns: Sequence[Turn]) -> list[StepResult]:
         """One turn, or several of different variants, side by side."""
@@ -101,10 +109,9 @@ class StepRunner:
                 rows[i].append(row)
         results = []
         for turn, cost, own, trace in zip(turns, costs, rows, traces, strict=True):
-            record = {**turn.place, "cases": [case.id for case in turn.step.edit], "tested": len(turn.step.test)} | cost
-            alarm = self._perplexity() if turn.step.test and not turn.step.restore else {}
-            seconds = {"eval_s": round((time.perf_counter() - started) / len(turns), 3)}
-            results.append(StepResult(record | alarm | seconds, own, trace.records))
+            measured = self._after_test(turn)
+            record = _record(turn) | cost | measured.numbers | _seconds(started, measured, len(turns))
+            results.append(StepResult(record, own + measured.rows, trace.records, measured.items))
         return results
 
     def _score(self, turns: Sequence[Turn], part: Sequence[Asked]) -> Iterator[tuple[int, Row]]:
@@ -145,9 +152,30 @@ class StepRunner:
                 turn.editor.load_state(self.lm, learnt)
                 return {"failed": 1}
 
-    def _perplexity(self) -> Row:
-        """Perplexity of the held-out text: cheap, and it jumps when a model collapses."""
-        return {"perplexity": round(self.lm.perplexity(self.held_out), 4)} if self.held_out else {}
+    def _after_test(self, turn: Turn) -> Measurement:
+        if not turn.step.test:
+            return Measurement()
+        return self._measured({**turn.place, "when": "test", "T": turn.step.T}, restored=turn.step.restore)
+
+    def _measured(self, place: Row, *, restored: bool) -> Measurement:
+        """The whole model, by the evaluator's measures."""
+        started = time.perf_counter()
+        found = self.evaluator.measure(self.lm, self.held_out, restored=restored)
+        seconds = {"measures_s": round(time.perf_counter() - started, 3)} if found.rows else {}
+        rows, items = ([place | one for one in some] for some in (found.rows, found.items))
+        return Measurement(rows, found.numbers | seconds, items)
+
+
+def _record(turn: Turn) -> Row:
+    """What was edited and tested."""
+    edited = {"cases": [case.id for case in turn.step.edit], "edits": len(edits_of(turn.step))}
+    return {**turn.place, **edited, "tested": len(turn.step.test)}
+
+
+def _seconds(started: float, measured: Measurement, turns: int = 1) -> Row:
+    """Of asking and grading, without the measures of the whole model; each of several turns has its share."""
+    asking = time.perf_counter() - started - measured.numbers.get("measures_s", 0.0)
+    return {"eval_s": round(asking / turns, 3)}
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -179,4 +207,6 @@ def all_questions(steps: Sequence[Step], evaluator: Evaluator) -> list[Question]
     each = (q for step in steps for case in step.edit for q in questions_of(case, evaluator.each_edit))
     tests = (q for step in steps for case in step.test for q in questions_of(case, evaluator.kinds))
     traced = (q for step in steps for case in step.edit for q in questions_of(case, evaluator.each_step))
-    return list(dict.fromkeys([*each, *tests, *traced]))
+    asked = dict.fromkeys([*each, *tests, *traced])
+    conditions = (condition_question(q, condition) for q in asked for condition in q.probe.conditions)
+    return list(dict.fromkeys([*asked, *conditions]))

@@ -26,18 +26,19 @@ def showing(place: str | Path) -> Iterator[None]:
 
 def show_cells(directories: Sequence[Path]) -> None:
     """Print the tables of these cells."""
-    from kedit.reports.table import formats, plain, routing_table
+    from kedit.reports.table import ability_table, formats, plain, routing_table
     from kedit.results.cells import readable, tested
 
     cells = tested(readable(directories))
     plain.show(list(plain.tables(cells)))
+    formats.show([ability_table.grid(*one) for one in ability_table.tables(cells)])
     formats.show([routing_table.grid(*one) for one in routing_table.tables(cells)])
 
 
 def present_cells(directory: Path) -> list[Any]:
     """Write the tables and the pictures of the cells below a directory. Returns (caption, table) pairs of scores."""
     from kedit.reports.plot import draw
-    from kedit.reports.table import plain, routing_table
+    from kedit.reports.table import ability_table, plain, routing_table
     from kedit.results.cells import find, tested
 
     cells = tested(find(directory))
@@ -46,5 +47,6 @@ def present_cells(directory: Path) -> list[Any]:
             log.info("%s", picture)
     except InputError as error:
         log.info("no pictures: %s", error)
+    ability_table.write(cells, directory)
     routing_table.write(cells, directory)
     return plain.write(cells, directory)

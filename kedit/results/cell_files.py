@@ -5,6 +5,7 @@
        status        running | finished         traces.jsonl  one probe at one optimiser step a line
        state/        model and editor after the last commit; commit.json says what was committed
        manifest.json size and hash of each file, when the run has finished
+       benchmarks.jsonl  one document of a benchmark, asked once, a line
        error         traceback of the last failure; its last line says in one sentence what is wrong
 """
 
@@ -17,10 +18,11 @@ from typing import Any
 
 from kedit.common.text_files import read_text
 
-ROWS, STEPS, TRACES, CONFIG, META, STATUS, STATE = (
+ROWS, STEPS, TRACES, BENCHMARKS, CONFIG, META, STATUS, STATE = (
     "rows.jsonl",
     "steps.jsonl",
     "traces.jsonl",
+    "benchmarks.jsonl",
     "config.yaml",
     "meta.json",
     "status",

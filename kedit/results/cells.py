@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.json as pj
 import yaml
 
-from kedit.cases import KNOWEDIT
+from kedit.cases import BENCHMARK, KNOWEDIT
 from kedit.common.errors import InputError
 from kedit.common.paths import runs, sweep_folder
-from kedit.results.cell_files import CONFIG, META, ROWS, STEPS, TRACES, cell_directories, is_finished
+from kedit.results.cell_files import BENCHMARKS, CONFIG, META, ROWS, STEPS, TRACES, cell_directories, is_finished
 from kedit.results.integrity import DamagedFile, check_files, complete_lines, read_json
 from kedit.results.schema import check, upgraded
 
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 # cells that differ in one of these stand in no table and in no picture together
 SAME = ("model", "dataset", "setting", "order_seed", "overrides", "versions")
 NAMES = ("model", "dataset", "editor", "setting", "T", "seed", "effective_T")  # that every cell's meta.json has
+OF_MEASURES = ("metric", "value", "stderr", "n", "filter", "main", "routed")  # columns of rows of the whole model
 COLUMNS = ("step", "when", "case", "kind", "group", "probe", "scoring", "T")  # of rows, also where none has a value
 
 
@@ -66,12 +67,24 @@ class Cell:
         return schema
 
     @cached_property
-    def rows(self) -> pd.DataFrame:
+    def _all_rows(self) -> pd.DataFrame:
         rows = self._read(ROWS, dtype={"case": str, "gold": str, "pred": str})
         if len(rows) and not {"when", "kind", "case"} <= set(rows):
             raise DamagedFile(self.directory, ROWS, "it holds no rows")
         absent = [name for name in COLUMNS if name not in rows]
         return upgraded(rows.reindex(columns=[*rows, *absent]) if absent else rows, self.schema)
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """Of its probes."""
+        rows = self._all_rows
+        return rows[rows["kind"] != BENCHMARK].drop(columns=[name for name in OF_MEASURES if name in rows])
+
+    @cached_property
+    def measures(self) -> pd.DataFrame:
+        """Its rows of measures of the whole model; empty if it has none."""
+        rows = self._all_rows
+        return rows[rows["kind"] == BENCHMARK].dropna(axis="columns", how="all")
 
     @cached_property
     def steps(self) -> pd.DataFrame:
@@ -109,7 +122,7 @@ class Cell:
 
     def check(self) -> None:
         """Read all that tables are made of. Raises InputError if something is damaged, or written by a newer kedit."""
-        check_files(self.directory, without=[TRACES])
+        check_files(self.directory, without=[TRACES, BENCHMARKS])
         absent = [name for name in NAMES if name not in self.meta]
         if absent:
             raise DamagedFile(self.directory, META, f"it has no {', '.join(absent)}")

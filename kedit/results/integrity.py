@@ -12,10 +12,10 @@ from typing import Any
 
 from kedit.common.errors import InputError
 from kedit.common.text_files import write_text
-from kedit.results.cell_files import COMMIT, MANIFEST, ROWS, STATE, STEPS, TRACES
+from kedit.results.cell_files import BENCHMARKS, COMMIT, MANIFEST, ROWS, STATE, STEPS, TRACES
 
 Fingerprint = dict[str, Any]  # size in bytes, sha256
-GROWING = (ROWS, STEPS, TRACES)  # may hold more than was committed
+GROWING = (ROWS, STEPS, TRACES, BENCHMARKS)  # may hold more than was committed
 
 
 class DamagedFile(InputError):

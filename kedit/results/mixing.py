@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from kedit.common.errors import InputError
+from kedit.results.abilities import described
 from kedit.results.cells import Cell
 from kedit.results.samples import asked_T
 
 # of eval: these ask for more rows, and change none that two cells share
-MORE_ROWS = ("scoring", "each_edit", "each_step")
+MORE_ROWS = ("scoring", "each_edit", "each_step", "measures")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ def _scoring(cell: Cell) -> Mapping[str, Any]:
     return {name: value for name, value in cell.config.get("eval", {}).items() if name not in MORE_ROWS}
 
 
+def _benchmarks(cell: Cell) -> Mapping[str, Any]:
+    return described([cell])
+
+
 def _place(cell: Cell) -> tuple[Any, ...]:
     return cell.meta["model"], cell.meta["dataset"], _setting(cell), asked_T(cell)
 
@@ -36,6 +41,7 @@ def _place(cell: Cell) -> tuple[Any, ...]:
 RULES = {
     "settings": Rule(_setting, lambda cell: asked_T(cell), "settings"),
     "scoring": Rule(_scoring, lambda cell: (cell.meta["model"], cell.meta["dataset"]), "ways of scoring"),
+    "benchmarks": Rule(_benchmarks, lambda cell: bool(_benchmarks(cell)), "benchmarks"),
     "orders": Rule(lambda cell: cell.meta["order_seed"], lambda cell: None, "order seeds"),
     "versions": Rule(lambda cell: cell.meta["versions"], lambda cell: None, "library versions"),
     "options": Rule(lambda cell: cell.meta["overrides"], _place, "options"),

@@ -71,7 +71,7 @@ class Sample:
 # --- from cells ------------------------------------------------------------------------------------------------------
 
 
-class _Test(NamedTuple):
+class Test(NamedTuple):
     """One cell's test at one T."""
 
     cell: Cell
@@ -91,16 +91,22 @@ def samples(
     A conf editor stands for a printed one (`same_as`) where that has not run itself.
     """
     measures = PAPER[paper] if paper else PLAIN
-    cells = list(cells)
-    ran = {cell.meta["editor"] for cell in cells}
-    stand_in = {ours: theirs for ours, theirs in (same_as or {}).items() if theirs not in ran}
-    tests: dict[SampleKey, dict[int, _Test]] = {}
-    for cell in cells:
-        for key, test in _tests(cell, stand_in):
-            _keep(tests.setdefault(key, {}), key, test)
+    tests = grouped_tests(cells, same_as)
     edited = [_sample(key, by_seed, measures, scoring, measures.costs) for key, by_seed in tests.items()]
     first = {key._replace(editor=UNEDITED): by_seed for key, by_seed in reversed(tests.items())}
     return [_sample(key, by_seed, measures, scoring) for key, by_seed in reversed(first.items())] + edited
+
+
+def grouped_tests(cells: Iterable[Cell], same_as: Mapping[str, str] | None = None) -> dict[SampleKey, dict[int, Test]]:
+    """The tests that fill each column of numbers, by seed."""
+    cells = list(cells)
+    ran = {cell.meta["editor"] for cell in cells}
+    stand_in = {ours: theirs for ours, theirs in (same_as or {}).items() if theirs not in ran}
+    tests: dict[SampleKey, dict[int, Test]] = {}
+    for cell in cells:
+        for key, test in _tests(cell, stand_in):
+            _keep(tests.setdefault(key, {}), key, test)
+    return tests
 
 
 def asked_T(cell: Cell) -> int:
@@ -109,7 +115,7 @@ def asked_T(cell: Cell) -> int:
     return T if isinstance(T, int) else cell.meta["effective_T"]
 
 
-def _tests(cell: Cell, same_as: Mapping[str, str]) -> Iterator[tuple[SampleKey, _Test]]:
+def _tests(cell: Cell, same_as: Mapping[str, str]) -> Iterator[tuple[SampleKey, Test]]:
     """Blocks of one are single editing, by definition."""
     meta = cell.meta
     rows = cell.rows
@@ -118,10 +124,10 @@ def _tests(cell: Cell, same_as: Mapping[str, str]) -> Iterator[tuple[SampleKey, 
         stands_for = asked_T(cell) if last else int(T)
         setting = "single" if meta["setting"] == "blocks" and stands_for == 1 else meta["setting"]
         editor = same_as.get(meta["editor"], meta["editor"])
-        yield SampleKey(meta["model"], setting, stands_for, meta["dataset"], editor), _Test(cell, int(T), last)
+        yield SampleKey(meta["model"], setting, stands_for, meta["dataset"], editor), Test(cell, int(T), last)
 
 
-def _keep(by_seed: dict[int, _Test], key: SampleKey, test: _Test) -> None:
+def _keep(by_seed: dict[int, Test], key: SampleKey, test: Test) -> None:
     """A cell that was run for this T comes before another's checkpoint; two of them cannot both fill a place."""
     seed = test.cell.meta["seed"]
     there = by_seed.get(seed)
@@ -136,7 +142,7 @@ def _keep(by_seed: dict[int, _Test], key: SampleKey, test: _Test) -> None:
 
 
 def _sample(
-    key: SampleKey, by_seed: Mapping[int, _Test], measures: PaperMetrics, scoring: Score, costs: bool = False
+    key: SampleKey, by_seed: Mapping[int, Test], measures: PaperMetrics, scoring: Score, costs: bool = False
 ) -> Sample:
     unedited = key.editor == UNEDITED
     return Sample(
@@ -145,23 +151,23 @@ def _sample(
         measures=measures,
         score=scoring,
         cells=[test.cell for test in by_seed.values()],
-        failed=0 if unedited else sum(map(_failed, by_seed.values())),
+        failed=0 if unedited else sum(map(failed_edits, by_seed.values())),
         costs=_costs(list(by_seed.values())) if costs else {},
     )
 
 
-def _rows(test: _Test, unedited: bool) -> pd.DataFrame:
+def _rows(test: Test, unedited: bool) -> pd.DataFrame:
     rows = test.cell.rows
     tested = rows[(rows["when"] == "test") & (rows["T"] == test.T)]
     return rows[(rows["when"] == "before") & rows["case"].isin(tested["case"])] if unedited else tested
 
 
-def _failed(test: _Test) -> int:
+def failed_edits(test: Test) -> int:
     """Edits that failed and were undone, up to this test."""
     return int(test.cell.steps_to(test.T)["failed"].sum()) if "failed" in test.cell.steps else 0
 
 
-def _costs(tests: Sequence[_Test]) -> dict[str, float]:
+def _costs(tests: Sequence[Test]) -> dict[str, float]:
     """KEDAS's Table 7, of finished cells: hours of editing and of asking, gigabytes at the peak; mean over seeds."""
     metas = [test.cell.meta for test in tests if test.last and "seconds" in test.cell.meta]
     if len(metas) < len(tests):

@@ -1,8 +1,8 @@
 """From rows to scores: every mean, of one run.
 
 A score is the mean over cases of [the mean over the case's groups of (the mean over the group's probes)], times 100
-("case_macro", docs/metrics.md); a case without a probe of a kind does not count for that kind, and every mean carries
-its N.
+("case_macro", docs/metrics.md); a group's probes may also count as one, by the best or the worst of them (`fold`). A
+case without a probe of a kind does not count for that kind, and every mean carries its N.
 """
 
 import math
@@ -37,6 +37,15 @@ COLUMNS = {  # a probe's kind -> the papers' word for its score
     "efficacy": "efficacy",
     "paraphrase": "paraphrase",
     "neighborhood": "neighborhood",
+    "one_hop": "1-hop",
+    "multi_hop": "multi-hop",
+    "all_hops": "all hops",
+    "logical_generalization": "LG",
+    "compositionality_1": "CI",
+    "compositionality_2": "CII",
+    "subject_aliasing": "SA",
+    "preservation": "PV",
+    "relation_specificity": "RS",
     "fluency": "fluency",
     "consistency": "consistency",
 }
@@ -48,6 +57,8 @@ _SOURCES = {
     "generate": ("exact", "generate"),
     "magnitude": ("magnitude", "forced"),
 }
+FOLDS = {"mean": "mean", "any": "max", "all": "min"}  # of a case's probes of one kind and group
+_ONE: Mapping[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "any": max, "all": min}
 _TEXTS = {"fluency": ("entropy", "generate"), "consistency": ("cosine", "generate")}
 
 
@@ -113,18 +124,30 @@ def per_case(
 def _values(rows: pd.DataFrame, score: Score, merge: Merge, by: Sequence[str] = ()) -> pd.DataFrame:
     """The values (x100) of every kind, and whose they are: of each case (columns step, case) by default. With Arrow, at
     a tenth of what pandas takes for some thousand rows."""
-    columns = ["kind", "scoring", "step", "case", "group", *by, *{*_columns(score)} & {*rows}]
+    columns = ["kind", "scoring", "step", "case", "group", *by, *{*_columns(score), "fold"} & {*rows}]
     table = pa.Table.from_pandas(rows[columns], preserve_index=False)
     table = table.append_column("value", _value_of(table, score)).filter(pc.field("value").is_valid())
     if merge != "prompt_micro":
         over = ["group"] if merge == "group_macro" else ["step", "case"]
-        table = _mean(_mean(table, [*by, "kind", "step", "case", "group"]), [*by, "kind", *over])
+        table = _mean(_folded(table, [*by, "kind", "step", "case", "group"]), [*by, "kind", *over])
     frame = table.to_pandas()
     return frame.assign(value=100 * frame["value"])
 
 
 def _mean(table: pa.Table, keys: Sequence[str]) -> pa.Table:
     return table.group_by(list(keys)).aggregate([("value", "mean")]).rename_columns({"value_mean": "value"})
+
+
+def _folded(table: pa.Table, keys: Sequence[str]) -> pa.Table:
+    """One value for each of `keys`: the mean of its probes, or what their `fold` says."""
+    if "fold" not in table.column_names:
+        return _mean(table, keys)
+    table = table.set_column(table.column_names.index("fold"), "fold", table["fold"].cast(pa.string()))
+    found = table.group_by([*keys, "fold"]).aggregate([("value", how) for how in FOLDS.values()])
+    value = found["value_mean"]
+    for fold, how in FOLDS.items():
+        value = pc.if_else(pc.fill_null(pc.equal(found["fold"], fold), False), found[f"value_{how}"], value)
+    return found.append_column("value", value)
 
 
 def _columns(score: Score) -> list[str]:
@@ -157,12 +180,17 @@ def mean_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     A table has the same number; of a single step's few rows it is computed without a frame, in a fraction of the time.
     """
     groups: dict[str, dict[tuple[Any, ...], list[float]]] = {}
+    folds: dict[tuple[Any, ...], str] = {}
     for row in rows:
         kind = row["kind"]
         column, scoring = _TEXTS.get(kind, _SOURCES["token"])
         if row["scoring"] != scoring or (value := _value(row, column)) is None:
             continue
         groups.setdefault(kind, {}).setdefault((row["step"], row["case"], row["group"]), []).append(value)
+        folds[kind, row["step"], row["case"], row["group"]] = row.get("fold", "mean")
+    for kind, of_kind in groups.items():
+        for place, values in of_kind.items():
+            of_kind[place] = [_ONE[folds[kind, *place]](values)]
     return {kind: 100 * fmean(_cases(of_kind).values()) for kind, of_kind in sorted(groups.items(), key=_column)}
 
 
@@ -201,6 +229,8 @@ class PaperMetrics:
     said: str = ""  # in a caption
     costs: bool = False  # its tables print hours and memory
     one_average: bool = False  # the average over datasets has no T: each dataset has its own number of edits
+    scored: Mapping[str, Score] = field(default_factory=dict)  # those that are always scored in one way
+    said_of: Mapping[str, str] = field(default_factory=dict)  # in a caption that has the metric
 
 
 _KNOWEDIT = {"edit_success": "reliability", "portability": "portability", "locality": "locality"}
@@ -220,11 +250,19 @@ PAPER: dict[str, PaperMetrics] = {
         "fluency = n-gram entropy x100",
     ),
     "overtone": PaperMetrics(
-        {"edit_success": "reliability", "generality": "generality", **_KNOWEDIT},
+        {
+            "edit_success": "reliability",
+            "generality": "generality",
+            **_KNOWEDIT,
+            "one_hop": "one_hop",
+            "two_hop": "multi_hop",
+        },
         combined="avg",
-        parts=("edit_success", "generality", "portability", "locality"),
+        parts=("edit_success", "generality", "portability", "locality", "one_hop", "two_hop"),
         combine=fmean,
         said="reliability = the edit's prompt; Avg. = arithmetic mean of the scores that the dataset has",
+        scored={"one_hop": "generate", "two_hop": "generate"},
+        said_of={"two_hop": "1-Hop and 2-Hop = a free answer contains the answer, 2-Hop in any of its wordings"},
     ),
     "ft_editing": PaperMetrics(
         {
@@ -246,7 +284,7 @@ PLAIN = PaperMetrics({name.replace(" ", "_"): kind for kind, name in COLUMNS.ite
 
 def by_case(rows: pd.DataFrame, measures: PaperMetrics, score: Score = "token") -> pd.DataFrame:
     """One line a case, one column a metric; NaN where a case has no probe of it. What a bootstrap draws from."""
-    found = {name: per_case(rows, kind, score) for name, kind in measures.kinds.items()}
+    found = {name: per_case(rows, kind, measures.scored.get(name, score)) for name, kind in measures.kinds.items()}
     columns = {
         name: values.droplevel("step") * measures.scale.get(name, 1) for name, values in found.items() if len(values)
     }

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from kedit.cases import check_subjects
 from kedit.common.errors import InputError, disk_is_full, first_line
 from kedit.common.text_files import write_text
+from kedit.evaluation.measures.chosen import check_measured
 from kedit.loop.in_memory_journal import InMemoryJournal, ReadOnlyJournal
 from kedit.loop.journal import Journal
 from kedit.reports.present import present_cells, showing
@@ -101,6 +102,7 @@ def assemble(cfg: DictConfig) -> Parts:
         raise InputError(
             f"save={shown(cfg.save)}: this setting restores the model after its last edit; choose setting=sequential"
         )
+    check_measured(evaluator.measures, [step.restore for step in steps if step.test])
     if editor.needs_subject:
         check_subjects((case for step in steps for case in step.edit), dataset.where)
     if evaluator.each_step and not editor.reports_steps:
@@ -133,7 +135,7 @@ def checked_model(cfg: DictConfig, parts: Parts) -> Any:
 
 def compute(cfg: DictConfig, names: Mapping[str, Any], journal: Journal, parts: Parts, lm: Any, started: float) -> None:
     """The part that makes the cell's directory. `started`: when the model began to load (time.perf_counter)."""
-    from kedit.loop.provenance import costs, describe, named_files
+    from kedit.loop.provenance import costs, describe, n_probes, named_files
     from kedit.loop.tracker import Report
     from kedit.reports.dashboard import flat_config, report
     from kedit.results.cells import Cell
@@ -152,7 +154,7 @@ def compute(cfg: DictConfig, names: Mapping[str, Any], journal: Journal, parts: 
         config=flat_config(without(config, BOOKKEEPING), meta),
     )
     experiment_of(cfg, parts, lm, journal, parts.tracker)
-    journal.describe(meta | costs(journal.steps, len(journal.rows), load_s, time.perf_counter() - started))
+    journal.describe(meta | costs(journal.steps, n_probes(journal.rows), load_s, time.perf_counter() - started))
     if cfg.save:
         lm.save(journal.directory / "model", adapter=cfg.save == "adapter")
     results = Report()

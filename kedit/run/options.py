@@ -37,6 +37,7 @@ class TableOptions:
     without: Sequence[Mapping[str, Any]] | None = None
     notes: Sequence[str] | None = None
     same_as: Mapping[str, str] | None = None
+    benchmarks: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from kedit.common.options import Count, CountOrNone, Rule, Seed
 from kedit.data import Dataset
 from kedit.data.dataset import leakage_note
 from kedit.world.corpus import Corpus
-from kedit.world.facts import GEO_TEMPLATES, TEMPLATES, Person, World
+from kedit.world.facts import GEO_TEMPLATES, TEMPLATES, TWO_HOPS, Person, World
 
 People = Annotated[
     int, Ge(4), Le(10_000), MultipleOf(2), Rule("an even number from 4 to 10000, because people come in couples")
@@ -143,6 +143,7 @@ class Asker:
             Probe("efficacy", prompt, (new,), competing_answer=old),
             Probe("paraphrase", rephrase, (new,), "held_out_wording", competing_answer=old),
             *self._neighborhood(drawn),
+            *self._two_hops(drawn),
         ]
         return Case(f"world-{self.world.seed}-{person.index}", (Edit(prompt, new, person.name, old),), tuple(probes))
 
@@ -153,6 +154,18 @@ class Asker:
             yield Probe("portability", prompt.format(s=person.name), (answer,), "one_hop")
         if relation == "spouse":
             yield Probe("portability", TEMPLATES[relation][0].format(s=drawn.answer), (person.name,), "reversed")
+
+    def _two_hops(self, drawn: Counterfactual) -> Iterator[Probe]:
+        """The question in two wordings, of which any counts, and the two facts that it needs. The model was trained on
+        no such question."""
+        person, relation = drawn.person, drawn.relation
+        second = self.world.second_hop(relation, drawn.answer)
+        if second is None:
+            return
+        for wording in TWO_HOPS[relation][1]:
+            yield Probe("multi_hop", wording.format(s=person.name), (second[1],), "2_hops", fold="any")
+        yield Probe("all_hops", TEMPLATES[relation][0].format(s=person.name), (drawn.answer,), fold="all")
+        yield Probe("all_hops", second[0], (second[1],), fold="all")
 
     def _locality(self, person: Person, relation: str) -> Iterator[Probe]:
         """Two of each kind: the subject's other relations, the same relation of other people, geography."""

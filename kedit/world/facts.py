@@ -113,6 +113,19 @@ ONE_HOP: dict[str, tuple[tuple[str, str], ...]] = {
     "employer": (("The employer of {s} has its headquarters in", "headquarters"),),
 }
 
+TWO_HOPS: dict[str, tuple[str, tuple[str, str]]] = {
+    # edited relation -> (the fact of its answer that is asked, two wordings of the question)
+    "birthplace": (
+        "capital",
+        ("The capital of the country where {s} was born is", "{s} comes from the country that is governed from"),
+    ),
+    "employer": (
+        "headquarters",
+        ("The employer of {s} has its headquarters in", "{s} works for a company that is based in"),
+    ),
+    "spouse": ("employer", ("The spouse of {s} works for", "{s} is married to somebody who has a job at")),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Person:
@@ -198,6 +211,19 @@ class World:
             held = {r: rng.randrange(1, 5) for r in self.relations}
             everyone.append(Person(i, f"{first} {last}", f"{first[0]}. {last}", facts, held, spouse))
         return everyone
+
+    def second_hop(self, relation: str, answer: str) -> tuple[str, str] | None:
+        """(prompt, answer) of the fact that a two-hop question needs besides `relation` = `answer`; None if no question
+        goes through that relation."""
+        fact = TWO_HOPS.get(relation, ("",))[0]
+        if fact in self.geo:
+            subject = answer.rpartition(", ")[2] if relation == "birthplace" else answer
+            return GEO_TEMPLATES[fact][0].format(s=subject), self.geo[fact][subject]
+        if fact in self.relations:
+            spouse = next(person for person in self.people if person.name == answer)
+            wording = next(text for i, text in enumerate(TEMPLATES[fact]) if i != spouse.held_out[fact])
+            return wording.format(s=answer), spouse.facts[fact]
+        return None
 
     def one_hop(self, relation: str, answer: str) -> list[tuple[str, str]]:
         """(prompt with {s}, answer) of every question that follows in one step from `relation` = `answer`."""

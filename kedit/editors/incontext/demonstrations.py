@@ -97,11 +97,12 @@ class Demonstrations(Prompt):
 
 
 def lessons(case: Case) -> list[tuple[str, str, str]]:
-    """(fact, query, answer) of all that can be made of a case's first edit."""
+    """(fact, query, answer) of all that can be made of a case; questions beside the edits' own belong to the first."""
     edit = case.edits[0]
     updated = [(probe.prompt, probe.answers[0]) for probe in case.probes if probe.kind == "generality"]
     retained = [(probe.prompt, probe.answers[0]) for probe in case.probes if probe.kind == "locality"]
-    return [(qa(edit).text, query, answer) for query, answer in [(edit.prompt, edit.target_new), *updated, *retained]]
+    copied = [(qa(other).text, other.prompt, other.target_new) for other in case.edits]
+    return [*copied, *((qa(edit).text, query, answer) for query, answer in [*updated, *retained])]
 
 
 def _cases(path: Path) -> list[Case]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedit.common.errors import disk_is_full, first_line
+from kedit.reports.plot.ability import ability
 from kedit.reports.plot.bars import bars
 from kedit.reports.plot.plot_data import Nothing, together
 from kedit.reports.plot.radar import average, radar
@@ -39,6 +40,7 @@ PICTURES: Mapping[str, Picture] = {
     "average": Picture(average, same=[key for key in SAME if key != "dataset"]),
     "scatter": Picture(scatter),
     "retention": Picture(retention),
+    "ability": Picture(ability),
     "bars": Picture(bars, same=[key for key in SAME if key not in ("dataset", "setting")]),
     "losses": Picture(losses),
     "tokens": Picture(tokens),

@@ -1,9 +1,10 @@
 """What a caption must say of measured numbers: N, setting, effective T, way of scoring, seeds, what failed."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 
+from kedit.results.abilities import abilities, described
 from kedit.results.cells import Cell
 from kedit.results.measured import AVERAGE
 from kedit.results.mixing import mixed
@@ -16,6 +17,53 @@ def facts(frame: pd.DataFrame, cells: Sequence[Cell], score: Score) -> list[str]
     own = _own(frame)
     settings = ", ".join(map(str, dict.fromkeys(own["setting"])))
     said = [f"{settings}, {_horizons(own, cells)}", f"N={_counts(own)} cases", SCORING_CAPTIONS[score]]
+    return said + _of_cells(cells)
+
+
+def ability_facts(frame: pd.DataFrame, cells: Sequence[Cell], benchmarks: Collection[str]) -> list[str]:
+    """Of numbers of benchmarks: after which edits, and what of each benchmark was asked."""
+    own = _own(frame)
+    settings = ", ".join(dict.fromkeys(setting for setting in own["setting"] if setting)) or cells[0].meta["setting"]
+    edits = ", ".join(sorted({cell.meta["dataset"] for cell in cells}))
+    said = [f"{settings} edits of {edits}, {_horizons(own, cells)}"]
+    return said + asked_of_benchmarks(cells, benchmarks) + _of_cells(cells)
+
+
+def asked_of_benchmarks(cells: Sequence[Cell], benchmarks: Collection[str]) -> list[str]:
+    """Accuracy of what: each benchmark's N, how much of the published set that is, its examples; what memories did."""
+    about = {name: asked for name, asked in described(cells).items() if name in benchmarks}
+    if not about:
+        return []
+    versions = ", ".join(sorted({str(asked["lm_eval"]) for asked in about.values()}))
+    shots = {name: asked["num_fewshot"] for name, asked in about.items()}
+    same = len(set(map(str, shots.values()))) == 1
+    said = [f"accuracy in % as lm-eval {versions} scores it" + (f", {_shots(*set(shots.values()))}" if same else "")]
+    for name, asked in about.items():
+        parts = [f"N={asked['n']}", *([] if same else [_shots(shots[name])]), *filter(None, [asked["said"]])]
+        said.append(f"{name}: {', '.join(parts)}")
+    return said + _routed(cells, benchmarks)
+
+
+def _shots(n: object) -> str:
+    return "zero-shot" if n == 0 else f"{n}-shot"
+
+
+def _routed(cells: Sequence[Cell], benchmarks: Collection[str]) -> list[str]:
+    """Of editors with a memory or a gate: in how many of the last test's requests it acted."""
+    said = []
+    for cell in cells:
+        lines = abilities(cell)
+        if "routed" not in lines:
+            continue
+        last = lines[(lines["T"] == lines["T"].max()) & lines["benchmark"].isin(benchmarks)]["routed"].dropna()
+        total, acted, cut = (sum(found[name] for found in last) for name in ("requests", "in_scope", "cut"))
+        text = f"{cell.meta['editor']} (seed {cell.meta['seed']}) acted in {acted} of {total} requests"
+        said.append(text + (f", its retriever read only a part of {cut}" if cut else ""))
+    return said
+
+
+def _of_cells(cells: Sequence[Cell]) -> list[str]:
+    said: list[str] = []
     orders = sorted({str(cell.meta["order_seed"]) for cell in cells} - {"None"})
     options = sorted({cell.meta["overrides"] for cell in cells} - {""})
     said += [f"order seed {', '.join(orders)}"] if orders else []

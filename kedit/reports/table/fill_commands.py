@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 
 from kedit.common.paths import ROOT
-from kedit.reports.table.layout import Layout
+from kedit.reports.table.layout import Layout, place_of
+from kedit.results.abilities import ACCURACY
 from kedit.results.measured import AVERAGE, KNOWEDIT_SETS
 from kedit.results.samples import COSTS, UNEDITED
 from kedit.results.scores import PAPER
@@ -14,7 +15,7 @@ from kedit.results.scores import PAPER
 
 def command(record: Mapping[str, Any], layout: Layout, seeds: Sequence[int] = ()) -> str:
     """The command that runs this number's cell, for a place that the sweep's own axes may not have."""
-    choices = {"model": [record["model"]], "dataset": _datasets(record), "editor": [_editor(record, layout)]}
+    choices = {"model": [record["model"]], "dataset": _datasets(record, layout), "editor": [_editor(record, layout)]}
     T = None if pd.isna(record["T"]) else str(record["T"])
     if T and (T in layout.axes.get("T", ()) or seeds):
         choices["T"] = [T]
@@ -30,7 +31,11 @@ def _joined(layout: Layout, choices: Mapping[str, Sequence[str]]) -> str:
     return " ".join(filter(None, [f"kedit sweeps={layout.sweep}", *axes, layout.more]))
 
 
-def _datasets(record: Mapping[str, Any]) -> list[str]:
+def _datasets(record: Mapping[str, Any], layout: Layout) -> list[str]:
+    """Those whose edits are needed."""
+    if layout.benchmarks:
+        edited = layout.edited.get(place_of(record))
+        return [edited] if edited else list(layout.axes["dataset"])
     return list(KNOWEDIT_SETS) if record["dataset"] == AVERAGE else [record["dataset"]]
 
 
@@ -51,16 +56,17 @@ def has(group: str, name: str) -> bool:
 def why_not(record: Mapping[str, Any], layout: Layout) -> str:
     """What kedit lacks for this number; empty where a command fills it."""
     measures = PAPER[layout.paper]
-    if record["metric"] not in {*measures.kinds, measures.combined, *COSTS}:
+    known = {ACCURACY} if layout.benchmarks else {*measures.kinds, measures.combined, *COSTS}
+    if record["metric"] not in known:
         return f"kedit does not measure {record['metric']} yet"
     choices = [("editor", _editor(record, layout)), ("model", record["model"])]
-    choices += [("dataset", dataset) for dataset in _datasets(record)]
+    choices += [("dataset", dataset) for dataset in _datasets(record, layout)]
     return next((f"kedit has no {group} {name} yet" for group, name in choices if not has(group, name)), "")
 
 
 def lacks(record: Mapping[str, Any], layout: Layout) -> list[str]:
     """Files and models that this number's cells did not find when they were last asked for or checked."""
-    cells = [(record["model"], dataset, _editor(record, layout)) for dataset in _datasets(record)]
+    cells = [(record["model"], dataset, _editor(record, layout)) for dataset in _datasets(record, layout)]
     return list(dict.fromkeys(name for cell in cells for name in (layout.missing or {}).get(cell, ())))
 
 
@@ -120,5 +126,5 @@ def _along(key: str, records: Sequence[Mapping[str, Any]], layout: Layout) -> se
     if key == "editor":
         return {_editor(record, layout) for record in records if record["editor"] != UNEDITED}
     if key == "dataset":
-        return {dataset for record in records for dataset in _datasets(record)}
+        return {dataset for record in records for dataset in _datasets(record, layout)}
     return {str(record[key]) for record in records if not pd.isna(record[key])}

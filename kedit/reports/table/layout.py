@@ -1,7 +1,8 @@
 """How a sweep's table is laid out: what its yaml says under `table`, and the order in which the paper prints."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ class Layout:
     same_as: Mapping[str, str] = field(default_factory=dict)
     axes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # what the sweep runs
     more: str = ""  # what every command that fills it needs besides
+    benchmarks: Mapping[str, str] = field(default_factory=dict)  # of a table of these: benchmark -> the paper's name
+    edited: Mapping[tuple[Any, ...], str] = field(
+        default_factory=dict
+    )  # of such a table: PLACE -> dataset of the edits
     notes: tuple[str, ...] = ()  # where the paper's runs differ from what the sweep runs, for captions
 
     @property
@@ -66,6 +71,11 @@ class Layout:
         dash = (texts["value"] == "") & texts["note"].str.startswith("printed")
         return printed(self.paper, self.number).assign(text=texts["value"], ci_text=texts["ci"], dash=dash)
 
+    @property
+    def unit(self) -> str:
+        """What N counts."""
+        return "questions" if self.benchmarks else "cases"
+
     @cached_property
     def decimals(self) -> dict[str, int]:
         """Of each metric, as the paper prints it."""
@@ -89,7 +99,9 @@ def layout(sweep: str, folder: Path = ROOT / "sweeps") -> Layout | None:
         key: axis_values(params.get(key, config.get(key, ""))) for key in ("model", "dataset", "editor", "setting", "T")
     }
     same_as, notes = dict(table.get("same_as") or {}), tuple(table.get("notes") or ())
-    return Layout(sweep, table["paper"], int(table["number"]), rows, columns, same_as, axes, notes=notes)
+    known = Layout(sweep, table["paper"], int(table["number"]), rows, columns, same_as, axes, notes=notes)
+    benchmarks = dict(table.get("benchmarks") or {})
+    return replace(known, benchmarks=benchmarks, edited=edited_at(known.printed)) if benchmarks else known
 
 
 def layouts(folder: Path = ROOT / "sweeps") -> Iterator[Layout]:
@@ -164,17 +176,32 @@ def as_printed(frame: pd.DataFrame, layout: Layout) -> pd.DataFrame:
 
 def belongs(frame: pd.DataFrame, layout: Layout) -> pd.Series:
     """Which lines have a counterpart in the paper: same model, setting, T and dataset."""
-    known = set(map(_key, layout.printed[PLACE].to_dict("records")))
-    return pd.Series([_key(record) in known for record in frame[PLACE].to_dict("records")], frame.index, dtype=bool)
+    known = set(map(place_of, layout.printed[PLACE].to_dict("records")))
+    return pd.Series([place_of(record) in known for record in frame[PLACE].to_dict("records")], frame.index, dtype=bool)
 
 
-def _key(record: Mapping[str, Any]) -> Position:
+def place_of(record: Mapping[str, Any]) -> Position:
     return _at(record, PLACE)
+
+
+def edited_at(frame: pd.DataFrame) -> dict[Position, str]:
+    """Which dataset the edits of a benchmark's number are of, as its note says."""
+    records = [(record, re.search(r"edit_dataset=(\w+)", record["note"])) for record in frame.to_dict("records")]
+    return {place_of(record): found[1] for record, found in records if found}
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
 
-_WORDS = {"average": "Average", "none": "(unedited)"}
+_WORDS = {
+    "average": "Average",
+    "none": "(unedited)",
+    "hellaswag": "HellaSwag",
+    "winogrande": "Winogrande",
+    "mmlu": "MMLU",
+    "csqa": "CSQA",
+    "mnli": "MNLI",
+    "sst2": "SST-2",
+}
 _KNOWEDIT = {"edit_success": "ES", "locality": "L", "portability": "P", "hm": "HM", "fluency": "Fluency"}
 METRICS: dict[str, Mapping[str, str]] = {
     "kdpo": {"edit_success": "Edit Succ."},

@@ -89,7 +89,7 @@ def _caption(cells: Sequence[Cell], lines: pd.DataFrame, score: Score, merge: Me
         *([BRACKETS] if rome else []),
         "seconds = editing up to T",
     ]
-    parts += _other_counts(lines) + _alarms(cells, lines)
+    parts += _other_counts(lines) + _not_counted(cells) + _alarms(cells, lines)
     parts += [f"dropped: {n} {what}" for what, n in meta["data"]["dropped"].items()] + list(meta["data"]["notes"])
     if meta["order_seed"] is not None:
         parts.append(f"order seed {meta['order_seed']}")
@@ -109,6 +109,21 @@ def _other_counts(lines: pd.DataFrame) -> list[str]:
     asked = [kind for kind in COLUMNS if f"n_{kind}" in lines]
     partial = [kind for kind in asked if lines[f"n_{kind}"].max() and (lines[f"n_{kind}"] != lines["N"]).any()]
     return [f"{COLUMNS[kind]} has N={'/'.join(str(n) for n in lines[f'n_{kind}'].unique())}" for kind in partial]
+
+
+def _not_counted(cells: Sequence[Cell]) -> list[str]:
+    """Questions whose conditions the unedited model does not fulfil (RippleEdits)."""
+    said = []
+    for cell in cells[:1]:  # the same for every editor
+        before = cell.rows[cell.rows["when"] == "before"].drop_duplicates(["case", "kind", "group", "probe"])
+        if "skipped" not in before:
+            continue
+        for kind, rows in before.groupby("kind", sort=False):
+            lost = int(rows["skipped"].notna().sum())
+            if lost:
+                counted = f"{lost} of {len(rows)} questions do not count"
+                said.append(f"{COLUMNS[str(kind)]}: {counted}, their conditions fail before the edit")
+    return said
 
 
 def _alarms(cells: Sequence[Cell], lines: pd.DataFrame) -> list[str]:

@@ -17,10 +17,11 @@ from kedit.reports.table.formats import Grid
 from kedit.reports.table.html import page
 from kedit.reports.table.layout import Layout, layout, layouts
 from kedit.reports.table.table_cells import shown
+from kedit.results.abilities import benchmark_frame
 from kedit.results.cells import Cell, find, tested
 from kedit.results.measured import frame_of
 from kedit.results.mixing import RULES, refuse_mixed
-from kedit.results.samples import COSTS, samples
+from kedit.results.samples import COSTS, UNEDITED, samples
 from kedit.results.scores import Score
 
 ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html", ".htm": "html"}
@@ -139,9 +140,11 @@ def paper_table(
     refuse_mixed(cells, {*mix, *by_layout})
     if score == "generate":
         known = replace(known, more=GENERATE)
-    found = frame_of(samples(cells, known.paper, scoring=score, same_as=known.same_as), known.paper, known.number)
+    found = frame(known, cells, score)
     if cells and set(found["metric"]) <= {*TEXTS, *COSTS}:
-        raise InputError(f"no run of {known.sweep} has rows for --scoring {score}; {NEEDS[score]}")
+        wanted = "benchmarks" if known.benchmarks else f"rows for --scoring {score}"
+        needed = "run it with eval/measures" if known.benchmarks else NEEDS[score]
+        raise InputError(f"no run of {known.sweep} has {wanted}; {needed}")
     given = shown(known, found, cells, score, out.parent if out else Path())
     made = {
         "ours": lambda: views.ours(given),
@@ -150,6 +153,14 @@ def paper_table(
     }
     chosen = {name: make() for name, make in made.items() if view in (name, "all")}
     return Made(known.name, chosen, views.tidy(given))
+
+
+def frame(known: Layout, cells: Sequence[Cell], score: Score) -> pd.DataFrame:
+    """What these cells measured of the table's metrics."""
+    if known.benchmarks:
+        bare = known.printed[(known.printed["editor"] == UNEDITED) & known.printed["T"].isna()]["model"]
+        return benchmark_frame(cells, known.paper, known.number, known.benchmarks, known.same_as, set(bare))
+    return frame_of(samples(cells, known.paper, scoring=score, same_as=known.same_as), known.paper, known.number)
 
 
 def _versus(given: Given, place: str, known: Layout | None) -> Made:
@@ -183,4 +194,4 @@ def _of_sweep(known: Layout, score: Score, mix: Sequence[str]) -> pd.DataFrame |
     if not cells:
         return None
     refuse_mixed(cells, {*mix, "settings"})
-    return frame_of(samples(cells, known.paper, scoring=score, same_as=known.same_as), known.paper, known.number)
+    return frame(known, cells, score)

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 from kedit.papers import KEYS
 from kedit.reports.table import fill_commands as fill
 from kedit.reports.table.formats import DASH, TableCell
-from kedit.reports.table.layout import Layout, as_printed, belongs
+from kedit.reports.table.layout import Layout, as_printed, belongs, edited_at
 from kedit.reports.table.ranking import GROUP
 from kedit.results.cells import Cell
 from kedit.results.samples import UNEDITED
@@ -52,6 +52,8 @@ def shown(layout: Layout, frame: pd.DataFrame, cells: Sequence[Cell], score: Sco
     wanted = frame["metric"].isin(printed["metric"])
     if UNEDITED not in set(printed["editor"]):
         wanted &= frame["editor"] != UNEDITED
+    if layout.benchmarks:
+        layout = replace(layout, edited={**layout.edited, **edited_at(frame)})
     return Shown(layout, as_printed(frame[wanted], layout), cells, score, home)
 
 
@@ -91,7 +93,7 @@ def _decimals(given: Shown, record: TidyRow) -> int:
 
 def measured_entry(given: Shown, record: TidyRow) -> TableCell:
     text = text_of(given, record) + _bracket(record["ci"], _decimals(given, record))
-    return TableCell(text, hint=_behind(record), link=_link(given, record["directories"]))
+    return TableCell(text, hint=_behind(given, record), link=_link(given, record["directories"]))
 
 
 def difference_entry(given: Shown, record: TidyRow) -> TableCell:
@@ -99,7 +101,7 @@ def difference_entry(given: Shown, record: TidyRow) -> TableCell:
         return TableCell(DASH)
     digits = _decimals(given, record)
     text = f"{record['value'] - record['theirs']:+.{digits}f}" + _bracket(record["ci"], digits)
-    hint = f"ours {text_of(given, record)}, the paper {record['text']}; {_behind(record)}"
+    hint = f"ours {text_of(given, record)}, the paper {record['text']}; {_behind(given, record)}"
     return TableCell(text, bold=_outside(record), hint=hint, link=_link(given, record["directories"]))
 
 
@@ -114,12 +116,12 @@ def _bracket(width: float, digits: int) -> str:
     return f" ({width:.{digits}f})" if math.isfinite(width) else ""
 
 
-def _behind(record: TidyRow) -> str:
+def _behind(given: Shown, record: TidyRow) -> str:
     """N and the interval of one number."""
     seeds = f" of {int(record['seeds'])} seeds" if record["seeds"] > 1 else ""
     ends = f", 95 % interval {record['low']:.2f} to {record['high']:.2f}" if math.isfinite(record["ci"]) else ""
     failed = f", {int(record['failed'])} edits failed" if record["failed"] else ""
-    return f"N={int(record['n'])} cases{seeds}{ends}{failed}"
+    return f"N={int(record['n'])} {given.layout.unit}{seeds}{ends}{failed}"
 
 
 def of_paper(record: TidyRow) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 
 from kedit.reports.table import fill_commands as fill
-from kedit.reports.table.captions import facts, failures, over_seeds
+from kedit.reports.table.captions import ability_facts, facts, failures, over_seeds
 from kedit.reports.table.formats import DASH, Grid, Line, TableCell
 from kedit.reports.table.layout import Block, Layout, Position, blocks, named
 from kedit.reports.table.ranking import BOLD, ranked
@@ -24,6 +24,7 @@ from kedit.reports.table.table_cells import (
 from kedit.results.scores import PAPER
 
 WIDTH = "in brackets: half-width of the 95 % bootstrap interval over cases"
+ABILITY_WIDTH = "in brackets: half-width of the 95 % interval, by lm-eval's standard errors over questions"
 
 
 def paper(layout: Layout) -> list[Grid]:
@@ -63,8 +64,8 @@ def difference(given: Shown) -> list[Grid]:
         said = "Nothing was run here that the paper has in this table."
         return [Grid(f"{given.layout.name}: difference", (), (), (), said)]
     said = (
-        f"ours less the paper's number; {WIDTH} of ours; bold: the paper's number (its interval, where it prints "
-        f"one; else what rounds to it) lies outside that interval; "
+        f"ours less the paper's number; {_width(given)} of ours; bold: the paper's number (its interval, where it "
+        f"prints one; else what rounds to it) lies outside that interval; "
         f"{_facts(given, given.inside)}."
     )
     return [
@@ -90,12 +91,22 @@ def _ours(given: Shown, block: Block, frame: pd.DataFrame) -> Grid:
         beyond = [fill.command(record, given.layout, given.seeds) for record in missing if not of_paper(record)]
         commands = tuple(dict.fromkeys(beyond or filled))
         sentences = [f"{DASH}: not run{fill.how(commands, reasons, given.layout)}"]
-    caption = "; ".join([_facts(given, _there(block, frame)), WIDTH + over_seeds(given.seeds), BOLD, *sentences])
+    width = _width(given) + ("" if given.layout.benchmarks else over_seeds(given.seeds))
+    caption = "; ".join([_facts(given, _there(block, frame)), width, BOLD, *sentences])
     return _grid(block, given.layout, "ours", entries, f"{caption}.", commands)
 
 
+def _width(given: Shown) -> str:
+    return ABILITY_WIDTH if given.layout.benchmarks else WIDTH
+
+
 def _facts(given: Shown, frame: pd.DataFrame) -> str:
-    said = [*facts(frame, given.cells, given.score), PAPER[given.layout.paper].said, *_stand_ins(given)]
+    if given.layout.benchmarks:
+        said = [*ability_facts(frame, given.cells, given.layout.benchmarks), *_stand_ins(given)]
+    else:
+        paper, metrics = PAPER[given.layout.paper], set(frame["metric"])
+        said = [*facts(frame, given.cells, given.score), paper.said, *_stand_ins(given)]
+        said += [text for metric, text in paper.said_of.items() if metric in metrics]
     return "; ".join([*said, *failures(frame), *given.layout.notes])
 
 

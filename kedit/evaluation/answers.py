@@ -1,0 +1,34 @@
+"""What a model is asked, and what it says."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from kedit.cases import Question
+from kedit.lm import Scored
+
+ROOM = 16  # tokens that free generation may go on after the answer's: a model that uses them has not stopped
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model says to one question."""
+
+    forced: tuple[Scored, ...] = ()  # teacher-forced on each answer that counts; none for fluency
+    generated: str | None = None  # free text: the continuation, or for fluency prompt and continuation
+    info: Mapping[str, Any] = field(default_factory=dict)  # of the prompt's route
+    competing_answer: Scored | None = None  # teacher-forced on the competing object
+
+
+class Ask(NamedTuple):
+    """A question with an answer that is scored, and which of several edited models it goes to."""
+
+    question: Question
+    answer: str = ""
+    variant: int = 0
+
+
+def room(question: Question, answer: Answer) -> int:
+    """Tokens of a free answer."""
+    frame = question.probe.frame
+    return frame.max_new if frame else max(len(scored.gold) for scored in answer.forced) + ROOM
