@@ -90,7 +90,7 @@ def _dtype(name: str) -> torch.dtype:
         raise InputError(
             f"model.dtype={name}: not a dtype that weights can have; use one of {', '.join(get_args(Dtype))}"
         )
-    return getattr(torch, name)  # type: ignore[no-any-return]
+    return getattr(torch, name)
 
 
 def _source(path: str) -> str:
