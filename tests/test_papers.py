@@ -14,7 +14,7 @@ CONF = Path(__file__).parent.parent / "conf"
 ABSENT = {  # what the papers have and conf/ has not; "" and averages are no pieces
     "model": set[str](),
     "setting": set[str](),
-    "dataset": set("csqa hellaswag mmlu mnli mquake sst2 winogrande".split()),
+    "dataset": set("csqa hellaswag mmlu mnli sst2 winogrande".split()),
     "editor": set(
         """ft_layer21 ft_layers3_5_mask ft_layers3_5_mask_para ft_layers3_5_mask_para_rand
         ft_mask_para_rand_no_lora ke melo melo_overtone mend post_alignment recipe serac wise wise_overtone""".split()
