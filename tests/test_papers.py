@@ -14,8 +14,8 @@ CONF = Path(__file__).parent.parent / "conf"
 ABSENT = {  # what the papers have and conf/ has not; "" and averages are no pieces
     "model": set[str](),
     "setting": set[str](),
-    "dataset": set("csqa hellaswag mmlu mnli mquake sst2 winogrande".split()),
-    "editor": set("ke melo melo_overtone post_alignment serac wise wise_overtone".split()),
+    "dataset": set("csqa hellaswag mmlu mnli sst2 winogrande".split()),
+    "editor": {"ke", "post_alignment"},
 }
 NO_PIECE = {"dataset": {"average", "all"}, "editor": {"none"}}  # none: the unedited model
 MODELS = """llama2-7b llama2-7b-chat llama3-8b llama3-8b-instruct llama3.1-8b-instruct qwen1.5-7b qwen1.5-0.5b
