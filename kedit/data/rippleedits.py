@@ -36,7 +36,7 @@ def dataset_of(record: Record) -> str:
 
 
 def parse(record: Record, case_id: str, dropped: Counter[str], *, max_new: Count = 50) -> Case:
-    """One record. `max_new`: tokens of a free answer (the authors' code has no fixed number)."""
+    """One record. `max_new`: tokens of a free answer (a number of ours)."""
     frame = Frame("", "", max_new, contains=True)
     edit, known = _edit(record.part("edit"), frame)
     probes = [Probe("reliability", edit.prompt, (edit.target_new,))]
