@@ -198,7 +198,7 @@ class Compared:
         for layer in self.layers:
             name = f"{lm.anatomy.mlp_out.format(layer)}.weight"
             mine, other = lm.model.get_parameter(name).detach(), model.get_parameter(name)  # type: ignore[operator]
-            lm_start = lm._originals[name]
+            lm_start = lm.changes.originals[name]
             same &= bool((mine - other).norm() <= 1e-2 * (other - lm_start).norm())
             other.data.copy_(lm_start)
         lm.restore()

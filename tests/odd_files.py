@@ -239,5 +239,5 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         "not the form of any benchmark",
     ),
     "another benchmark": (text({"question": "q", "answer": "a"}), "the fields question, answer, but"),
-    "not one field": (text({}), "holds no list of records"),
+    "not one field": (text({}), "no field, but needs"),
 }

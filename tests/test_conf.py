@@ -250,7 +250,11 @@ def test_whose_numbers_a_cell_has_is_told() -> None:
     inherited = numbers("editor=kdpo", *GPT2)
     assert inherited == {"numbers": {"ft_m/gpt2-xl": ["editor.layers"]}, "untuned": False}
     wiki = numbers("editor=ft_mask_para_rand_wiki")["numbers"]
-    assert wiki == {"ft/world": ["editor.lr"], "ft_mask_para_rand_wiki/world": ["editor.texts.source"]}
+    assert wiki == {
+        "ft/world": ["editor.lr", "editor.max_grad_norm"],
+        "ft_mask_para/world": ["editor.examples.para.prefixes"],
+        "ft_mask_para_rand_wiki/world": ["editor.texts.source"],
+    }
     untuned = numbers("editor=swea_os", *GPT2)
     assert untuned == {"numbers": {}, "untuned": True}
     names = {"editor": "kdpo", "model": "gpt2-xl"}

@@ -27,21 +27,15 @@ from kedit.editors.gated.side_memory import SideGate
 from kedit.evaluation.evaluator import Evaluator
 from kedit.evaluation.step_trace import StepTrace
 from kedit.lm import LM
-from kedit.lm.sentence_encoder import MINILM
 from kedit.loop.settings import Step
 from kedit.loop.step_runner import StepRunner, Turn
 
 YAMLS = sorted((ROOT / "conf/editor").glob("*.yaml"))
 DATA = hand_over(world.cases(edits=4, limit=4, seed=1, train=True, train_people=24))
 FAST = {  # where an editor has them
-    "values.steps": 20,
+    "values.steps": 30,
     "sampling.lengths": [[5, 2]],
     "sampling.tokens": [3],
-    "scope.model": MINILM,
-    "scope.threshold": 0.0,
-    "scope.pairs.mined": 0,
-    "scope.training.max_steps": 1,
-    "counterfactual.tuner.max_steps": 1,
     "network.rank": 32,
     "network.width": 128,
     "loss.contrastive": 0.0,  # of 24 people nobody learns when to use no edit

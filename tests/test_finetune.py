@@ -8,7 +8,6 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from test_editors import equal, weights
 
 from kedit import world
 from kedit.common.errors import InputError
@@ -22,6 +21,14 @@ from kedit.losses.dpo import DPO
 from kedit.losses.kdpo import KDPO
 
 EDITS = [case.edits[0] for case in world.cases(edits=4, limit=4, seed=1).cases]
+
+
+def weights(lm: LM) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in lm.model.state_dict().items()}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def configured(*given: str) -> Any:

@@ -1,4 +1,4 @@
-"""Editors that are trained to edit: algebra of their steps, and what they learn from. Their contract: test_editors.py;
+"""Editors that are trained to edit: algebra of their steps, and what they learn from. Their contract: test_contract.py;
 their trainings, killed and spread over processes: test_training.py."""
 
 import json

@@ -1,4 +1,4 @@
-"""The in-context pipeline: what is stored, found, accepted and read. Its editors' contract is in test_editors.py."""
+"""The in-context pipeline: what is stored, found, accepted and read. Its editors' contract is in test_contract.py."""
 
 import json
 from collections.abc import Callable, Mapping

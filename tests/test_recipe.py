@@ -1,4 +1,4 @@
-"""RECIPE: learnt soft prompts behind a sentinel. Its contract: test_editors.py; its training loop: test_training.py."""
+"""RECIPE: learnt soft prompts behind a sentinel. Contract: test_contract.py; training loop: test_training.py."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -50,6 +50,8 @@ def editor_of(name: str, lm: LM) -> Editor:
         cfg.statistics.update({"corpus": str(CORPUS), "tokens": 1000})
     if "threshold" in cfg.get("solver", {}):
         cfg.solver.update({"threshold": 1e-2, "relative": True})  # the paper's is that of trained models' keys
+    if cfg.get("layers"):  # of a larger model
+        cfg.layers = sorted({layer % lm.anatomy.n_layers for layer in cfg.layers})
     editor = instantiate(quick(cfg, {"augmentation": None}), _convert_="all")
     torch.manual_seed(0)
     editor.fit(lm, records("counterfact_rome"))

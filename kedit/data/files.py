@@ -212,8 +212,9 @@ def dataset_of(path: Path) -> str:
 def _recognised(path: Path, first: Record) -> ModuleType:
     form = form_of(first)
     if form is None:
+        there = f"the fields {', '.join(first.data)}" if first.data else "no field"
         raise InputError(
-            f"{path}: not the form of any benchmark kedit knows; its first record has the fields "
-            f"{', '.join(first.data)}, but needs at least prompt, target_new and subject (docs/data.md)"
+            f"{path}: not the form of any benchmark kedit knows; its first record has {there}, "
+            "but needs at least prompt, target_new and subject (docs/data.md)"
         )
     return form

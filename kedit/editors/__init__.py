@@ -45,7 +45,7 @@ class Editor:
     keeps_adapter: ClassVar[bool] = False  # is an adapter of all edits in the model afterwards, to be saved alone?
     prompt_decides: ClassVar[bool] = True  # is what a prompt is read with decided by it alone, not by answer or batch?
     forgets_some: ClassVar[bool] = False  # may later edits leave an earlier one unread, by design?
-    least_gain: ClassVar[float] = 0.1  # nats by which an edit's answer becomes likelier, at least; 0: by design
+    least_gain: ClassVar[float] = 0.1  # nats by which an edit's answer becomes likelier, at least; -inf: by design
     scratch: Path | None = None  # where a long edit may keep what it needs to continue after a kill; emptied after it
 
     # where somebody listens: called after each optimiser step with its number (from 1) and the loss before it

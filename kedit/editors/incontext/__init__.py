@@ -3,6 +3,7 @@
 One pipeline: memory, augmentation, filter, prompt, adapter. IKE, EREN, LTE, KEDAS and KEDAS's ablations are yamls.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -74,6 +75,10 @@ class InContext(Editor):
     @property
     def needs_train(self) -> bool:  # type: ignore[override]
         return any(part is not None and part.needs_train for part in (self.prompt, self.filter, self.alignment))
+
+    @property
+    def least_gain(self) -> float:  # type: ignore[override]
+        return super().least_gain if self.prompt.shows_edits else -math.inf
 
     def missing_inputs(self) -> Iterator[str]:
         for part in (self.alignment, self.augmentation, self.prompt, self.filter, self.memory):

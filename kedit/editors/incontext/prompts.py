@@ -13,6 +13,7 @@ class Prompt:
     """Writes prompts."""
 
     needs_train: ClassVar[bool] = False
+    shows_edits: ClassVar[bool] = True  # does what it writes hold the facts?
 
     def missing_inputs(self) -> Iterator[str]:
         """A sentence about each file and model that `fit` would not find; nothing is loaded."""
@@ -50,6 +51,7 @@ class UpdatedInformation(Prompt):
 class ConstantPrefix(Prompt):
     """`prefix` before every query: what was recalled does not reach the model."""
 
+    shows_edits: ClassVar[bool] = False
     prefix: str
 
     def compose(self, lm: LM, queries: Sequence[str], facts: Sequence[Sequence[str]]) -> list[str]:
