@@ -189,7 +189,7 @@ def test_cells_that_may_not_stand_together_have_files_of_their_own(tmp_path: Pat
     names = sorted(one.path.name for one in drawn if one.path)
     per_dataset = [f"{name}-{d}.png" for name in ("radar", "retention", "scatter") for d in ("d", "e")]
     assert names == sorted(["average.png", *per_dataset])
-    assert {one.name for one in drawn if one.reason} == {"bars", "losses", "tokens"}
+    assert {one.name for one in drawn if one.reason} == {"ability", "bars", "losses", "tokens"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(names)
     assert len(find(tmp_path / "runs")) == 4
 

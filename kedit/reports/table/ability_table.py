@@ -64,5 +64,6 @@ def write(cells: Sequence[Cell], directory: Path) -> None:
     """ability.md and ability.csv in `directory`, if benchmarks were asked."""
     made = list(tables(cells))
     if made:
-        (directory / "ability.md").write_text("\n".join(formats.markdown(grid(*one)) for one in made))
+        text = "\n".join(formats.markdown(grid(*one)) for one in made)
+        (directory / "ability.md").write_text(text, encoding="utf-8")
         plain.as_csv(made).to_csv(directory / "ability.csv", index=False)
