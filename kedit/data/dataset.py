@@ -130,7 +130,7 @@ def _subject(case: Case) -> str | None:
 
 
 def _subjects(case: Case) -> list[str]:
-    """Of all its edits, each once."""
+    """Those of all its edits, each once."""
     return list(dict.fromkeys(edit.subject for edit in case.edits if edit.subject))
 
 

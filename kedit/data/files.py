@@ -149,7 +149,7 @@ def parse_file(
 
 
 def unused_fields(parse: Parse, path: Path) -> tuple[Counter[str], set[str]]:
-    """Of a file that `parse` can read: in how many records each field is that it does not read, and which fields it
+    """In how many records of a file that `parse` can read each field is that it does not read, and which fields it
     looks for that no record has."""
     unused: Counter[str] = Counter()
     read: set[str] = set()
