@@ -9,20 +9,23 @@ from zlib import crc32
 import pytest
 import torch
 from conftest import Done
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from test_adapters import saved
 
 from kedit import world
 from kedit.cases import questions_of
 from kedit.common.errors import InputError
+from kedit.common.paths import ROOT
 from kedit.editors.finetune.epochs import StandardFineTune
 from kedit.editors.finetune.lora import LoRA
-from kedit.editors.incontext import InContext
+from kedit.editors.incontext import Candidate, InContext
 from kedit.editors.incontext.alignment import Alignment
 from kedit.editors.incontext.alignment_examples import Conversations
 from kedit.editors.incontext.augmentation import Form, qa
 from kedit.editors.incontext.augmentation.world_rules import WorldRules
 from kedit.editors.incontext.demonstrations import Demonstrations
-from kedit.editors.incontext.edit_memory import EditMemory
+from kedit.editors.incontext.edit_memory import EditMemory, Hit, MemoryEntry
 from kedit.editors.incontext.prompts import Notes, UpdatedInformation
 from kedit.editors.incontext.vector_index import Index
 from kedit.evaluation.evaluator import Evaluator
@@ -269,3 +272,15 @@ def test_from_the_command_line(kedit: Callable[..., Done], tmp_path: Path) -> No
     tested = [row for row in map(json.loads, rows.read_text().splitlines()) if row["when"] == "test"]
     own = [row["route"]["retrieved"][0]["edit"] + 1 == row["step"] for row in tested if row["kind"] == "reliability"]
     assert own == [True] * 3
+
+
+def test_what_the_filter_refuses_is_not_read_and_the_adapter_reads_only_what_is_in_scope() -> None:
+    """KEDAS Eq. 12 and 15."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        editor = instantiate(compose("config", ["editor=kedas"]).editor, _convert_="all")
+    entry = MemoryEntry(0, "qa", "What is it? It.")
+    candidates = [Candidate(Hit(entry, cosine), 0.5, accepted) for cosine, accepted in ((0.9, False), (0.8, True))]
+    assert editor.in_context(candidates) == candidates[1:]
+    out, within = editor._to("q", "q", candidates[:1], []), editor._to("q", "facts q", candidates, ["facts"])
+    assert (out.reading.adapter, within.reading.adapter) == (None, editor.alignment.name)
+    assert editor.alignment.name is not None

@@ -14,7 +14,7 @@ from kedit.common.errors import InputError
 from kedit.evaluation.easyedit_scoring import score_group
 from kedit.lm import LM, Route, load
 from kedit.lm.batching import Budget
-from kedit.lm.text import Text
+from kedit.lm.text import Pair, Text, collate
 
 PROMPTS = ["Lucy Kelden was born in", "The occupation of Lena Ostker is", "Where was L. Kelden born?", "Nina"] * 16
 ANSWERS = ["Eastford, Beloria", "glass manager", "Velport", "Blue Bank Systems of the North of Redford"] * 16
@@ -290,3 +290,9 @@ def test_a_broken_model_folder_is_said_in_one_sentence(small_dir: Path, break_it
 
 def test_perplexity_is_low_for_what_the_model_has_learnt(lm: LM) -> None:
     assert lm.perplexity("Lucy Kelden was born in Eastford, Beloria.") < lm.perplexity("Beloria Kelden in was. born")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_prompts_tokens_are_all_of_them_and_no_others(side: str) -> None:
+    batch = collate([Pair([5, 6, 1, 2], 2), Pair([5, 3, 4, 7, 0], 4)], 0, side, torch.device("cpu"))  # type: ignore[arg-type]
+    assert [row[here].tolist() for row, here in zip(batch.ids, batch.in_prompt, strict=True)] == [[5, 6], [5, 3, 4, 7]]

@@ -122,6 +122,30 @@ def test_a_failed_edit_is_undone_marked_and_the_run_goes_on(lm: LM) -> None:
     assert all(torch.equal(value, lm.state()[name]) for name, value in kept.items())
 
 
+class Remembers(FailsOn):
+    """Keeps what it was taught beside the model, too."""
+
+    def __init__(self, prompt: str):
+        super().__init__(prompt)
+        self.taught: list[int] = []
+
+    def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
+        self.taught.append(len(self.taught))
+        return super().edit(lm, edits)
+
+    def state(self) -> dict[str, torch.Tensor | str]:
+        return {"taught": torch.tensor(self.taught)}
+
+    def load_state(self, lm: LM, state: Mapping[str, torch.Tensor | str]) -> None:
+        self.taught = state["taught"].tolist()  # type: ignore[union-attr]
+
+
+def test_what_a_failed_edit_taught_the_editor_is_undone_too(lm: LM) -> None:
+    editor = Remembers(CASES[1].edits[0].prompt)
+    experiment(lm, sequential(CASES, 3), editor, QUICK)
+    assert editor.taught == [0, 1]
+
+
 def test_perplexity_of_the_held_out_text_is_the_alarm(lm: LM) -> None:
     journal = InMemoryJournal()
     dataset = world.cases(edits=2, seed=3)
