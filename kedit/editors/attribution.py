@@ -1,4 +1,4 @@
-"""Integrated gradients: how much of a token's probability is owed to each number of a vector inside the model.
+"""Integrated gradients: how much of a token's probability is attributed to each number of a vector inside the model.
 
 Attr(w) = w ∘ 1/m Σ_k ∂P(token | the vector is a_k·w) / ∂(a_k·w) over m points a_k (Dai et al. 2022, arXiv 2104.08696,
 §3.1). Rows of all points, vectors and contexts share passes.
@@ -71,7 +71,7 @@ def integrated_gradients(
 def _gradients(
     lm: "LM", batch: Batch, places: Sequence[tuple[int, HookPoint]], values: Float[Tensor, "n w"]
 ) -> Float[Tensor, "n w"]:
-    """Of each row's answer probability, with one vector of the row replaced by these values."""
+    """The gradients of each row's answer probability, with one vector of the row replaced by these values."""
     values.requires_grad_(True)
 
     def replace(hidden: Tensor, row: Tensor, col: Tensor, which: list[int]) -> Tensor:

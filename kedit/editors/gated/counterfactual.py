@@ -38,7 +38,7 @@ def behind(fact: str, prompt: str) -> str:
 
 
 def examples(train: Sequence[Case]) -> Iterator[Edit]:
-    """Of each training case, the questions that its edit answers, behind the edit."""
+    """The questions of each training case that its edit answers, behind the edit."""
     for case in train:
         for edit in case.edits:
             fact = sentence(edit)

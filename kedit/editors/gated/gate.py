@@ -18,7 +18,7 @@ SAME = 1e-3  # of the initial radius: a key this near is the same prompt, edited
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Of each row: the nearest entry, how far it is, and whether the gate opens for it."""
+    """The nearest entry of each row, how far it is, and whether the gate opens for it."""
 
     slot: Int[Tensor, " n"]
     distance: Float[Tensor, " n"]

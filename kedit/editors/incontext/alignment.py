@@ -4,7 +4,6 @@ edits are made."""
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -15,20 +14,19 @@ from typing import Any
 import peft
 import torch
 import transformers
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from kedit.cases import Case, Edit
-from kedit.common.cache import cache_folder, cached, digest
+from kedit.common.cache import digest
 from kedit.common.errors import InputError, first_line
 from kedit.common.options import Count, PathText, Seed
 from kedit.common.seeding import seeded
 from kedit.editors.finetune.epochs import StandardFineTune
 from kedit.editors.incontext.alignment_examples import Conversations
 from kedit.editors.incontext.prompts import UpdatedInformation
+from kedit.editors.training.artefact import trained_once
 from kedit.lm import LM
 from kedit.losses import Loss
 
@@ -167,24 +165,12 @@ class Alignment:
             "seed": self.seed,
             "versions": [torch.__version__, transformers.__version__, peft.__version__],
         }
-        self.tuner.scratch = cache_folder() / KIND / f".partial-{digest(key)}"  # a killed training continues there
-        processes = PartialState(cpu=lm.device.type == "cpu")
-        begun = []
 
-        def build(folder: Path) -> None:
-            begun.extend(broadcast_object_list([True]))
+        def train(folder: Path, scratch: Path) -> None:
+            self.tuner.scratch = scratch
             self._train(lm, data, about, folder)
-            shutil.rmtree(str(self.tuner.scratch), ignore_errors=True)
 
-        if processes.is_main_process:
-            cached(KIND, key, build)
-            if not begun:
-                broadcast_object_list([False])
-        elif broadcast_object_list([None])[0]:  # the main process has the lock: the others train with it, and no more
-            with TemporaryDirectory() as folder:
-                self._train(lm, data, about, Path(folder))
-        processes.wait_for_everyone()
-        return cached(KIND, key, build)
+        return trained_once(KIND, key, train, cpu=lm.device.type == "cpu")
 
     def _train(self, lm: LM, data: Sequence[Edit], about: Mapping[str, Any], folder: Path) -> None:
         log.info("alignment: %d conversations, once for this model and these settings", len(data))
