@@ -144,16 +144,17 @@ def test_a_failed_edit_leaves_the_others_of_its_group_untouched(lm: LM) -> None:
 
 
 class NeedsMemory(Editor):
-    """Edits nothing; of more than two at once runs out of memory."""
+    """Edits nothing; of more than `most` at once runs out of memory."""
 
     groups: list[int]
+    most: int = 2
 
     def edit(self, lm: LM, edits: Sequence[Edit]) -> dict[str, Any]:
         self.groups.append(1)
         return {}
 
     def edit_side_by_side(self, lm: LM, jobs: Sequence[Job]) -> list[Any]:
-        if len(jobs) > 2:
+        if len(jobs) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         self.groups.append(len(jobs))
         return [{} for _ in jobs]
@@ -167,6 +168,14 @@ def test_a_group_that_does_not_fit_is_halved_and_that_is_kept(lm: LM) -> None:
     assert editor.groups == [2, 2, 1]
     assert journal.group_sizes == {1: 2}
     assert [step["step"] for step in journal.steps] == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_episode_whose_group_did_not_fit_counts_its_edits_once_when_it_runs_alone(lm: LM) -> None:
+    editor = NeedsMemory()
+    editor.groups, editor.most = [], 1
+    journal = rows_of(lm, editor, list(single(world.cases(edits=3, limit=3).cases, 1)), 3)
+    assert editor.groups == [1, 1, 1]
+    assert [(step["edits_so_far"], step["cases_so_far"]) for step in journal.steps[1:]] == [(1, 1)] * 3
 
 
 def test_auto_runs_the_first_alone_and_then_what_a_kill_may_lose() -> None:

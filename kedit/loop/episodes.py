@@ -24,6 +24,10 @@ class Episode:
     edits: int = 0
     cases: int = 0
 
+    def begin(self) -> None:
+        """From its first step on, also after a group that it was in did not fit."""
+        self.edits = self.cases = 0
+
     def count(self, step: Step) -> None:
         """The step's edits are made now."""
         self.edits += sum(len(case.edits) for case in step.edit)

@@ -86,6 +86,7 @@ class Run:
 
     def alone(self, episode: Episode, done: int, progressed: Any) -> None:
         """One episode, from the step after `done` on; each step is written when it is made."""
+        episode.begin()
         for number, step in episode.steps:
             episode.count(step)
             if number <= done:
@@ -119,7 +120,7 @@ class Run:
     def _group(self, group: Sequence[Episode]) -> list[StepResult]:
         made: list[StepResult] = []
         for episode in group:
-            episode.edits = episode.cases = 0
+            episode.begin()
         with self.lm.in_variants(len(group)):
             forks = [self.editor.fork() for _ in group]
             for k in range(max(len(episode.steps) for episode in group)):
