@@ -127,7 +127,7 @@ def load_everything() -> None:
     import kedit.reports.plot
     import kedit.reports.table.show
     import kedit.run.main  # noqa: F401
-    from kedit.evaluation.metrics import ngram_entropy
+    from kedit.evaluation.metrics.free_text import ngram_entropy
 
     torch.set_num_threads(1)
     ngram_entropy("this loads nltk")

@@ -1,20 +1,19 @@
 """Definitions, on examples computed by hand."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 
-from kedit.evaluation.metrics import (
-    exact_match,
-    half_width,
-    harmonic_mean,
-    magnitude,
-    mean_nll,
-    ngram_entropy,
-    normalise,
-    success,
-    token_match,
-)
+from kedit.evaluation import metrics
+from kedit.evaluation.metrics import Forced, Written, grades
+from kedit.evaluation.metrics.free_answer import exact_match, normalise
+from kedit.evaluation.metrics.free_text import ngram_entropy
+from kedit.evaluation.metrics.teacher_forced import magnitude, mean_nll, success, token_match
+from kedit.reports.table import cli
+from kedit.results.means import half_width, harmonic_mean
+from kedit.results.scores import summary
 
 
 def test_token_match_is_the_share_of_equal_positions() -> None:
@@ -85,3 +84,27 @@ def test_exact_match_of_an_answer_with_a_full_stop_inside() -> None:
 
 def test_normalise() -> None:
     assert normalise(" The  “U.S.” Army ") == "“us” army"
+
+
+def test_a_metric_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that docs/metrics.md prints: rows have it, tables show it, nothing else is touched."""
+    page = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text("utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "word_f1.py").write_text(code, "utf-8")
+    monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
+    metrics.metrics.cache_clear()
+    try:
+        scores = grades("generate", Written("reliability", "The city of Oslo.", acceptable=("Bergen", "Oslo")))
+        assert scores == {"exact": 0, "word_f1": 2 / 4}
+        assert "word_f1" not in grades("forced", Forced("reliability", [1], [1], [-0.1]))
+        rows = [row("before", 0, word_f1=0.25), row("test", 1, word_f1=0.5), row("test", 1, word_f1=1.0)]
+        table = summary(rows, score="word_f1", kinds=["reliability"])
+        assert table["edit success"].tolist() == [25, 75]
+        assert cli.parser().parse_args(["--scoring", "word_f1"]).scoring == "word_f1"
+    finally:
+        metrics.metrics.cache_clear()
+
+
+def row(when: str, T: int, **scores: float) -> dict[str, object]:
+    place = {"step": T, "when": when, "T": T or None, "case": "0", "kind": "reliability", "group": "", "probe": 0}
+    return place | {"scoring": "generate"} | scores

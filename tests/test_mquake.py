@@ -21,10 +21,11 @@ from kedit.data.report import conflicts, report
 from kedit.evaluation.answers import Answer
 from kedit.evaluation.baseline import baseline_answers
 from kedit.evaluation.evaluator import Evaluator
-from kedit.evaluation.metrics import contains_answer
+from kedit.evaluation.metrics.free_answer import contains_answer
 from kedit.lm import LM, Scored
 from kedit.loop.settings import blocks, incremental, mass, sequential, single
-from kedit.results.scores import COLUMNS, PAPER, by_case, mean_scores, per_case, summary
+from kedit.results.columns import COLUMNS
+from kedit.results.scores import PAPER, by_case, mean_scores, per_case, summary
 
 
 def rewrite(subject: str, new: str, old: str, flat: bool = False) -> dict[str, Any]:

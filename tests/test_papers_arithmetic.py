@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 import pandas as pd
 import pytest
 
-from kedit.evaluation.metrics import harmonic_mean
 from kedit.papers import KEYS, PAPERS, as_text, printed
+from kedit.results.means import harmonic_mean
 
 KNOWN = {  # check -> (exact, within rounding, last digit, fail, lost)
     "kdpo: average": (152, 0, 0, 0, 0),

@@ -12,10 +12,10 @@ import transformers
 
 from kedit.cases import Question
 from kedit.common.cache import CacheNotWritable, cache_folder, digest, mark_used, writing_lock
-from kedit.evaluation import metrics
 from kedit.evaluation.answer_cache import AnswerCache
 from kedit.evaluation.answers import Answer
 from kedit.evaluation.evaluator import Evaluator
+from kedit.evaluation.metrics.teacher_forced import token_match
 from kedit.lm import LM, Scored
 
 log = logging.getLogger(__name__)
@@ -114,5 +114,5 @@ def noise_floor(lm: LM, asked: Sequence[Question], sample: int = 100) -> float:
     probes = [q.probe for q in asked if q.probe.answers][:sample]
     pooled = lm.answer([p.prompt for p in probes], [p.answers[0] for p in probes])
     alone = [lm.answer([p.prompt], [p.answers[0]])[0] for p in probes]
-    matches = [metrics.token_match(a.pred, b.pred) for a, b in zip(pooled, alone, strict=True)]
+    matches = [token_match(a.pred, b.pred) for a, b in zip(pooled, alone, strict=True)]
     return sum(matches) / len(matches)

@@ -8,24 +8,21 @@ from zlib import crc32
 from kedit.cases import KINDS, KNOWEDIT, Kind, Question
 from kedit.common.errors import InputError
 from kedit.common.options import Count, CountOrNone, OneOrMore, Seed, Several
-from kedit.evaluation import metrics
 from kedit.evaluation.answers import Answer, Ask, room
 from kedit.evaluation.conditions import fulfilled, uncounted_rows
 from kedit.evaluation.consistency import Consistency
 from kedit.evaluation.easyedit_scoring import score_group
 from kedit.evaluation.measures import Measure, Measurement
 from kedit.evaluation.measures.chosen import named_measures
+from kedit.evaluation.metrics import TEXT_KINDS, Forced, Scoring, Written, grades
 from kedit.lm import LM, Route, Scored
 from kedit.lm.text import Side
 
 Row = dict[str, Any]
-Scoring = Literal["forced", "generate"]
 Aliases = Literal["first", "any"]
 Reference = Literal["pre_model", "ground_truth"]
 Template = Literal["off", "on_prompts", "on_all"]
 RoutedBy = Literal["prompt", "prompt_and_answer", "edit"]
-
-_TEXTS = ("fluency", "consistency")  # what is asked for in free text
 
 
 class Evaluator:
@@ -80,7 +77,7 @@ class Evaluator:
         self.fluency_tokens, self.fluency_top_k, self.fluency_seed = fluency_tokens, fluency_top_k, fluency_seed
         self.consistency, self.each_edit, self.each_step = consistency, tuple(each_edit), tuple(each_step)
         self.columns = tuple(kinds)  # of a table: without fluency tokens, fluency is a column of dashes
-        self.kinds = tuple(kind for kind in kinds if self.fluency_tokens or kind not in _TEXTS)
+        self.kinds = tuple(kind for kind in kinds if self.fluency_tokens or kind not in TEXT_KINDS)
         self.measures = named_measures(measures)
 
     # --- asking ------------------------------------------------------------------------------------------------------
@@ -234,41 +231,30 @@ class Evaluator:
 
     def _grade_text(self, after: Answer) -> Row:
         text = after.generated or ""
-        return {"scoring": "generate", "entropy": round(metrics.ngram_entropy(text), 6), "generated": text}
+        return {"scoring": "generate"} | grades("generate", Written("fluency", text)) | {"generated": text}
 
     def _grade_forced(self, question: Question, after: Answer, before: Answer) -> Row:
         """Of the answer that counts most."""
+        competing = None if after.competing_answer is None else after.competing_answer.logprob
         rows = []
         for now, then in zip(after.forced, before.forced, strict=True):
-            token = metrics.token_match(now.pred, then.pred if self._compares(question) else now.gold)
-            nll = metrics.mean_nll(now.logprob)
-            scores = {"n_tokens": len(now.gold), "token": token, "exact": int(token == 1), "nll": round(nll, 6)}
-            versus = self._grade_contrast(question, nll, after.competing_answer)
-            rows.append({"scoring": "forced"} | scores | versus | {"gold": now.gold_text, "pred": now.pred_text})
+            reference = then.pred if self._compares(question) else now.gold
+            scores = grades("forced", Forced(question.probe.kind, now.pred, reference, now.logprob, competing))
+            texts = {"gold": now.gold_text, "pred": now.pred_text}
+            rows.append({"scoring": "forced", "n_tokens": len(now.gold)} | scores | texts)
         return max(rows, key=lambda row: row["token"])
 
-    def _grade_contrast(self, question: Question, right: float, competing_answer: Scored | None) -> Row:
-        """The right object, of this mean NLL, against the competing one; nothing where none competes."""
-        if competing_answer is None:
-            return {}
-        other = metrics.mean_nll(competing_answer.logprob)
-        new, true = (other, right) if question.probe.kind == "neighborhood" else (right, other)
-        return {
-            "nll_new": round(new, 6),
-            "nll_true": round(true, 6),
-            "success": int(metrics.success(right, other)),
-            "magnitude": round(metrics.magnitude(right, other), 6),
-        }
-
     def _grade_written(self, question: Question, after: Answer, before: Answer) -> Row:
-        said, targets = after.generated or "", self._targets(question)
-        if self._compares(question):
-            exact = metrics.normalise(said) == metrics.normalise(before.generated or "")
-        else:
-            contains = question.probe.frame is not None and question.probe.frame.contains
-            right = metrics.contains_answer if contains else metrics.exact_match
-            exact = all(right(said, names) for names in question.probe.every or (targets,))
-        return {"scoring": "generate", "exact": int(exact), "gold": targets[0], "generated": said}
+        probe, targets = question.probe, self._targets(question)
+        written = Written(
+            probe.kind,
+            after.generated or "",
+            acceptable=targets,
+            every=probe.every,
+            contains=probe.frame is not None and probe.frame.contains,
+            unedited=(before.generated or "") if self._compares(question) else None,
+        )
+        return {"scoring": "generate"} | grades("generate", written) | {"gold": targets[0], "generated": written.text}
 
     def _compares(self, question: Question) -> bool:
         """Is the unedited model's answer the reference?"""
@@ -281,7 +267,7 @@ def _check_kinds(
     _known("kinds", kinds, KINDS)
     _known("scoring", scoring, get_args(Scoring))
     _known("each_edit", each_edit, [kind for kind in KINDS if kind != "consistency"])
-    _known("each_step", each_step, [kind for kind in KINDS if kind not in _TEXTS])
+    _known("each_step", each_step, [kind for kind in KINDS if kind not in TEXT_KINDS])
     if not kinds or not scoring:
         raise InputError(f"eval.kinds={list(kinds)}, eval.scoring={list(scoring)}: give at least one of each")
     if "consistency" in kinds and "fluency" not in kinds:

@@ -13,7 +13,7 @@ from typing import Any
 
 from kedit.cases import Case, questions_of
 from kedit.evaluation.evaluator import Evaluator, Row
-from kedit.evaluation.metrics import mean_nll
+from kedit.evaluation.metrics.teacher_forced import mean_nll
 from kedit.lm import LM, Scored
 from kedit.lm.modes import eval_mode
 

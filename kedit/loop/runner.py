@@ -18,7 +18,8 @@ from kedit.loop.settings import Step
 from kedit.loop.step_runner import StepResult, StepRunner, Turn, all_questions, seed_step
 from kedit.loop.tracker import Tracker
 from kedit.results.cell_files import BENCHMARKS
-from kedit.results.scores import COLUMNS, mean_scores
+from kedit.results.columns import COLUMNS
+from kedit.results.scores import mean_scores
 
 log = logging.getLogger(__name__)
 

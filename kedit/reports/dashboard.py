@@ -13,8 +13,9 @@ from kedit.common.dotted import dotted
 from kedit.loop.tracker import Report
 from kedit.results.cell_files import META
 from kedit.results.cells import Cell
+from kedit.results.columns import COLUMNS
 from kedit.results.routing import ALL, routing
-from kedit.results.scores import COLUMNS, UNEDITED_ROW, summary
+from kedit.results.scores import UNEDITED_ROW, summary
 
 ROUTING = {  # name -> column of what was recalled
     "recall": "recall@k",

@@ -17,49 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kedit.cases import KNOWEDIT
-from kedit.evaluation.metrics import half_width, harmonic_mean
+from kedit.evaluation.metrics import TEXT_KINDS, Metric, metrics
+from kedit.results.columns import COLUMNS, HM, SCORE
+from kedit.results.means import half_width, harmonic_mean
 
-Score = Literal["token", "exact", "generate", "magnitude"]
+Score = str  # the name of a metric (kedit/evaluation/metrics)
 Merge = Literal["case_macro", "group_macro", "prompt_micro"]
 
-SCORING_CAPTIONS = {  # of each way, in a caption
-    "token": "teacher-forced token match",
-    "exact": "teacher-forced exact match",
-    "generate": "free greedy generation",
-    "magnitude": "probability of the right object less that of the competing one",
-}
 UNEDITED_ROW = "(unedited)"
-COLUMNS = {  # a probe's kind -> the papers' word for its score
-    "reliability": "edit success",
-    "generality": "generality",
-    "portability": "portability",
-    "locality": "locality",
-    "efficacy": "efficacy",
-    "paraphrase": "paraphrase",
-    "neighborhood": "neighborhood",
-    "one_hop": "1-hop",
-    "multi_hop": "multi-hop",
-    "all_hops": "all hops",
-    "logical_generalization": "LG",
-    "compositionality_1": "CI",
-    "compositionality_2": "CII",
-    "subject_aliasing": "SA",
-    "preservation": "PV",
-    "relation_specificity": "RS",
-    "fluency": "fluency",
-    "consistency": "consistency",
-}
-HM = ("reliability", "locality", "portability")  # KEDAS's, as far as the dataset has them
-SCORE = ("efficacy", "paraphrase", "neighborhood")  # ROME's: of all three
-_SOURCES = {
-    "token": ("token", "forced"),
-    "exact": ("exact", "forced"),
-    "generate": ("exact", "generate"),
-    "magnitude": ("magnitude", "forced"),
-}
 FOLDS = {"mean": "mean", "any": "max", "all": "min"}  # of a case's probes of one kind and group
 _ONE: Mapping[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "any": max, "all": min}
-_TEXTS = {"fluency": ("entropy", "generate"), "consistency": ("cosine", "generate")}
 
 
 def summary(
@@ -98,7 +65,7 @@ def _line(T: int, n: int, values: Mapping[str, Sequence[float]], score: Score) -
         line["HM"] = harmonic_mean(parts) if parts else math.nan
     if not means.keys().isdisjoint(SCORE):
         three = [means.get(kind, math.nan) for kind in SCORE]
-        if score != "magnitude":  # of shares only
+        if metrics()[score].is_share:
             line["Score"] = math.nan if any(map(math.isnan, three)) else harmonic_mean(three)
         line |= {f"ci_{kind}": half_width(found) for kind, found in values.items()}
     return line | {"N": n} | {f"n_{kind}": len(found) for kind, found in values.items()}
@@ -150,9 +117,18 @@ def _folded(table: pa.Table, keys: Sequence[str]) -> pa.Table:
     return found.append_column("value", value)
 
 
+def _of_texts() -> list[Metric]:
+    """Of fluency and consistency: the same whatever the answers are scored by."""
+    return [metric for metric in metrics().values() if metric.of_texts]
+
+
+def _instead_of(score: Score) -> list[Metric]:
+    return [metric for metric in metrics().values() if metric.instead_of == score]
+
+
 def _columns(score: Score) -> list[str]:
-    """Of rows, that hold a score."""
-    return [_SOURCES[score][0], *(column for column, _ in _TEXTS.values()), *(["success"] if score == "token" else [])]
+    """The rows' columns that hold a score."""
+    return [metric.row_column for metric in (metrics()[score], *_of_texts(), *_instead_of(score))]
 
 
 def _value_of(table: pa.Table, score: Score) -> pa.ChunkedArray:
@@ -160,18 +136,16 @@ def _value_of(table: pa.Table, score: Score) -> pa.ChunkedArray:
     kind, scoring, names = table["kind"], table["scoring"], table.column_names
     none = pa.chunked_array([pa.nulls(len(table), pa.float64())])
 
-    def taken(column: str, where: pa.ChunkedArray) -> pa.ChunkedArray:
+    def taken(metric: Metric, of_kinds: pa.ChunkedArray) -> pa.ChunkedArray:
+        where = pc.and_(pc.equal(scoring, metric.scoring), of_kinds)
+        column = metric.row_column
         return pc.if_else(where, table[column].cast(pa.float64()), none) if column in names else none
 
-    column, wanted = _SOURCES[score]
-    texts = pc.is_in(kind, pa.array([*_TEXTS]))
-    plain = pc.and_not(pc.equal(scoring, wanted), texts)
-    sources = [taken(column, plain)]
-    if score == "token":
-        sources.insert(0, taken("success", pc.and_(plain, pc.is_in(kind, pa.array([*SCORE])))))
-    for text, (column, wanted) in _TEXTS.items():
-        sources.append(taken(column, pc.and_(pc.equal(kind, text), pc.equal(scoring, wanted))))
-    return pc.coalesce(*sources)
+    def among(kinds: Sequence[str]) -> pa.ChunkedArray:
+        return pc.is_in(kind, pa.array([*kinds], pa.string()))
+
+    sources = [taken(metric, among(metric.kinds)) for metric in (*_instead_of(score), *_of_texts())]
+    return pc.coalesce(*sources, taken(metrics()[score], pc.invert(among(TEXT_KINDS))))
 
 
 def mean_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -183,8 +157,7 @@ def mean_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     folds: dict[tuple[Any, ...], str] = {}
     for row in rows:
         kind = row["kind"]
-        column, scoring = _TEXTS.get(kind, _SOURCES["token"])
-        if row["scoring"] != scoring or (value := _value(row, column)) is None:
+        if (value := _token_value(row)) is None:
             continue
         groups.setdefault(kind, {}).setdefault((row["step"], row["case"], row["group"]), []).append(value)
         folds[kind, row["step"], row["case"], row["group"]] = row.get("fold", "mean")
@@ -194,11 +167,15 @@ def mean_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {kind: 100 * fmean(_cases(of_kind).values()) for kind, of_kind in sorted(groups.items(), key=_column)}
 
 
-def _value(row: Mapping[str, Any], column: str) -> float | None:
-    """Of one row; success, if one of ROME's three kinds has it, instead of token match. None if it has none."""
-    value = row.get("success") if column == "token" and row["kind"] in SCORE else None
-    value = row.get(column) if value is None else value
-    return None if value is None or math.isnan(value) else float(value)
+def _token_value(row: Mapping[str, Any]) -> float | None:
+    """One row's value of `score="token"`; None if it has none."""
+    token = metrics()["token"]
+    for metric in (*_instead_of("token"), *_of_texts(), token):
+        asks = row["kind"] in metric.kinds if metric.kinds else metric.asks(row["kind"])
+        value = row.get(metric.row_column) if asks and row["scoring"] == metric.scoring else None
+        if value is not None and not math.isnan(value):
+            return float(value)
+    return None
 
 
 def _cases(groups: Mapping[tuple[Any, ...], Sequence[float]]) -> dict[tuple[Any, ...], float]:
@@ -295,6 +272,6 @@ def by_case(rows: pd.DataFrame, measures: PaperMetrics, score: Score = "token") 
 def combined(means: np.ndarray, names: Sequence[str], measures: PaperMetrics, score: Score = "token") -> np.ndarray:
     """The combined metric of each line of means (columns: `names`); NaN where it is not defined."""
     has = [name for name in measures.parts if name in names and not np.isnan(means[:, names.index(name)]).all()]
-    if not has or (len(has) < len(measures.parts) and not measures.partial) or score == "magnitude":
+    if not has or (len(has) < len(measures.parts) and not measures.partial) or not metrics()[score].is_share:
         return np.full(len(means), np.nan)
     return np.array([measures.combine(line) for line in means[:, [names.index(name) for name in has]].tolist()])

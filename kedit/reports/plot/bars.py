@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from kedit.reports.plot.plot_data import Nothing, editors, horizons, kinds_of, resampled, scores, spread
 from kedit.reports.plot.style import OVERTONE, legend, looks, title
 from kedit.results.cells import Cell
-from kedit.results.scores import COLUMNS
+from kedit.results.columns import COLUMNS
 
 SETTINGS = ("single", "blocks")  # T = 1 of blocks is single
 

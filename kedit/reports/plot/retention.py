@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from kedit.reports.plot.plot_data import Nothing, editors, kinds_of
 from kedit.reports.plot.style import GREY, UNEDITED, legend, looks, title
 from kedit.results.cells import Cell
-from kedit.results.scores import COLUMNS, per_case
+from kedit.results.columns import COLUMNS
+from kedit.results.scores import per_case
 
 BINS = 10
 

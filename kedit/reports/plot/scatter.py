@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 from kedit.reports.plot.plot_data import Nothing, editors, horizons, resampled, scores, spread
 from kedit.reports.plot.style import Look, legend, looks, title
 from kedit.results.cells import Cell
-from kedit.results.scores import COLUMNS, UNEDITED_ROW
+from kedit.results.columns import COLUMNS
+from kedit.results.scores import UNEDITED_ROW
 
 PAIRS = (("reliability", "locality"), ("efficacy", "neighborhood"))
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")  # one a T

@@ -12,7 +12,7 @@ from kedit.reports.plot.plot_data import Nothing, editors
 from kedit.reports.plot.style import BEFORE, COLOURS, GREY, legend, looks, title
 from kedit.results.bootstrap import interval, resampled_means
 from kedit.results.cells import Cell
-from kedit.results.scores import COLUMNS
+from kedit.results.columns import COLUMNS
 
 EDIT = ("reliability", "efficacy")  # kinds that ask an edit's own prompt
 POSITIONS = 8  # of an answer's tokens, the first

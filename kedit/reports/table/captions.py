@@ -4,19 +4,20 @@ from collections.abc import Collection, Sequence
 
 import pandas as pd
 
+from kedit.evaluation.metrics import metrics
 from kedit.results.abilities import abilities, described
 from kedit.results.cells import Cell
 from kedit.results.measured import AVERAGE
 from kedit.results.mixing import mixed
 from kedit.results.samples import asked_T
-from kedit.results.scores import SCORING_CAPTIONS, Score
+from kedit.results.scores import Score
 
 
 def facts(frame: pd.DataFrame, cells: Sequence[Cell], score: Score) -> list[str]:
     """Of these measured numbers; an average's are those of its datasets."""
     own = _own(frame)
     settings = ", ".join(map(str, dict.fromkeys(own["setting"])))
-    said = [f"{settings}, {_horizons(own, cells)}", f"N={_counts(own)} cases", SCORING_CAPTIONS[score]]
+    said = [f"{settings}, {_horizons(own, cells)}", f"N={_counts(own)} cases", metrics()[score].caption]
     return said + _of_cells(cells)
 
 

@@ -7,20 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from kedit.evaluation.metrics import metrics
 from kedit.reports.table import formats
 from kedit.reports.table.captions import encoders, noise, numbers
 from kedit.reports.table.formats import Grid, Line, TableCell
 from kedit.results.cells import SAME, Cell
-from kedit.results.scores import COLUMNS, SCORE, SCORING_CAPTIONS, UNEDITED_ROW, Merge, Score, summary
+from kedit.results.columns import COLUMNS, SCORE, meanings
+from kedit.results.scores import UNEDITED_ROW, Merge, Score, summary
 
-MEANING = {  # column -> what a caption says of it
-    "edit success": "edit success = reliability",
-    "locality": "locality = agreement with the unedited model",
-    "HM": "HM of edit success, locality and portability",
-    "Score": "Score = harmonic mean of efficacy, paraphrase and neighborhood",
-    "fluency": "fluency = n-gram entropy x100",
-    "consistency": "consistency = TF-IDF cosine with reference texts x100",
-}
 SUCCESS = "efficacy, paraphrase, neighborhood = is the right object likelier than the competing one, if one competes"
 BRACKETS = "in brackets: half-width of the mean's 95 % confidence interval"
 
@@ -83,9 +77,9 @@ def _caption(cells: Sequence[Cell], lines: pd.DataFrame, score: Score, merge: Me
     meta, rome = cells[0].meta, any(kind in lines for kind in SCORE)
     parts = [
         place(cells),
-        f"{SCORING_CAPTIONS[score]} x100, {merge}, N cases",
+        f"{metrics()[score].caption} x100, {merge}, N cases",
         *([SUCCESS] if score == "token" and rome else []),
-        *(said for name, said in MEANING.items() if name in lines),
+        *(said for name, said in meanings().items() if name in lines),
         *([BRACKETS] if rome else []),
         "seconds = editing up to T",
     ]

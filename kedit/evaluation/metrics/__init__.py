@@ -1,0 +1,88 @@
+"""Scores of one answer. A module of this folder declares everything about its metrics: the definition, the rows'
+column, how it is asked, and what a table's caption says. To add one, add a file with a `Metric` (docs/metrics.md, §9).
+
+Rows hold shares in [0, 1], and nats; tables multiply by 100.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Literal
+
+from kedit.cases import Kind
+
+Scoring = Literal["forced", "generate"]
+TEXT_KINDS: tuple[Kind, ...] = ("fluency", "consistency")  # what is asked for in free text, not for an answer
+
+
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """One answer, teacher-forced."""
+
+    kind: Kind
+    pred: Sequence[int]  # the argmax at each answer token
+    reference: Sequence[int]  # what it should be: the answer's tokens; of locality, the unedited model's argmax
+    logprob: Sequence[float]  # of each answer token, in nats
+    competing: Sequence[float] | None = None  # the same of the competing object
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One free text."""
+
+    kind: Kind
+    text: str
+    acceptable: Sequence[str] = ()  # the strings that count
+    every: Sequence[Sequence[str]] = ()  # if several objects must be named: the names of each
+    contains: bool = False  # the text may go on before and after the answer
+    unedited: str | None = None  # of locality: the unedited model's text, which is the reference
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One score of an answer, and everything that is said of it.
+
+    `grade` gives the score of a Forced or a Written answer, as `scoring` says; None if the answer has none. A metric
+    whose `grade` is None is that of a case as a whole. `instead_of`: tables of that metric show this one for `kinds`.
+    """
+
+    name: str  # what `python -m kedit.table --scoring` calls it
+    scoring: Scoring  # the way of asking that it needs
+    grade: Callable[[Any], float | int | None] | None
+    caption: str = ""  # of a table that shows it; without one it is in rows only
+    column: str = ""  # of rows; "": its name
+    kinds: tuple[Kind, ...] = ()  # the only kinds of questions that have it; (): all
+    instead_of: str = ""
+    is_share: bool = True  # in [0, 1], so that a harmonic mean has a meaning
+
+    @property
+    def row_column(self) -> str:
+        return self.column or self.name
+
+    @property
+    def of_texts(self) -> bool:
+        """A score of what is written about an edit, not of an answer."""
+        return bool(self.kinds) and not self.instead_of
+
+    def asks(self, kind: str) -> bool:
+        """Is an answer to a question of this kind scored so?"""
+        return kind in self.kinds if self.of_texts else kind not in TEXT_KINDS
+
+
+@cache
+def metrics() -> dict[str, Metric]:
+    """Every metric by its name, in the order of this folder's files."""
+    modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
+    declared = [value for module in modules for value in vars(module).values() if isinstance(value, Metric)]
+    return {metric.name: metric for metric in declared}
+
+
+def grades(scoring: Scoring, answer: Forced | Written) -> dict[str, float | int]:
+    """Row columns and scores of one answer; what it has no score of is absent."""
+    found = {}
+    for metric in metrics().values():
+        if metric.scoring == scoring and metric.grade is not None and metric.asks(answer.kind):
+            found[metric.row_column] = metric.grade(answer)
+    return {column: score for column, score in found.items() if score is not None}
