@@ -177,14 +177,11 @@ class Forward(Acting):
         batch, module = self.batch([Pair(tokens, len(tokens)) for tokens in ids]), self.model.get_submodule(name)
         this = Pass(batch.mask, batch.mask, who=[pair.reading for pair in batch.pairs])
         above = self.anatomy.first_layer([name]) >= self._lower_layers.first
-
-        def run() -> Tensor:
-            if end == "in":
-                return entering({"": module}, lambda: self._read(batch))[""]
-            return leaving(module, lambda: self._read(batch))
-
         with self.passing(this), self.using_cache(batch) if above else nullcontext():
-            states = run()
+            if end == "in":
+                states = entering({"": module}, lambda: self._read(batch))[""]
+            else:
+                states = leaving(module, lambda: self._read(batch))
         return [row[real.to(row.device)] for row, real in zip(states, batch.mask, strict=True)]
 
     def _read(self, batch: Batch) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -40,15 +41,15 @@ class _Last(Exception):
     """The last module is reached: nothing above it is run."""
 
 
+def _leave_after(left: list[Tensor], module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    left.append(output[0] if isinstance(output, tuple) else output)
+    raise _Last
+
+
 def leaving(module: nn.Module, run: Callable[[], object]) -> Tensor:
     """What a module puts out during `run`, which is left where the module ends. Hooks registered before are seen."""
     left: list[Tensor] = []
-
-    def after(module: nn.Module, args: tuple, output: Any) -> None:
-        left.append(output[0] if isinstance(output, tuple) else output)
-        raise _Last
-
-    with hook(module.register_forward_hook(after)):
+    with hook(module.register_forward_hook(partial(_leave_after, left))):
         try:
             run()
         except _Last:
@@ -56,21 +57,27 @@ def leaving(module: nn.Module, run: Callable[[], object]) -> Tensor:
     raise RuntimeError("the pass never came to the module")
 
 
+def _keep_entered(
+    entered: dict[ModuleName, Tensor],
+    wanted: int,
+    key: ModuleName,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    """What the module is given; when that of as many modules as `wanted` is known, the pass ends."""
+    entered[key] = given(args, kwargs)
+    if len(entered) == wanted:
+        raise _Last
+
+
 def entering(modules: Mapping[ModuleName, nn.Module], run: Callable[[], object]) -> dict[ModuleName, Tensor]:
     """What each module is given during `run`, which is left where the last of them begins."""
     entered: dict[ModuleName, Tensor] = {}
-
-    def keep(key: ModuleName) -> Any:
-        def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            entered[key] = given(args, kwargs)
-            if len(entered) == len(modules):
-                raise _Last
-
-        return before
-
     with ExitStack() as hooks:
         for key, module in modules.items():
-            hooks.enter_context(hook(module.register_forward_pre_hook(keep(key), with_kwargs=True)))
+            keep = partial(_keep_entered, entered, len(modules), key)
+            hooks.enter_context(hook(module.register_forward_pre_hook(keep, with_kwargs=True)))
         try:
             run()
         except _Last:

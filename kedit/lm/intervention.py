@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,23 +89,27 @@ class Interventions:
         with ExitStack() as hooks:
             for name, changes in by_module.items():
                 module = self.model.get_submodule(name)
-                hooks.enter_context(hook(module.register_forward_hook(_hooked(changes), with_kwargs=True)))
+                hooks.enter_context(hook(module.register_forward_hook(partial(_changed, changes), with_kwargs=True)))
             yield
 
 
-def _hooked(changes: Sequence[tuple[Pass, slice, Change]]) -> Any:
-    def after(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        entered = args[0] if args else next(iter(kwargs.values()))
-        out = output[0] if isinstance(output, tuple) else output
-        for this, rows, change in changes:
-            if rows.stop - rows.start == len(out):
-                out = change(this, entered, out)
-            else:
-                changed = change(this, entered[rows], out[rows])
-                out = torch.cat([out[: rows.start], changed.to(out.dtype), out[rows.stop :]])
-        return (out, *output[1:]) if isinstance(output, tuple) else out
-
-    return after
+def _changed(
+    changes: Sequence[tuple[Pass, slice, Change]],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
+) -> Any:
+    """What the module puts out, after the changes of each part of the batch."""
+    entered = args[0] if args else next(iter(kwargs.values()))
+    out = output[0] if isinstance(output, tuple) else output
+    for this, rows, change in changes:
+        if rows.stop - rows.start == len(out):
+            out = change(this, entered, out)
+        else:
+            changed = change(this, entered[rows], out[rows])
+            out = torch.cat([out[: rows.start], changed.to(out.dtype), out[rows.stop :]])
+    return (out, *output[1:]) if isinstance(output, tuple) else out
 
 
 def keep_rows(memo: dict[Any, Any], rows: Sequence[int], variants: Sequence[int]) -> None:

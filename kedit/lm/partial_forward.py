@@ -9,6 +9,7 @@ norm are its own, and the result is the same, bit for bit.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,32 +55,33 @@ class PartialForward:
         made: list[LayerCache] = []
         layer = self.layers[-1]
 
-        def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            seen["hidden"] = given(args, kwargs)
-
-        def after(module: nn.Module, args: tuple, output: Any) -> None:
-            self.tuple = isinstance(output, tuple)
-            made.append(self._record(seen, output[0] if self.tuple else output))
-
         with ExitStack() as hooks:
-            hooks.enter_context(hook(layer.register_forward_pre_hook(before, with_kwargs=True)))
+            noting = layer.register_forward_pre_hook(
+                lambda _, args, kwargs: seen.update(hidden=given(args, kwargs)), with_kwargs=True
+            )
+            hooks.enter_context(hook(noting))
             if self.matrix is not None:
                 for norm in _norms(layer):
                     keep = norm.register_forward_pre_hook(lambda _, args: seen["norms"].append(args[0]))
                     hooks.enter_context(hook(keep))
                 reading = self.matrix.register_forward_pre_hook(lambda _, args: seen.update(matrix_in=args[0]))
                 hooks.enter_context(hook(reading))
-            hooks.enter_context(hook(layer.register_forward_hook(after)))
+            hooks.enter_context(hook(layer.register_forward_hook(partial(self._made, seen, made))))
             yield made
+
+    def _made(
+        self, seen: dict[str, Any], made: list[LayerCache], layer: nn.Module, args: tuple[Any, ...], output: Any
+    ) -> None:
+        self._note_form(layer, args, output)
+        made.append(self._record(seen, output[0] if self.tuple else output))
+
+    def _note_form(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.tuple = isinstance(output, tuple)
 
     @torch.no_grad()
     def entering(self, run: Callable[[], object]) -> Tensor:
         """What a pass brings to the layer, [n t d]; the pass goes no further."""
-
-        def below(module: nn.Module, args: tuple, output: Any) -> None:
-            self.tuple = isinstance(output, tuple)
-
-        with hook(self.layers[0].register_forward_hook(below)):
+        with hook(self.layers[0].register_forward_hook(self._note_form)):
             return entering({"layer": self.layers[-1]}, run)["layer"]
 
     @torch.no_grad()
@@ -99,27 +101,26 @@ class PartialForward:
         *below, layer = self.layers
         with ExitStack() as patches:
             for skipped in below:
-                patches.enter_context(instead(skipped, self._returning(lambda hidden: hidden)))
+                patches.enter_context(instead(skipped, self.returning(lambda hidden: hidden)))
             if record.residual is not None and self.matrix is not None:
                 residual, matrix, matrix_in = record.residual, self.matrix, record.matrix_in
-                patches.enter_context(instead(layer, self._returning(lambda _: residual + matrix(matrix_in))))
+                patches.enter_context(instead(layer, self.returning(lambda _: residual + matrix(matrix_in))))
             else:
-                begin = layer.register_forward_pre_hook(self._begin(record.hidden), with_kwargs=True)
+                begin = layer.register_forward_pre_hook(partial(_given_instead, record.hidden), with_kwargs=True)
                 patches.enter_context(hook(begin))
             yield
 
-    def _returning(self, made: Any) -> Any:
-        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return (made(hidden_states), None) if self.tuple else made(hidden_states)
+    def returning(self, make: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+        """A `forward` for a layer that is to put out `make` of what enters it."""
+        return partial(self._returned, make)
 
-        return forward
+    def _returned(self, make: Callable[[Tensor], Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (make(hidden_states), None) if self.tuple else make(hidden_states)
 
-    @staticmethod
-    def _begin(hidden: Tensor) -> Any:
-        def begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-            return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
 
-        return begin
+def _given_instead(hidden: Tensor, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A layer's arguments, with `hidden` as the hidden state."""
+    return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
 
 
 class TrainingForward:

@@ -70,12 +70,11 @@ class SideForward:
 
     def watched(self):  # type: ignore[no-untyped-def]
         """Inside, what enters and leaves the matrix is kept, and nothing else acts."""
+        return self.lm.only_intervening({self.module: self._watch})
 
-        def watch(this: Pass, entered: Tensor, output: Tensor) -> Tensor:
-            self.seen = entered, output
-            return output
-
-        return self.lm.only_intervening({self.module: watch})
+    def _watch(self, this: Pass, entered: Tensor, output: Tensor) -> Tensor:
+        self.seen = entered, output
+        return output
 
     def __call__(self, side: Tensor) -> tuple[Float[Tensor, "k v"], Float[Tensor, " n"], Float[Tensor, " m"] | None]:
         """Logits at the answers; distances of the edit's rows, and of the text outside its scope."""

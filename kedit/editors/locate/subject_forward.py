@@ -9,6 +9,7 @@ runs, with a cache that keeps what it holds.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -90,7 +91,7 @@ class SubjectForward:
             stack.enter_context(self.tail.starting_from(LayerCache(hidden)))
             for above in range(self.until + 1 if self.until is not None else 1 << 30, self.lm.anatomy.n_layers):
                 module = self.lm.model.get_submodule(self.lm.anatomy.block.format(above))
-                stack.enter_context(instead(module, self.tail._returning(lambda passed: passed)))
+                stack.enter_context(instead(module, self.tail.returning(lambda passed: passed)))
             states = self.lm.body(input_ids=block.ids, **block.kwargs)[0]
         return self.lm.head(_at(states, block.read_row, block.reads))
 
@@ -127,26 +128,25 @@ class SubjectForward:
     @contextmanager
     def _noting(self, site: OutputSite) -> Iterator[None]:
         """Keep what the site puts out at the changed places."""
-
-        def note(module: nn.Module, args: tuple, output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            self.original[site] = _at(hidden, self.block.edit_row, self.block.at).detach()
-
-        with hook(self._site(site).register_forward_hook(note)):
+        with hook(self._site(site).register_forward_hook(partial(self._note, site))):
             yield
+
+    def _note(self, site: OutputSite, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        self.original[site] = _at(hidden, self.block.edit_row, self.block.at).detach()
 
     @contextmanager
     def _adding(self, site: OutputSite, change: Float[Tensor, "n d"]) -> Iterator[None]:
         """A pass inside adds the change; the first one also notes what was there."""
-        block = self.block
-
-        def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            if site not in self.original:
-                self.original[site] = _at(output, block.edit_row, block.at).detach()
-            return _added(output, block, self._difference(site, change))
-
-        with hook(self._site(site).register_forward_hook(add)):
+        with hook(self._site(site).register_forward_hook(partial(self._add, site, change))):
             yield
+
+    def _add(
+        self, site: OutputSite, change: Tensor, module: nn.Module, args: tuple[Any, ...], output: Tensor
+    ) -> Tensor:
+        if site not in self.original:
+            self.original[site] = _at(output, self.block.edit_row, self.block.at).detach()
+        return _added(output, self.block, self._difference(site, change))
 
 
 class _Kept(DynamicCache):
