@@ -65,6 +65,8 @@ def _outside(record: Mapping[str, Any], layout: Layout) -> str:
 
 def _setting(printed_one: str, layout: Layout) -> str | None:
     own = _choices("setting", layout)
+    if not printed_one:  # the same in any: no edits
+        return own[0]
     names = (printed_one, *SINGLE) if printed_one in SINGLE else (printed_one,)
     return next((name for name in names if name in own), None)
 

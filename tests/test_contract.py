@@ -302,7 +302,7 @@ def test_no_edit_changes_nothing(ready: Ready) -> None:
 def test_several_edits_can_be_made_together(ready: Ready) -> None:
     torch.manual_seed(0)
     ready.editor.edit(ready.lm, EDITS)
-    if ready.trained and ready.editor.prompt_decides:
+    if ready.trained and ready.editor.prompt_decides and ready.editor.least_gain > 0:
         likelier = [now < then for then, now in zip(ready.unedited, nll(ready.lm), strict=True)]
         assert all(likelier) or (ready.editor.forgets_some and sum(likelier) > len(likelier) / 2)
 

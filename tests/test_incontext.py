@@ -169,6 +169,23 @@ def test_at_most_so_many_edits_are_injected(lm: LM) -> None:
     assert route.prompt.startswith(f"Suppose that 1. {qa(EDITS[0]).text}\n2. ")
 
 
+def test_an_aligned_model_without_edits_reads_every_prompt_as_it_is(lm: LM, tmp_path: Path) -> None:
+    alignment = Alignment(
+        conversations=Conversations(), prompt=SUPPOSED, tuner=TUNER, max_tokens=99, trained=str(saved(lm, tmp_path))
+    )
+    editor = supposing(lm, alignment=alignment, aligned_when="always", uses_edits=False)
+    editor.edit(lm, EDITS)
+    [route] = lm.routed([EDITS[0].prompt])
+    assert (route.prompt, route.adapter) == (EDITS[0].prompt, "aligned")
+    assert route.info == {"retrieved": [], "in_context": [], "in_scope": 0, "adapter": "aligned"}
+
+
+@pytest.mark.parametrize("parts", [{}, {"aligned_when": "always"}])
+def test_an_editor_that_would_change_nothing_is_refused(lm: LM, parts: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="uses_edits=false leaves the unedited model .* editor=post_alignment"):
+        supposing(lm, uses_edits=False, **parts)
+
+
 def test_in_a_memory_without_edits_nothing_is_routed(lm: LM) -> None:
     editor = supposing(lm)
     editor.edit(lm, EDITS[:1])

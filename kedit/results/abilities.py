@@ -48,21 +48,26 @@ def benchmark_frame(
     table: int,
     named: Mapping[str, str],
     same_as: Mapping[str, str],
-    bare: Collection[str],
+    bare: Collection[tuple[str, str]],
 ) -> pd.DataFrame:
     """As kedit.results.measured.frame_of, with the benchmark as `dataset` and the edited one in `note`.
 
-    `named`: benchmark -> the paper's name of it. `bare`: models that the paper prints unedited without setting and T.
+    `named`: benchmark -> the paper's name of it. `bare`: (model, editor) of rows that the paper prints without setting
+    and T: the unedited model, an aligned one without edits.
     """
     tests = grouped_tests(cells, same_as)
-    lines = [line for key, by_seed in tests.items() for line in _lines(key, by_seed, named, 0)]
+    lines = [line for key, by_seed in tests.items() for line in _lines(_place(key, bare), by_seed, named, 0)]
     for key, by_seed in reversed(tests.items()):
-        place = key._replace(editor=UNEDITED)
-        place = place._replace(setting="", T=None) if key.model in bare else place
+        place = _place(key._replace(editor=UNEDITED), bare)
         lines = [*_lines(place, by_seed, named, 1), *lines]
     frame = pd.DataFrame(lines, columns=[*COLUMNS, *MORE])
     frame = _once(frame).assign(paper=paper, table=pd.array([table] * len(_once(frame)), dtype="Int64"), printed_as="")
     return frame.astype({"T": "Int64", "value": float, "ci": float, "low": float, "high": float})
+
+
+def _place(key: SampleKey, bare: Collection[tuple[str, str]]) -> SampleKey:
+    """Where the paper prints it."""
+    return key._replace(setting="", T=None) if (key.model, key.editor) in bare else key
 
 
 def _lines(

@@ -49,6 +49,8 @@ class InContext(Editor):
 
     An edit is found by each `wording`, or by its `prompt` (`found_by`). What is judged, and injected, is each retrieved
     string, or each `edit` once, at its nearest string and as its QA form (`judged`).
+
+    Without `uses_edits` nothing is retrieved: the aligned model reads every prompt as it is (KEDAS Table 8).
     """
 
     memory: EditMemory
@@ -61,6 +63,7 @@ class InContext(Editor):
     found_by: Key = "wording"
     judged: Judged = "string"
     aligned_when: When = "recalled"
+    uses_edits: bool = True
 
     def __post_init__(self) -> None:
         for name, choices in (("aligned_when", When), ("found_by", Key), ("judged", Judged)):
@@ -71,6 +74,11 @@ class InContext(Editor):
                 f"editor.aligned_when={self.aligned_when} needs the unaligned model beside the aligned one; set it to "
                 "always, or align by an adapter"
             )
+        if not self.uses_edits and (self.alignment is None or self.aligned_when != "always"):
+            raise InputError(
+                "editor.uses_edits=false leaves the unedited model as it is, unless an aligned one reads everything; "
+                "choose editor=post_alignment, or set it to true"
+            )
 
     @property
     def needs_train(self) -> bool:  # type: ignore[override]
@@ -78,7 +86,7 @@ class InContext(Editor):
 
     @property
     def least_gain(self) -> float:  # type: ignore[override]
-        return super().least_gain if self.prompt.shows_edits else -math.inf
+        return super().least_gain if self.uses_edits and self.prompt.shows_edits else -math.inf
 
     def missing_inputs(self) -> Iterator[str]:
         for part in (self.alignment, self.augmentation, self.prompt, self.filter, self.memory):
@@ -154,7 +162,7 @@ class InContext(Editor):
         return [candidate for candidate in retrieved if candidate.accepted][: self.inject]
 
     def _route(self, lm: LM, prompts: Sequence[str], keys: Sequence[str]) -> list[Route]:
-        retrieved = self.retrieve(keys)
+        retrieved = self.retrieve(keys) if self.uses_edits else [[] for _ in keys]
         facts = [[candidate.hit.entry.text for candidate in self.in_context(found)] for found in retrieved]
         some = [i for i, known in enumerate(facts) if known]
         written = dict(

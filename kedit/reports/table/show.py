@@ -21,7 +21,7 @@ from kedit.results.abilities import benchmark_frame
 from kedit.results.cells import Cell, find, tested
 from kedit.results.measured import frame_of
 from kedit.results.mixing import RULES, refuse_mixed
-from kedit.results.samples import COSTS, UNEDITED, samples
+from kedit.results.samples import COSTS, samples
 from kedit.results.scores import Score
 
 ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html", ".htm": "html"}
@@ -158,8 +158,9 @@ def paper_table(
 def frame(known: Layout, cells: Sequence[Cell], score: Score) -> pd.DataFrame:
     """What these cells measured of the table's metrics."""
     if known.benchmarks:
-        bare = known.printed[(known.printed["editor"] == UNEDITED) & known.printed["T"].isna()]["model"]
-        return benchmark_frame(cells, known.paper, known.number, known.benchmarks, known.same_as, set(bare))
+        bare = known.printed[known.printed["T"].isna() & (known.printed["setting"] == "")]
+        places = set(zip(bare["model"], bare["editor"], strict=True))
+        return benchmark_frame(cells, known.paper, known.number, known.benchmarks, known.same_as, places)
     return frame_of(samples(cells, known.paper, scoring=score, same_as=known.same_as), known.paper, known.number)
 
 
