@@ -172,6 +172,39 @@ def test_texts_are_generated_until_a_stop_string_and_no_further(lm: LM) -> None:
     assert ask("The capital of Arvenia is", max_gen_toks=8, until=[cut]) == whole.partition(cut)[0]
 
 
+def rolling(texts: Sequence[str]) -> list[Any]:
+    from lm_eval.api.instance import Instance
+
+    return [Instance("loglikelihood_rolling", {}, (text,), 0, ("t", i, 1)) for i, text in enumerate(texts)]
+
+
+def test_texts_longer_than_the_context_have_the_log_likelihoods_of_lm_evals_own_model(_world_lm: LM) -> None:
+    """In windows; a gate or a hook sees every token of them as prompt, as it does for perplexity."""
+    from lm_eval.models.huggingface import HFLM
+
+    from kedit.lm.lm_eval_model import LmEvalModel
+
+    config = deepcopy(SHAPES["llama"])
+    config.max_position_embeddings = 64
+    small = LM(AutoModelForCausalLM.from_config(config), _world_lm.text.tokenizer)
+    texts = ["The capital of Arvenia is Oakport. " * n for n in (1, 40, 7)]
+    theirs = HFLM(pretrained=small.model, tokenizer=small.text.tokenizer, batch_size=2, device="cpu")
+    expected = theirs.loglikelihood_rolling(rolling(texts), disable_tqdm=True)
+    model = LmEvalModel(small, lambda kind, requests, compute: compute())
+    assert len(model._windows(texts[1])) > 1
+    assert model.loglikelihood_rolling(rolling(texts)) == pytest.approx(expected, abs=1e-3)
+    seen: list[bool] = []
+
+    def change(this: Any, entered: Any, output: Any) -> Any:
+        seen.append(bool((this.prompt == this.real).all()))
+        return output
+
+    small.intervene("model.layers.0.mlp", change)
+    assert model.loglikelihood_rolling(rolling(texts)) == pytest.approx(expected, abs=1e-3)
+    assert seen
+    assert all(seen)
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 

@@ -4,8 +4,9 @@ A first pass reads each distinct prompt and keeps its keys and values; a second 
 them. Continuations of one token need no second pass. Interventions, soft prompts and adapters act as in a generation.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,12 +65,13 @@ def score_continuations(
     """Of each pair's answer behind its prompt; `done` is told how many pairs a batch has finished.
 
     A pair may be one token longer than the model reads: its last token is only predicted. Pairs that share no prompt
-    are read whole, in one pass, as `LM.score` does.
+    are read whole, in one pass, as `LM.score` does. To interventions a text without a prompt (`Pair.whole`) is all
+    prompt.
     """
-    prompts = _by_prompt(pairs)
+    found = _texts(lm, {i: pair for i, pair in enumerate(pairs) if pair.whole}, done)
+    prompts = _by_prompt({i: pair for i, pair in enumerate(pairs) if not pair.whole})
     alone = [i for prompt in prompts for i in prompt.answers if _reads_whole(lm, prompt)]
     shared = [prompt for prompt in prompts if not _reads_whole(lm, prompt)]
-    found: dict[int, Continuation] = {}
     for start in range(0, len(alone), POSITIONS):
         some = alone[start : start + POSITIONS]
         found |= zip(some, _whole(lm, [pairs[i] for i in some]), strict=True)
@@ -92,9 +94,26 @@ def continue_tokens(lm: "LM", prompts: Sequence[Pair], limits: Sequence[int], un
     return lm._continue(prompts, limits, eos=lm._eos, until=until)
 
 
-def _by_prompt(pairs: Sequence[Pair]) -> list[Prompt]:
+def _texts(lm: "LM", texts: Mapping[int, Pair], done: Callable[[int], Any]) -> dict[int, Continuation]:
+    """Of texts without a prompt, by their places; the tokens behind `Pair.start` count."""
+    places = list(texts)
+
+    def run(now: list[int]) -> list[Continuation]:
+        pairs = [texts[places[i]] for i in now]
+        ids, real = _right_padded([pair.ids[:-1] for pair in pairs], lm.device)
+        this = Pass(real.bool(), real.bool(), who=[pair.reading for pair in pairs])
+        states = lm.body(this, input_ids=ids, attention_mask=real, use_cache=False)[0]
+        found = _at_spans(lm, states, [pair.start - 1 for pair in pairs], [pair.answer for pair in pairs])
+        done(len(now))
+        return [Continuation(sum(logprobs), greedy) for logprobs, greedy in found]
+
+    lengths = [len(pair.ids) for pair in texts.values()]
+    return dict(zip(places, in_batches(lengths, run, Budget(lm.token_budget, "tokens")), strict=True))
+
+
+def _by_prompt(pairs: Mapping[int, Pair]) -> list[Prompt]:
     prompts: dict[Hashable, Prompt] = {}
-    for i, pair in enumerate(pairs):
+    for i, pair in pairs.items():
         key = (tuple(pair.prompt), pair.reading.key)
         prompt = prompts.setdefault(key, Prompt(Pair(pair.prompt, pair.start, pair.reading)))
         prompt.answers[i] = pair.answer
@@ -156,22 +175,28 @@ def _score_rest(
     greedy decoding says them all."""
     rows = [row for row, _, _ in longer]
     which = torch.tensor(rows, device=mask.device)
-    lengths = [len(answer) - 1 for _, _, answer in longer]
     ids, real = _right_padded([answer[:-1] for _, _, answer in longer], lm.device)
     whole = torch.cat([mask[which], real], dim=1)
     inputs = {"input_ids": ids, "attention_mask": whole, "position_ids": left_positions(whole)[:, -ids.shape[1] :]}
     kept, who = steps.select(cache, which), [prompts[row].pair.reading for row in rows]
     this = Pass(real.bool(), torch.zeros_like(real, dtype=torch.bool), True, who, steps.memo)
     states = lm.body(this, **inputs, past_key_values=kept, use_cache=True)[0]
-    at = [(row, col) for row, length in enumerate(lengths) for col in range(length)]
-    gold = torch.tensor([token for _, _, answer in longer for token in answer[1:]], device=states.device)
+    found = _at_spans(lm, states, [0] * len(longer), [answer[1:] for _, _, answer in longer])
+    return {i: scored for (_, i, _), scored in zip(longer, found, strict=True)}
+
+
+def _at_spans(
+    lm: "LM", states: Float[Tensor, "n t d"], starts: Sequence[int], tokens: Sequence[list[int]]
+) -> list[tuple[list[float], bool]]:
+    """Of each row's `tokens`, the first of which the state at `starts` predicts: their log-probabilities, and whether
+    greedy decoding says them all."""
+    at = [(row, start + k) for row, start in enumerate(starts) for k in range(len(tokens[row]))]
     row, col = torch.tensor(at, device=states.device).unbind(1)
+    gold = torch.tensor([token for some in tokens for token in some], device=states.device)
     logprob, right = _at_positions(lm, states[row, col], gold)
-    found, begin = {}, 0
-    for (_, i, _), length in zip(longer, lengths, strict=True):
-        found[i] = (logprob[begin : begin + length], all(right[begin : begin + length]))
-        begin += length
-    return found
+    ends = list(accumulate(map(len, tokens)))
+    spans = [slice(end - len(some), end) for end, some in zip(ends, tokens, strict=True)]
+    return [(logprob[span], all(right[span])) for span in spans]
 
 
 def _at_positions(lm: "LM", states: Float[Tensor, "k d"], gold: Tensor) -> tuple[list[float], list[bool]]:

@@ -180,12 +180,11 @@ class LmEvalModel(TemplateLM):
         return [(one.logprob, one.greedy) for one in score_continuations(self.lm, pairs, self._bar.update)]
 
     def _rolling(self, requests: Sequence[Asked]) -> list[float]:
-        """Of whole texts, in lm-eval's windows."""
+        """Of whole texts, in lm-eval's windows. To interventions a text is all prompt, as in `LM.perplexity`."""
         windows = [self._windows(asked.prompt) for asked in requests]
-        flat = [(None, *window) for some in windows for window in some]
-        self._readings = [Reading() for _ in flat]
-        scored = iter(self._loglikelihood_tokens(flat))
-        return [sum(next(scored)[0] for _ in some) for some in windows]
+        pairs = [Pair(context + rest, len(context), whole=True) for some in windows for context, rest in some]
+        scored = iter(score_continuations(self.lm, pairs, self._bar.update))
+        return [sum(next(scored).logprob for _ in some) for some in windows]
 
     def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
         options = {"prefix_token": self.prefix_token_id, "max_seq_len": self.max_length, "context_len": 1}
