@@ -28,6 +28,7 @@ Kind = Literal[
     "consistency",  # no probe asks for it: it is computed from a case's fluency texts
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+CONDITION = -1  # index of a question that is asked for the sake of others
 BENCHMARK = "benchmark"  # of rows that measure the whole model and belong to no case
 KNOWEDIT: tuple[Kind, ...] = ("reliability", "generality", "portability", "locality", "fluency")  # asked by default
 
@@ -70,15 +71,17 @@ class Probe:
     fold: Fold = "mean"  # the same for all probes of a case, kind and group
     frame: Frame | None = None
     every: tuple[tuple[str, ...], ...] = ()  # if a free answer must name several objects: the names of each
-    conditions: tuple["Condition", ...] = ()  # what the unedited model must answer for the probe to count
+    conditions: tuple["Condition", ...] = ()  # what a model must answer for the probe to count
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A question to the unedited model, and whether it must be right or wrong."""
+    """A question to the unedited model, or with `edited` to the one under test, and whether it must be right or wrong.
+    An unedited model under test need not fulfil what is asked of the edited one."""
 
     probe: Probe
     right: bool = True
+    edited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +104,8 @@ class Question:
 
 
 def condition_question(question: Question, condition: Condition) -> Question:
-    """How a condition of this question is asked."""
-    return Question(question.case, -1, condition.probe)
+    """How a condition of this question is asked. It has no row of its own."""
+    return Question(question.case, CONDITION, condition.probe)
 
 
 def check_subjects(cases: Iterable[Case], where: Callable[[Case, str], str] | None = None) -> None:

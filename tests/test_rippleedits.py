@@ -8,15 +8,23 @@ from typing import Any
 
 import pytest
 
+from made_cells import make_cell
+
+from kedit import world
 from kedit.cases import Case, Condition, Edit, Frame, Probe, Question, condition_question, questions_of
 from kedit.common.errors import InputError
 from kedit.data import load, rippleedits
 from kedit.data.files import dataset_of
 from kedit.data.records import Record
+from kedit.editors.finetune import FineTune
 from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM
+from kedit.loop.runner import experiment
 from kedit.loop.settings import single
 from kedit.loop.step_runner import all_questions
+from kedit.losses.cross_entropy import CrossEntropy
+from kedit.reports.table.plain import tables
+from kedit.results.cells import Cell
 from kedit.results.scores import mean_scores
 
 FRAME = Frame("", "", 50, contains=True)
@@ -70,6 +78,7 @@ def test_a_counterfactual_record_counts_if_its_old_fact_was_known() -> None:
     prompt = "The name of the mother of Ann Lee is"
     assert case.edits == (Edit(prompt, "Eva Moor", "Ann Lee", "Ida Lee"),)
     known = Condition(Probe("reliability", prompt, ("Ida Lee",), frame=FRAME))
+    made = Condition(Probe("reliability", prompt, ("Eva Moor",), frame=FRAME), edited=True)
     child = Condition(Probe("reliability", "The children of Eva Moor are", ("Bo Moor",), frame=FRAME))
     siblings = (("Bo Moor", "B. Moor"), ("Cy Moor",))
     assert case.probes == (
@@ -82,7 +91,7 @@ def test_a_counterfactual_record_counts_if_its_old_fact_was_known() -> None:
             fold="all",
             frame=FRAME,
             every=siblings,
-            conditions=(known, child),
+            conditions=(known, made, child),
         ),
         Probe(
             "logical_generalization",
@@ -91,7 +100,7 @@ def test_a_counterfactual_record_counts_if_its_old_fact_was_known() -> None:
             "1",
             fold="any",
             frame=FRAME,
-            conditions=(known,),
+            conditions=(known, made),
         ),
         Probe(
             "relation_specificity",
@@ -100,7 +109,7 @@ def test_a_counterfactual_record_counts_if_its_old_fact_was_known() -> None:
             "0",
             fold="any",
             frame=FRAME,
-            conditions=(known,),
+            conditions=(known, made),
         ),
     )
     assert dropped == {"logical_generalization query without an answer": 1}
@@ -110,9 +119,8 @@ def test_a_recent_record_counts_if_its_new_fact_was_not_known() -> None:
     case, _ = parsed(RECENT)
     prompt = "The name of the head of government of Elbonia is"
     assert case.edits == (Edit(prompt, "Bob Ray", "Elbonia"),)
-    assert case.probes[1].conditions == (
-        Condition(Probe("reliability", prompt, ("Bob Ray",), frame=FRAME), right=False),
-    )
+    new_fact = Probe("reliability", prompt, ("Bob Ray",), frame=FRAME)
+    assert case.probes[1].conditions == (Condition(new_fact, right=False), Condition(new_fact, edited=True))
 
 
 def test_a_file_of_the_form_is_recognised_and_read(tmp_path: Path) -> None:
@@ -160,6 +168,43 @@ def test_what_the_unedited_model_does_not_know_does_not_count(lm: LM) -> None:
     ]
     scored = mean_scores([{"step": 0, "when": "before"} | row for row in rows])
     assert set(scored) == {"preservation"}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_failed_edit_changed_does_not_count_and_is_told(lm: LM, fails: bool) -> None:
+    """Of two edits in weights; the unedited model need not say what the edited one must."""
+    cases = world.cases(edits=2, limit=2).cases
+    edits = [case.edits[0] for case in cases]
+    asked = [
+        Condition(Probe("reliability", edit.prompt, (edit.target_new,), frame=FRAME), edited=True) for edit in edits
+    ]
+    wrong = replace(asked[0], probe=replace(asked[0].probe, answers=("Nowhere",)))
+    conditions = [wrong if fails else asked[0], asked[1]]
+    probes = [
+        (
+            Probe("reliability", edit.prompt, (edit.target_new,)),
+            Probe("preservation", "The capital of Beloria is", ("Nowhere",), frame=FRAME, conditions=(condition,)),
+        )
+        for edit, condition in zip(edits, conditions, strict=True)
+    ]
+    made = [Case(f"c{i}", (edit,), own) for i, (edit, own) in enumerate(zip(edits, probes, strict=True))]
+    evaluator = Evaluator(kinds=["reliability", "preservation"], scoring=["forced", "generate"], measures={})
+    rows = experiment(lm, single(made), FineTune(loss=CrossEntropy(), lr=1e-3, steps=25), evaluator)
+    mine = [row for row in rows if row["kind"] == "preservation" and row["scoring"] == "generate"]
+    assert [row.get("edit_failed") for row in mine if row["when"] == "before"] == [None, None]
+    assert [row.get("edit_failed") for row in mine if row["when"] == "test"] == [1 if fails else None, None]
+    assert len(mine) == 4  # what is asked for the sake of others has no row
+
+
+def test_a_caption_says_how_many_edits_failed(tmp_path: Path) -> None:
+    cells = [make_cell(tmp_path, {"reliability": [1.0, 0.5, 0.0]}, editor=editor) for editor in ("ft_m", "rome")]
+    row = {"step": 1, "when": "test", "T": 1, "kind": "preservation", "group": "0", "probe": 0, "scoring": "forced"}
+    case = cells[0].rows["case"].iloc[0]
+    with (cells[0].directory / "rows.jsonl").open("a") as file:
+        file.write(json.dumps(row | {"case": case, "skipped": 1, "edit_failed": 1}) + "\n")
+    [(caption, _)] = tables([Cell(cell.directory) for cell in cells])
+    assert "1 of 3 edits of ft_m (seed 101) failed: what else changed does not count" in caption
+    assert "0 of 3 edits of rome (seed 101) failed" in caption
 
 
 def capital(lm: LM) -> str:

@@ -1,8 +1,8 @@
 """RippleEdits (Cohen et al. 2023): what else must change with a fact, and what must not, by six criteria.
 
 A test has one or several queries (fold: any for OR, all for AND) and is executed only if the unedited model answers its
-condition queries, and knew the fact that the edit replaces (of "recent" records: did not know the new one). The answer
-of the authors' code is free text that contains a name of every right object.
+condition queries, and knew the fact that the edit replaces (of "recent" records: did not know the new one), and the
+edited one says the new fact. The answer of the authors' code is free text that contains a name of every right object.
 """
 
 from collections import Counter
@@ -46,8 +46,9 @@ def parse(record: Record, case_id: str, dropped: Counter[str], *, max_new: Count
     return Case(case_id, (edit,), tuple(probes))
 
 
-def _edit(record: Record, frame: Frame) -> tuple[Edit, Condition]:
-    """The edit, and what the unedited model must know for its tests to count.
+def _edit(record: Record, frame: Frame) -> tuple[Edit, tuple[Condition, ...]]:
+    """The edit, and what must be true for its tests to count: what the unedited model knows, and that the edited one
+    says the new fact.
 
     The file has whole sentences ("The name of the mother of A is B."): the object begins where the old and the new
     sentence differ, or, without an old one, behind the last " is " or " are ".
@@ -55,14 +56,16 @@ def _edit(record: Record, frame: Frame) -> tuple[Edit, Condition]:
     new = record.text("prompt").strip().rstrip(".")
     if not record.has("original_fact"):
         prompt, target = _behind_verb(record, new)
-        return Edit(prompt, target, _subject(prompt)), _asked(prompt, target, frame, right=False)
+        new_fact = _probe("reliability", prompt, ((target,),), "", frame)
+        return Edit(prompt, target, _subject(prompt)), (Condition(new_fact, right=False), Condition(new_fact, edited=True))
     old = record.part("original_fact").text("prompt").strip().rstrip(".")
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(new, old, strict=False)))
     prompt = new[:same].rpartition(" ")[0]
     target, before = new[len(prompt) :].strip(), old[len(prompt) :].strip()
     if not (prompt and target and before) or target == before:
         raise record.error("prompt", f"is {new!r}, and no object of it stands where {old!r} has another")
-    return Edit(prompt, target, _subject(prompt), before), _asked(prompt, before, frame, right=True)
+    facts = [_probe("reliability", prompt, ((name,),), "", frame) for name in (before, target)]
+    return Edit(prompt, target, _subject(prompt), before), (Condition(facts[0]), Condition(facts[1], edited=True))
 
 
 def _behind_verb(record: Record, sentence: str) -> tuple[str, str]:
@@ -81,19 +84,15 @@ def _subject(prompt: str) -> str | None:
     return None
 
 
-def _asked(prompt: str, answer: str, frame: Frame, right: bool) -> Condition:
-    return Condition(Probe("reliability", prompt, (answer,), frame=frame), right)
-
-
 def _test(
-    test: Record, kind: Kind, group: str, known: Condition, frame: Frame, dropped: Counter[str]
+    test: Record, kind: Kind, group: str, known: tuple[Condition, ...], frame: Frame, dropped: Counter[str]
 ) -> Iterator[Probe]:
     """Its queries that have an answer."""
     word = test.text("test_condition") if test.has("test_condition") else "OR"
     if word not in FOLDS:
         raise test.error("test_condition", f"is {word!r}; give {' or '.join(FOLDS)}")
     needed = [found for query in test.parts("condition_queries") if (found := _query(query))]
-    conditions = (known, *(Condition(_probe("reliability", *found, "", frame)) for found in needed))
+    conditions = (*known, *(Condition(_probe("reliability", *found, "", frame)) for found in needed))
     for query in test.parts("test_queries"):
         found = _query(query)
         if found is None:

@@ -1,28 +1,42 @@
-"""Probes that count only if the unedited model answers other questions (RippleEdits)."""
+"""Probes that count only if a model answers other questions (RippleEdits): the unedited one, or the edited one."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
-from kedit.cases import Question, condition_question
+from kedit.cases import Condition, Question, condition_question
 
 Row = dict[str, Any]
+Grade = Callable[[Question, Any, Any], Sequence[Row]]  # of a question, an answer and the unedited model's
+Unmet = Literal["before", "edited"]  # by which model
 
 
-def fulfilled(
-    grade: Callable[[Question, Any, Any], Sequence[Row]], question: Question, before: Mapping[Question, Any]
-) -> bool:
-    """Whether the unedited model's answers (`before`) fulfil the probe's conditions: in free text if that is asked for,
-    else teacher-forced. `grade` makes rows of a question, an answer and the unedited model's."""
-    for condition in question.probe.conditions:
+def conditions_of_the_edited(questions: Iterable[Question]) -> list[Question]:
+    """What is asked of the edited model besides these questions, each once."""
+    asked = (condition_question(q, c) for q in questions for c in q.probe.conditions if c.edited)
+    return list(dict.fromkeys(asked))
+
+
+def unmet(grade: Grade, question: Question, before: Mapping[Question, Any], now: Mapping[Question, Any]) -> Unmet | None:
+    """Which of the probe's conditions is not fulfilled: by the unedited model's answers (`before`), or by those of the
+    model under test (`now`; without an answer there it is not edited); in free text if that is asked for, else
+    teacher-forced."""
+    for condition in sorted(question.probe.conditions, key=lambda condition: condition.edited):
         asked = condition_question(question, condition)
-        exact = {row["scoring"]: row["exact"] for row in grade(asked, before[asked], before[asked])}
-        if bool(exact.get("generate", exact.get("forced"))) != condition.right:
-            return False
-    return True
+        if condition.edited and asked in now and not _met(grade, condition, asked, now[asked], before[asked]):
+            return "edited"
+        if not condition.edited and not _met(grade, condition, asked, before[asked], before[asked]):
+            return "before"
+    return None
 
 
-def uncounted_rows(question: Question, scoring: Sequence[str]) -> list[Row]:
-    """One for each way of scoring, without a score."""
+def _met(grade: Grade, condition: Condition, asked: Question, answer: Any, before: Any) -> bool:
+    exact = {row["scoring"]: row["exact"] for row in grade(asked, answer, before)}
+    return bool(exact.get("generate", exact.get("forced"))) == condition.right
+
+
+def uncounted_rows(question: Question, scoring: Sequence[str], by: Unmet) -> list[Row]:
+    """One for each way of scoring, without a score; `edit_failed` if it is the edited model that keeps it out."""
     probe = question.probe
     place = {"case": question.case, "kind": probe.kind, "group": probe.group, "probe": question.index}
-    return [place | {"scoring": way, "skipped": 1} for way in scoring]
+    why = {"skipped": 1} | ({"edit_failed": 1} if by == "edited" else {})
+    return [place | {"scoring": way} | why for way in scoring]

@@ -5,11 +5,11 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 from zlib import crc32
 
-from kedit.cases import KINDS, KNOWEDIT, Kind, Question
+from kedit.cases import CONDITION, KINDS, KNOWEDIT, Kind, Question
 from kedit.common.errors import InputError
 from kedit.common.options import Count, CountOrNone, OneOrMore, Seed, Several
 from kedit.evaluation.answers import Answer, Ask, room
-from kedit.evaluation.conditions import fulfilled, uncounted_rows
+from kedit.evaluation.conditions import uncounted_rows, unmet
 from kedit.evaluation.consistency import Consistency
 from kedit.evaluation.easyedit_scoring import score_group
 from kedit.evaluation.measures import Measure, Measurement
@@ -202,16 +202,14 @@ class Evaluator:
     def grade_all(
         self, asked: Sequence[Question], answers: Sequence[Answer], before: Mapping[Question, Answer]
     ) -> list[Row]:
-        """Rows of all questions, in order, then those of cases as a whole. `before`: the unedited model's answers."""
-        graded = [
-            row
-            for q, answer in zip(asked, answers, strict=True)
-            for row in (
-                self.grade(q, answer, before[q])
-                if fulfilled(self.grade, q, before)
-                else uncounted_rows(q, self.scoring)
-            )
-        ]
+        """Rows of all questions, in order, then those of cases as a whole; a question that is asked for the sake of
+        others has none. `before`: the unedited model's answers."""
+        now = {q: answer for q, answer in zip(asked, answers, strict=True) if q.index == CONDITION}
+        graded = []
+        for q, answer in zip(asked, answers, strict=True):
+            if q.index != CONDITION:
+                by = unmet(self.grade, q, before, now)
+                graded += uncounted_rows(q, self.scoring, by) if by else self.grade(q, answer, before[q])
         if self.consistency is None or "consistency" not in self.kinds:
             return graded
         return graded + self.consistency.rows(asked, [answer.generated for answer in answers])

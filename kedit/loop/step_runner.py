@@ -14,6 +14,7 @@ from transformers import set_seed
 from kedit.cases import Question, condition_question, questions_of
 from kedit.editors import Editor, Job, Outcome
 from kedit.evaluation.answers import Answer
+from kedit.evaluation.conditions import conditions_of_the_edited
 from kedit.evaluation.evaluator import Evaluator, Row
 from kedit.evaluation.measures import Measurement
 from kedit.evaluation.step_trace import StepTrace
@@ -194,7 +195,8 @@ def question_batches(turns: Sequence[Turn], evaluator: Evaluator) -> Iterator[li
         moments = (("edit", turn.step.edit, evaluator.each_edit), ("test", turn.step.test, evaluator.kinds))
         for when, cases, kinds in moments:
             for case in cases:
-                part += (Asked(i, when, question) for question in questions_of(case, kinds))
+                mine = questions_of(case, kinds)
+                part += (Asked(i, when, question) for question in [*mine, *conditions_of_the_edited(mine)])
                 if len(part) >= PART:
                     yield part
                     part = []

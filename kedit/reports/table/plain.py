@@ -106,8 +106,8 @@ def _other_counts(lines: pd.DataFrame) -> list[str]:
 
 
 def _not_counted(cells: Sequence[Cell]) -> list[str]:
-    """Questions whose conditions the unedited model does not fulfil (RippleEdits)."""
-    said = []
+    """Questions whose conditions the unedited model does not fulfil, and cases that an edit has failed (RippleEdits)."""
+    said = [*map(_failed_edits, cells)] if any("edit_failed" in cell.rows for cell in cells) else []
     for cell in cells[:1]:  # the same for every editor
         before = cell.rows[cell.rows["when"] == "before"].drop_duplicates(["case", "kind", "group", "probe"])
         if "skipped" not in before:
@@ -118,6 +118,14 @@ def _not_counted(cells: Sequence[Cell]) -> list[str]:
                 counted = f"{lost} of {len(rows)} questions do not count"
                 said.append(f"{COLUMNS[str(kind)]}: {counted}, their conditions fail before the edit")
     return said
+
+
+def _failed_edits(cell: Cell) -> str:
+    """Cases that do not count because the edited model does not say the new fact."""
+    tested = cell.rows[cell.rows["when"] == "test"]
+    failed = tested[tested["edit_failed"].notna()]["case"] if "edit_failed" in tested else tested["case"][:0]
+    editor = f"{cell.meta['editor']} (seed {cell.meta['seed']})"
+    return f"{failed.nunique()} of {tested['case'].nunique()} edits of {editor} failed: what else changed does not count"
 
 
 def _alarms(cells: Sequence[Cell], lines: pd.DataFrame) -> list[str]:
