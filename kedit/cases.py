@@ -18,6 +18,7 @@ Kind = Literal[
     "one_hop",  # a question whose answer is one fact of a chain, MQuAKE's
     "multi_hop",  # a question that needs the whole chain
     "all_hops",  # every question of the chain
+    "unedited_multi_hop",  # the same as multi_hop of a case that is not edited: the old answer counts
     "logical_generalization",  # RippleEdits' six criteria
     "compositionality_1",
     "compositionality_2",
@@ -91,6 +92,7 @@ class Case:
     id: str  # stable: "<dataset file>-<index in file>", never an index in a batch
     edits: tuple[Edit, ...]  # one, except for multi-edit cases
     probes: tuple[Probe, ...]
+    edited: bool = True  # False: never edited, but asked at every test (MQuAKE-Remastered)
 
 
 @dataclass(frozen=True, slots=True)

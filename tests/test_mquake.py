@@ -102,6 +102,41 @@ def test_chains_of_another_length_are_left_out_and_counted(tmp_path: Path) -> No
     assert dataset_of(path) == "mquake"
 
 
+SPLIT = {"1000": ["edited"], "6000": ["train_edited"]}
+
+
+@pytest.mark.parametrize("label", ["edited", "train_edited", "test_edited"])
+def test_a_case_that_a_split_edits_is_an_ordinary_one(label: str) -> None:
+    assert parsed(record(split={"1000": [label]}), split=1000) == parsed(record())
+
+
+@pytest.mark.parametrize("label", ["unedited", "test_unedited"])
+def test_a_case_that_a_split_does_not_edit_is_asked_for_the_old_answer(label: str) -> None:
+    case, _ = parsed(record(split={"1000": [label]}, answer="Leo Varadkar", answer_alias=["Varadkar"]), split=1000)
+    assert case
+    assert not case.edited
+    assert [(probe.kind, probe.answers, probe.fold) for probe in case.probes] == [
+        ("unedited_multi_hop", ("Leo Varadkar", "Varadkar"), "any")
+    ] * 3
+
+
+def test_a_case_without_a_part_in_a_split_is_left_out_and_counted() -> None:
+    assert parsed(record(split={"1000": []}), split=1000) == (None, {"case that split 1000 leaves out": 1})
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (record(split=SPLIT), "has no '500'; set dataset.parse.split to one of 1000, 6000, or to null"),
+        (record(), "has no '500'; set dataset.parse.split to null"),
+    ],
+)
+def test_a_split_that_a_record_does_not_have_is_refused(data: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=r"file: record 0") as error:
+        parsed(data, split=500)
+    assert said in str(error.value)
+
+
 def test_overtones_prompts_stand_around_the_question() -> None:
     case, _ = parsed(record(), prompts="overtone")
     assert case

@@ -1,6 +1,8 @@
 """The order of operations, as trace strings: "+a" edit, "?ab" test, "!" restore."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -70,3 +72,22 @@ def test_blocks_of_one_are_single() -> None:
 def test_refusals(make: object, said: str) -> None:
     with pytest.raises(InputError, match=said):
         list(make())  # type: ignore[operator]
+
+
+ASKED = Case("asked", (), (), edited=False)
+
+
+def test_cases_that_are_never_edited_are_asked_at_every_test() -> None:
+    steps = list(sequential([ABC[0], ASKED, *ABC[1:]], "all", checkpoints=[2]))
+    assert [[case.id for case in step.edit] for step in steps] == [["a"], ["b"], ["c"]]
+    assert [[case.id for case in step.test] for step in steps] == [[], ["a", "b", "asked"], ["a", "b", "c", "asked"]]
+    assert [step.T for step in steps] == [0, 2, 3]
+    [step] = mass([ASKED, *ABC], "all")
+    assert ([case.id for case in step.edit], step.T) == (["a", "b", "c"], 3)
+    assert step.test[-1] is ASKED
+
+
+@pytest.mark.parametrize("setting", [single, partial(blocks, T=2), partial(incremental, T=2)])
+def test_settings_that_test_each_edit_refuse_cases_that_are_never_edited(setting: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match="1 cases .*asked.* are never edited, .* choose setting=sequential or mass"):
+        list(setting([*ABC, ASKED]))

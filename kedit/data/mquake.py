@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Literal
 
-from kedit.cases import Case, Edit, Frame, Probe
+from kedit.cases import Case, Edit, Frame, Kind, Probe
 from kedit.common.options import Count
 from kedit.data.records import Record
 
 Prompts = Literal["bare", "overtone"]
+EDITED = ("edited", "train_edited", "test_edited")  # Remastered's labels; train and test are CF-6334's
+UNEDITED = ("unedited", "test_unedited")
 
 # OVERTONE, App. B.1, describes these prompts and prints their example; the wording is kedit's
 _ONE = """Answer the question directly and briefly. Write the answer as "Final answer: ...".
@@ -50,10 +52,17 @@ def dataset_of(record: Record) -> str:
 
 
 def parse(
-    record: Record, case_id: str, dropped: Counter[str], *, hops: Count | None = None, prompts: Prompts = "bare"
+    record: Record,
+    case_id: str,
+    dropped: Counter[str],
+    *,
+    hops: Count | None = None,
+    prompts: Prompts = "bare",
+    split: Count | None = None,
 ) -> Case | None:
     """One record; None, counted, if its chain has not `hops` facts (None: any number). `prompts`: how one hop and
-    several are asked."""
+    several are asked. `split`: Remastered's number of cases that are edited together; the others are only asked
+    (None: all are edited)."""
     chain = record.parts("new_single_hops")
     if not chain:
         raise record.error("new_single_hops", "holds no fact; give the chain of the new answer")
@@ -65,10 +74,17 @@ def parse(
         raise record.error("requested_rewrite", "holds no edit; give at least one")
     edits = tuple(_edit(rewrite) for rewrite in rewrites)
     one, many = FRAMES[prompts]
+    edited = split is None or _edited(record, str(split))
+    if edited is None:
+        dropped[f"case that split {split} leaves out"] += 1
+        return None
+    if not edited:
+        old = tuple(_asked(record, "answer", "unedited_multi_hop", len(chain), many))
+        return Case(case_id, edits, old, edited=False)
     probes = [
         *(Probe("reliability", edit.prompt, (edit.target_new,)) for edit in edits),
         *_one_hop(rewrites, edits, one),
-        *_multi_hop(record, len(chain), many),
+        *_asked(record, "new_answer", "multi_hop", len(chain), many),
         *_all_hops(chain),
     ]
     return Case(case_id, edits, tuple(probes))
@@ -94,13 +110,26 @@ def _one_hop(rewrites: list[Record], edits: tuple[Edit, ...], frame: Frame | Non
         yield Probe("one_hop", rewrite.text("question"), (edit.target_new,), frame=frame)
 
 
-def _multi_hop(record: Record, hops: int, frame: Frame | None) -> Iterator[Probe]:
+def _edited(record: Record, split: str) -> bool | None:
+    """Whether the case is one of those that are edited together; None: it has no part in this split."""
+    splits = record.part("split").data
+    if split not in splits:
+        there = f"to one of {', '.join(splits)}, or " if splits else ""
+        raise record.error("split", f"has no {split!r}; set dataset.parse.split {there}to null")
+    labels = splits[split] or []
+    if any(label in EDITED for label in labels):
+        return True
+    return False if any(label in UNEDITED for label in labels) else None
+
+
+def _asked(record: Record, answer: str, kind: Kind, hops: int, frame: Frame | None) -> Iterator[Probe]:
+    """The question about the chain, in every wording."""
     wordings = record.texts("questions")
     if not wordings:
         raise record.error("questions", "holds no question; give at least one wording")
-    accepted = _accepted(record, "new_answer")
+    accepted = _accepted(record, answer)
     for text in wordings:
-        yield Probe("multi_hop", text, accepted, f"{hops}_hops", fold="any", frame=frame)
+        yield Probe(kind, text, accepted, f"{hops}_hops", fold="any", frame=frame)
 
 
 def _all_hops(chain: list[Record]) -> Iterator[Probe]:

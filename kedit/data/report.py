@@ -15,6 +15,9 @@ def report(cases: Sequence[Case]) -> Iterator[str]:
         yield f"  {count:6d} {kind} {group}".rstrip()
     for kind, count in sorted(having.items()):
         yield f"  {count:6d} cases have {kind}"
+    asked, cases = len(cases), [case for case in cases if case.edited]
+    if len(cases) < asked:
+        yield f"{asked - len(cases)} cases are never edited, only asked; the rest is about the other {len(cases)}"
     yield from _subjects(cases)
     yield from _old_answers(cases)
     yield from _edits(cases)

@@ -38,13 +38,15 @@ def single(cases: Cases, T: Horizon = 1, *, short: Short = "error") -> Iterator[
             f"T={T} with setting=single, which restores after each edit; drop T, or choose setting=blocks or sequential"
         )
     _some(cases)
+    _all_edited(cases, "single")
     return (Step([case], [case], restore=True, T=1) for case in cases)
 
 
 def sequential(
     cases: Cases, T: Horizon, *, batch_size: Count = 1, checkpoints: Several[Count] = (), short: Short = "error"
 ) -> Iterator[Step]:
-    """Edit the first T cases, `batch_size` at a time, then test all T on the final model (KDPO §4; KEDAS Eq. 6).
+    """Edit the first T cases, `batch_size` at a time, then test all T on the final model (KDPO §4; KEDAS Eq. 6), and
+    the cases that are never edited.
 
     `checkpoints`: also test all edits so far at these numbers of edits; those above T are left out.
     """
@@ -53,7 +55,7 @@ def sequential(
             f"setting=sequential with T=1 tests only the first of {len(cases)} cases; use setting=single to test each "
             "case (setting=blocks in a grid over T), or dataset.limit=1"
         )
-    chosen = first_edits(cases, T, short)
+    chosen, others = first_edits(_edited(cases), T, short), [case for case in cases if not case.edited]
     ends = _ends(chosen, batch_size)
     made = [0, *accumulate(map(_size, chosen))]  # edits, by the number of cases
     tests = {bisect_right(made, at) - 1: at for at in checkpoints if at < made[-1]} | {len(chosen): made[-1]}
@@ -63,7 +65,7 @@ def sequential(
             f"setting.checkpoints={missed} are no multiples of setting.batch_size={batch_size}; give multiples of it"
         )
     return (
-        Step(chosen[end - n : end], chosen[:end], T=made[end]) if end in tests else Step(chosen[end - n : end])
+        Step(chosen[end - n : end], [*chosen[:end], *others], T=made[end]) if end in tests else Step(chosen[end - n : end])
         for end, n in _sized(ends)
     )
 
@@ -73,6 +75,7 @@ def blocks(cases: Cases, T: Horizon, *, batch_size: Count = 1, short: Short = "e
 
     OVERTONE's continual editing, as WISE's authors describe the protocol it descends from.
     """
+    _all_edited(cases, "blocks")
     first_edits(cases, T, short)
     size = min(edit_count(cases), T if isinstance(T, int) else edit_count(cases))
     for stop, n_cases in _sized(_ends(cases, size)):
@@ -84,14 +87,15 @@ def blocks(cases: Cases, T: Horizon, *, batch_size: Count = 1, short: Short = "e
 
 def incremental(cases: Cases, T: Horizon, *, short: Short = "error") -> Iterator[Step]:
     """Edit case i, test case i at once, never restore (KEDAS §5.4; the older meaning of "sequential")."""
+    _all_edited(cases, "incremental")
     chosen = first_edits(cases, T, short)
     return (Step([case], [case], T=edit_count(chosen)) for case in chosen)
 
 
 def mass(cases: Cases, T: Horizon, *, short: Short = "error") -> Iterator[Step]:
     """The first T cases in one edit, then test all T (standard fine-tuning, MEMIT)."""
-    chosen = first_edits(cases, T, short)
-    return iter([Step(chosen, chosen, T=edit_count(chosen))])
+    chosen, others = first_edits(_edited(cases), T, short), [case for case in cases if not case.edited]
+    return iter([Step(chosen, [*chosen, *others], T=edit_count(chosen))])
 
 
 def first_edits(cases: Cases, T: Horizon, short: Short) -> Cases:
@@ -130,6 +134,18 @@ def _size(case: Case) -> int:
 def _some(cases: Cases) -> None:
     if not cases:
         raise InputError("the dataset has no case to edit; check dataset.limit, and what was dropped")
+
+
+def _edited(cases: Cases) -> Cases:
+    return [case for case in cases if case.edited]
+
+
+def _all_edited(cases: Cases, setting: str) -> None:
+    if unedited := [case.id for case in cases if not case.edited]:
+        raise InputError(
+            f"setting={setting}: {len(unedited)} cases ({unedited[0]}, ...) are never edited, and are asked when all "
+            "others are; choose setting=sequential or mass, or dataset.parse.split=null"
+        )
 
 
 def _ends(cases: Cases, batch_size: int) -> list[int]:

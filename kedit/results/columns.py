@@ -13,6 +13,7 @@ COLUMNS = {  # a probe's kind -> the papers' word for its score
     "one_hop": "1-hop",
     "multi_hop": "multi-hop",
     "all_hops": "all hops",
+    "unedited_multi_hop": "multi-hop, not edited",
     "logical_generalization": "LG",
     "compositionality_1": "CI",
     "compositionality_2": "CII",
