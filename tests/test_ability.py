@@ -218,7 +218,7 @@ def test_without_lm_eval_one_sentence_says_what_to_install(monkeypatch: pytest.M
     ("made", "said"),
     [
         (lambda: LmEval(["helaswag"], files={"helaswag": "no.json"}), "no such file"),
-        (lambda: own(num_fewshot=2), "nothing to take examples from"),
+        (lambda: own(num_fewshot=6), "own has only 5 documents to take examples from; give at most 5"),
     ],
 )
 def test_mistakes_are_one_sentence_before_a_model_is_loaded(made: Callable[[], LmEval], said: str) -> None:
@@ -317,6 +317,53 @@ def test_files_as_they_are_passed_around_get_lm_evals_own_prompts(
     asked = [instance.args for instance in loaded.instances]
     assert all(args[0].startswith(prompt[i % len(prompt)]) for i, args in enumerate(asked))
     assert asked[0][1].startswith(choices)
+
+
+def prompts_of(measure: LmEval, task: str, limit: int | None = None) -> list[str]:
+    measure.prepare()
+    [loaded] = [one for one in measure._tasks_of(task) if one.task_name.startswith(task)][:1]
+    loaded.build_all_requests(limit=limit, rank=0, world_size=1)
+    return list(dict.fromkeys(str(instance.args[0]) for instance in loaded.instances))
+
+
+def test_examples_are_other_documents_of_the_file() -> None:
+    measure = own(num_fewshot=3)
+    prompts = prompts_of(measure, "own")
+    asked = [document["prompt"] for document in documents()]
+    for prompt, mine in zip(prompts, asked, strict=True):
+        assert prompt.endswith(mine)
+        assert sum(prompt.count(other) for other in asked) == 4
+        assert prompt.count(mine) == 1
+    assert measure.description()["own"]["said"] == "made by kedit, examples from the other questions that are tested"
+
+
+def test_examples_are_the_same_at_every_test(small: LM) -> None:
+    measure = own(num_fewshot=2)
+    assert by_item(measure(small, "").items) == by_item(measure(small, "").items)
+
+
+def test_examples_of_a_file_with_splits_are_of_the_one_that_is_not_tested(tmp_path: Path) -> None:
+    def questions(what: str) -> list[dict[str, Any]]:
+        return [{"question": f"{what} {i}", "choices": list("wxyz"), "answer": i % 4} for i in range(3)]
+
+    path = tmp_path / "mmlu.json"
+    path.write_text(json.dumps({"virology": {"test": questions("asked"), "dev": questions("shown")}}))
+    measure = LmEval(["mmlu"], files={"mmlu": str(path)}, num_fewshot=2)
+    prompts = prompts_of(measure, "mmlu")
+    assert all(prompt.count("shown") == 2 and prompt.count("asked") == 1 for prompt in prompts)
+    assert "examples from questions of the file that are not tested" in measure.description()["mmlu"]["said"]
+
+
+@pytest.mark.parametrize("task", ["hellaswag", "mmlu", "sst2"])
+def test_few_shot_answers_are_those_of_lm_evals_own_model(small: LM, test_data: Path, task: str) -> None:
+    measure = LmEval([task], data=str(test_data), limit=3, num_fewshot=2, bootstrap_iters=10)
+    items = by_item(measure(small, "").items)
+    for loaded in measure._loaded["tasks"].values():
+        loaded.set_fewshot_seed(seed=measure_module.FEWSHOT_SEED)
+    theirs, _ = hf_answers(measure, small)
+    assert items.keys() == theirs.keys()
+    for at, item in items.items():
+        assert item["logprobs"] == pytest.approx(theirs[at], rel=2 * ULP, abs=NEAR)
 
 
 def test_a_record_unlike_the_first_is_named(tmp_path: Path) -> None:

@@ -71,11 +71,6 @@ class LmEval(Measure):
         if not find_spec("lm_eval"):
             raise InputError(f"{OPTION} needs lm-eval; install it with: pip install 'kedit[lmeval]'")
         self._local = {task.name: task for name in self.tasks if (task := self._at_hand(name)) is not None}
-        if self._local and self.num_fewshot:
-            raise InputError(
-                f"{OPTION}.num_fewshot={self.num_fewshot}: the local files of {', '.join(self._local)} hold only what "
-                "is tested, so there is nothing to take examples from; set it to 0, or take these tasks from the hub"
-            )
         with _quiet():
             self._loaded = self._load()
 
@@ -128,7 +123,7 @@ class LmEval(Measure):
             task.set_config(key="num_fewshot", value=self.num_fewshot)
         elif given is None:
             task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        _check_examples(task)
 
     def description(self) -> Mapping[str, Any]:
         self.prepare()
@@ -158,6 +153,8 @@ class LmEval(Measure):
         from kedit.lm.lm_eval_model import LmEvalModel
 
         model = LmEvalModel(lm, self._unedited.of(lm), sys.stderr)
+        for task in self._loaded["tasks"].values():
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)  # the same examples at every test
         with seeded(0), _quiet():
             found: Any = evaluate(
                 lm=model,
@@ -209,6 +206,18 @@ class LmEval(Measure):
                     {"task": task, "document": one["doc_id"], "target": one["target"], **answers, **scores, **route}
                 )
         return lines
+
+
+def _check_examples(task: Any) -> None:
+    """Whether there are enough documents for few-shot prompts."""
+    shots = int(task.get_config("num_fewshot") or 0)
+    shared = task.fewshot_cfg.split == task.config.test_split  # then the document that is asked is left out
+    there = len(task.sampler.df) - shared if shots else 0
+    if shots > there:
+        raise InputError(
+            f"{OPTION}.num_fewshot={shots}: {task.config.task} has only {there} documents to take examples from; give "
+            f"at most {there}"
+        )
 
 
 def _said(one: Row) -> tuple[str, str, float, float, int]:

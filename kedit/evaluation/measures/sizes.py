@@ -26,8 +26,16 @@ def description(name: str, tasks: Sequence[Any], local: LocalTask | None, limit:
         return known | {"source": "hub", "said": _limited(asked, sum(len(task.eval_docs) for task in tasks), limit)}
     source = {"source": local.source, "sha256": digest(local.documents)}
     if local.generated:
-        return known | source | {"said": f"made by kedit{', ' * bool(limit)}{_limited(asked, local.size, limit)}"}
-    return known | source | {"said": _excerpt(name, tasks, local, asked, limit)}
+        said = f"made by kedit{', ' * bool(limit)}{_limited(asked, local.size, limit)}"
+    else:
+        said = _excerpt(name, tasks, local, asked, limit)
+    return known | source | {"said": ", ".join(filter(None, [said, _examples(local) if any(shots) else ""]))}
+
+
+def _examples(local: LocalTask) -> str:
+    if local.examples:
+        return "examples from questions of the file that are not tested"
+    return "examples from the other questions that are tested"
 
 
 def _limited(asked: int, there: int, limit: int | None) -> str:

@@ -7,7 +7,7 @@ place of the hub's; lm-eval loads it like any other folder of tasks.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import version
@@ -18,10 +18,12 @@ import yaml
 
 from kedit.common.cache import cached, digest
 from kedit.common.errors import InputError
-from kedit.evaluation.measures.task_forms import Document, documents_of
+from kedit.evaluation.measures.task_forms import Document, documents_of, examples_of
 
 ENDINGS = (".json", ".jsonl", ".tsv")
 OPTION = "eval.measures.lm_eval"
+FORM = 2  # of the folder
+TESTED, EXAMPLES = "test", "examples"  # splits: of what is tested, of what few-shot prompts show
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class LocalTask:
     documents: Mapping[str, Sequence[Document]]  # by the names of its tasks
     source: str
     generated: bool = False  # by kedit, not a benchmark's file
+    examples: Mapping[str, Sequence[Document]] = field(default_factory=dict)  # for few-shot prompts, if the file has any
 
     @property
     def size(self) -> int:
@@ -66,7 +69,7 @@ def local_task(task: str, path: Path, option: str) -> LocalTask:
         raise InputError(f"{option}={path}: no such file; give the benchmark's file, or null to take the hub's")
     if path.suffix not in ENDINGS:
         raise InputError(f"{option}={path}: give a file that ends in {', '.join(ENDINGS)}")
-    return LocalTask(task, documents_of(path, task, option), str(path))
+    return LocalTask(task, documents_of(path, task, option), str(path), examples=examples_of(path, task, option))
 
 
 def task_folder(tasks: Sequence[LocalTask]) -> Path:
@@ -74,7 +77,8 @@ def task_folder(tasks: Sequence[LocalTask]) -> Path:
     key = {
         "lm_eval": version("lm_eval"),
         "official": str(official_folder()),
-        "tasks": {task.name: digest(task.documents) for task in tasks},
+        "form": FORM,
+        "tasks": {task.name: digest([task.documents, task.examples]) for task in tasks},
     }
     return cached("lm-eval-tasks", key, lambda folder: _write(folder, tasks)) / "tasks"
 
@@ -82,12 +86,16 @@ def task_folder(tasks: Sequence[LocalTask]) -> Path:
 def _write(folder: Path, tasks: Sequence[LocalTask]) -> None:
     place = folder / "tasks"
     place.mkdir()
+    final = folder.parent / folder.name.removeprefix(".building-") / "tasks"
     for task in tasks:
         for name, documents in task.documents.items():
-            lines = [json.dumps(document, ensure_ascii=False) for document in documents]
-            (place / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-            final = folder.parent / folder.name.removeprefix(".building-") / "tasks" / f"{name}.jsonl"
-            _dump(place / f"{name}.yaml", _generated(name, final) if task.generated else _official(name, final))
+            splits = {TESTED: documents, EXAMPLES: task.examples.get(name, ())}
+            files = {split: f"{name}.{split}.jsonl" for split, some in splits.items() if some}
+            for split, file in files.items():
+                lines = [json.dumps(document, ensure_ascii=False) for document in splits[split]]
+                (place / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+            config = _generated(name) if task.generated else _official(name)
+            _dump(place / f"{name}.yaml", config | _data({split: str(final / file) for split, file in files.items()}))
         if list(task.documents) != [task.name]:
             _dump(place / f"{task.name}.yaml", _group(task))
 
@@ -96,26 +104,24 @@ def _dump(path: Path, config: Mapping[str, Any]) -> None:
     path.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
 
 
-def _official(name: str, documents: Path) -> dict[str, Any]:
-    """lm-eval's task on these documents: they stand in the split that it evaluates, and there is no other."""
-    source = official_yaml(name)
-    config = _read(source)
-    split = config.get("test_split") or config.get("validation_split") or "validation"
-    splits = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split"))
-    splits["test_split" if config.get("test_split") else "validation_split"] = split
-    return {"include": str(source), "task": name, "dataset_name": None, **_json(split, documents), **splits}
+def _official(name: str) -> dict[str, Any]:
+    """lm-eval's task, but for its data."""
+    return {"include": str(official_yaml(name)), "task": name, "dataset_name": None}
 
 
-def _generated(name: str, documents: Path) -> dict[str, Any]:
+def _generated(name: str) -> dict[str, Any]:
     """A multiple-choice task of documents with prompt, choices and answer (its place among the choices)."""
     metrics = [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")]
     texts = {"doc_to_text": "{{prompt}}", "doc_to_choice": "choices", "doc_to_target": "answer"}
-    form = {"output_type": "multiple_choice", "test_split": "test", "metric_list": metrics}
-    return {"task": name, **_json("test", documents), **form, **texts, "metadata": {"version": 1}}
+    return {"task": name, "output_type": "multiple_choice", "metric_list": metrics, **texts, "metadata": {"version": 1}}
 
 
-def _json(split: str, documents: Path) -> dict[str, Any]:
-    return {"dataset_path": "json", "dataset_kwargs": {"data_files": {split: str(documents)}}}
+def _data(files: Mapping[str, str]) -> dict[str, Any]:
+    """The documents of these splits, and no others. Few-shot examples are taken from those that are not tested, or, if
+    there are none, from the tested ones: lm-eval leaves out the one that is asked."""
+    absent = dict.fromkeys(("training_split", "validation_split"))
+    splits = {"test_split": TESTED, "fewshot_split": EXAMPLES if EXAMPLES in files else TESTED}
+    return {"dataset_path": "json", "dataset_kwargs": {"data_files": dict(files)}, **absent, **splits}
 
 
 def _group(task: LocalTask) -> dict[str, Any]:

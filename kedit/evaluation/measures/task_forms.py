@@ -32,6 +32,22 @@ def documents_of(path: Path, task: str, option: str) -> Documents:
     return {task: [_converted(path, i, record, convert) for i, record in enumerate(data)]}
 
 
+def examples_of(path: Path, task: str, option: str) -> Documents:
+    """Of a file that has splits for each subject: the documents that are not tested, "dev" (lm-eval's) or else
+    "validation"; of other files none."""
+    data = read_any(path, option) if path.suffix != ".tsv" else []
+    if not isinstance(data, Mapping):
+        return {}
+    found = {
+        f"{task}_{subject}": splits.get("dev") or splits.get("validation") or [] for subject, splits in data.items()
+    }
+    return {
+        name: [_converted(path, f"{name}[{i}]", one, dict) for i, one in enumerate(some)]
+        for name, some in found.items()
+        if some
+    }
+
+
 def _table(path: Path, option: str) -> list[Document]:
     """Quotes are data."""
     try:
