@@ -68,6 +68,14 @@ RULES: dict[str, tuple[list[str], dict[str, Any]]] = {
             "examples.sim.max_words": 35,
         },
     ),
+    "MQuAKE, FT-M": (
+        ["sweeps=overtone_table2", "dataset=mquake", "editor=ft_m_overtone"],
+        {"layers": [20, 21, 22, 23, 24], "lr": 1e-3, "steps": 25},
+    ),
+    "MQuAKE, LoRA": (
+        ["sweeps=overtone_table2", "dataset=mquake", "editor=adalora_released", "model=llama3-8b-instruct"],
+        {"adapter.rank": 12, "steps": 50, "lr": 5e-3},
+    ),
     "mass editing": (MASS, {"lr": 7e-5, "max_grad_norm": 1.0, "weight_decay": 0.0, "examples.para.n": 15}),
     "wiki_recent": (
         ["sweeps=ft_editing_table8", "editor=ft_mask_para_rand"],
