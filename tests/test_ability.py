@@ -503,6 +503,13 @@ def test_models_without_edits_stand_where_the_paper_prints_them_without_setting(
     assert found["kedas", "SST-2"] == "-1.19 (3.92)"
 
 
+def test_the_papers_table_of_benchmarks_says_what_was_edited() -> None:
+    known = layout("kdpo_table3")
+    assert known
+    *_, last = paper_table(known, [], "paper").grids
+    assert "as printed, after edits of zsre at T=100 and of wikidata_counterfact at T=500;" in last.caption
+
+
 def test_two_edited_datasets_in_one_place_are_refused(tmp_path: Path) -> None:
     cells = [
         benchmark_cell(tmp_path, THREE, "kdpo", model="llama2-7b", dataset=name, T=100)

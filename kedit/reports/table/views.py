@@ -29,7 +29,8 @@ ABILITY_WIDTH = "in brackets: half-width of the 95 % interval, by lm-eval's stan
 
 def paper(layout: Layout) -> list[Grid]:
     """As printed; best and second best are found from the numbers, not from the paper's typography."""
-    texts = f"the paper's numbers as printed; {DASH}: the paper prints none, or the source text lost it; {BOLD}"
+    texts = f"the paper's numbers as printed{_edits(layout)}; {DASH}: the paper prints none, or the source text lost it; "
+    texts += BOLD
 
     def entry(record: TidyRow) -> TableCell:
         text = record["text"] + (f" ({record['ci_text']})" if record["ci_text"] else "")
@@ -40,6 +41,12 @@ def paper(layout: Layout) -> list[Grid]:
         _grid(block, layout, "the paper", ranked(block, entry, lambda record: record["text"]), f"{texts}.")
         for block in blocks(layout.printed, layout)
     ]
+
+
+def _edits(layout: Layout) -> str:
+    """Of a table of benchmarks, after which edits."""
+    found = dict.fromkeys(f"{dataset} at T={T}" for (_, _, T, _), dataset in layout.edited.items())
+    return f", after edits of {' and of '.join(found)}" if found else ""
 
 
 def ours(given: Shown) -> list[Grid]:
