@@ -1,5 +1,7 @@
-"""Benchmarks through kedit and through lm-eval's own HFLM (batch 32), by turns in one process, and the memory that items
-cost: `python -m benchmarks.ability FOLDER [--documents 32] [--memory]`. FOLDER holds the tasks' files (docs/ability.md)."""
+"""Benchmarks through kedit and through lm-eval's own HFLM (batch 32), by turns in one process, and the memory that
+documents cost: `python -m benchmarks.ability FOLDER [--documents 32] [--memory]`. FOLDER holds the tasks' files
+(docs/ability.md).
+"""
 
 import argparse
 import contextlib

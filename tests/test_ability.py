@@ -178,7 +178,7 @@ def rolling(texts: Sequence[str]) -> list[Any]:
     return [Instance("loglikelihood_rolling", {}, (text,), 0, ("t", i, 1)) for i, text in enumerate(texts)]
 
 
-def test_texts_longer_than_the_context_have_the_log_likelihoods_of_lm_evals_own_model(_world_lm: LM) -> None:
+def test_texts_longer_than_the_context_have_the_log_likelihoods_of_lm_evals_own_model(lm: LM) -> None:
     """In windows; a gate or a hook sees every token of them as prompt, as it does for perplexity."""
     from lm_eval.models.huggingface import HFLM
 
@@ -186,7 +186,7 @@ def test_texts_longer_than_the_context_have_the_log_likelihoods_of_lm_evals_own_
 
     config = deepcopy(SHAPES["llama"])
     config.max_position_embeddings = 64
-    small = LM(AutoModelForCausalLM.from_config(config), _world_lm.text.tokenizer)
+    small = LM(AutoModelForCausalLM.from_config(config), lm.text.tokenizer)
     texts = ["The capital of Arvenia is Oakport. " * n for n in (1, 40, 7)]
     theirs = HFLM(pretrained=small.model, tokenizer=small.text.tokenizer, batch_size=2, device="cpu")
     expected = theirs.loglikelihood_rolling(rolling(texts), disable_tqdm=True)

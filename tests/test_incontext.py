@@ -182,7 +182,7 @@ def test_an_aligned_model_without_edits_reads_every_prompt_as_it_is(lm: LM, tmp_
 
 @pytest.mark.parametrize("parts", [{}, {"aligned_when": "always"}])
 def test_an_editor_that_would_change_nothing_is_refused(lm: LM, parts: dict[str, object]) -> None:
-    with pytest.raises(InputError, match="uses_edits=false leaves the unedited model .* editor=post_alignment"):
+    with pytest.raises(InputError, match=r"uses_edits=false leaves the unedited model .* editor=post_alignment"):
         supposing(lm, uses_edits=False, **parts)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from made_cells import make_cell
 
 from kedit import world

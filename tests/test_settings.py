@@ -89,5 +89,5 @@ def test_cases_that_are_never_edited_are_asked_at_every_test() -> None:
 
 @pytest.mark.parametrize("setting", [single, partial(blocks, T=2), partial(incremental, T=2)])
 def test_settings_that_test_each_edit_refuse_cases_that_are_never_edited(setting: Callable[..., Any]) -> None:
-    with pytest.raises(InputError, match="1 cases .*asked.* are never edited, .* choose setting=sequential or mass"):
+    with pytest.raises(InputError, match=r"1 cases .*asked.* are never edited, .* choose setting=sequential or mass"):
         list(setting([*ABC, ASKED]))

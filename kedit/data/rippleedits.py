@@ -57,7 +57,10 @@ def _edit(record: Record, frame: Frame) -> tuple[Edit, tuple[Condition, ...]]:
     if not record.has("original_fact"):
         prompt, target = _behind_verb(record, new)
         new_fact = _probe("reliability", prompt, ((target,),), "", frame)
-        return Edit(prompt, target, _subject(prompt)), (Condition(new_fact, right=False), Condition(new_fact, edited=True))
+        return Edit(prompt, target, _subject(prompt)), (
+            Condition(new_fact, right=False),
+            Condition(new_fact, edited=True),
+        )
     old = record.part("original_fact").text("prompt").strip().rstrip(".")
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(new, old, strict=False)))
     prompt = new[:same].rpartition(" ")[0]

@@ -16,7 +16,9 @@ def conditions_of_the_edited(questions: Iterable[Question]) -> list[Question]:
     return list(dict.fromkeys(asked))
 
 
-def unmet(grade: Grade, question: Question, before: Mapping[Question, Any], now: Mapping[Question, Any]) -> Unmet | None:
+def unmet(
+    grade: Grade, question: Question, before: Mapping[Question, Any], now: Mapping[Question, Any]
+) -> Unmet | None:
     """Which of the probe's conditions is not fulfilled: by the unedited model's answers (`before`), or by those of the
     model under test (`now`; without an answer there it is not edited); in free text if that is asked for, else
     teacher-forced."""

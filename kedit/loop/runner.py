@@ -102,7 +102,9 @@ class Run:
                 self.lm.restore()
                 self.editor.reset()
             # a sequence goes on after a test of all that it has edited so far
-            is_checkpoint = bool(step.test) and not step.restore and sum(case.edited for case in step.test) == episode.cases
+            is_checkpoint = (
+                bool(step.test) and not step.restore and sum(case.edited for case in step.test) == episode.cases
+            )
             self.journal.commit(self.lm, self.editor, now=number == self.last or is_checkpoint)
 
     def side_by_side(self, group: Sequence[Episode], progressed: Any) -> bool:

@@ -65,7 +65,9 @@ def sequential(
             f"setting.checkpoints={missed} are no multiples of setting.batch_size={batch_size}; give multiples of it"
         )
     return (
-        Step(chosen[end - n : end], [*chosen[:end], *others], T=made[end]) if end in tests else Step(chosen[end - n : end])
+        Step(chosen[end - n : end], [*chosen[:end], *others], T=made[end])
+        if end in tests
+        else Step(chosen[end - n : end])
         for end, n in _sized(ends)
     )
 

@@ -174,7 +174,7 @@ def _wrong_choice(overrides: Sequence[str]) -> str:
         if (override.is_delete() and "/" not in group) or (value is None and not override.is_delete()):
             remedy = f"'~{group}' leaves it out" if "/" in group else _choices(group)
             return f"{override.input_line}: a run needs one choice of {group}; {remedy}"
-        if isinstance(value, list):
+        if isinstance(value, list) and _culprit([override.input_line]):  # eval/measures takes a list
             several = ",".join(map(str, value))
             return f"{override.input_line}: a run has one {group}; for a cell of each write -m {group}={several}"
     return ""
@@ -202,6 +202,9 @@ def _lacking(key: str, part: str, config: DictConfig) -> str:
     owner = f"{part}={choice}" if choice else "a run"
     if group_options(key.partition("@")[0]):
         return f"{key}: {owner} has no such part; choose another {part}, or leave it out"
+    parent = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else None
+    if isinstance(parent, DictConfig) and not parent and "." in key.rpartition(".")[0]:
+        return f"{key}: nothing of that name is set yet; write +{key}="
     near = nearest(key, _names(config))
     return f"{key}: {owner} has no such option; " + (f"nearest is {near}" if near else "kedit --cfg job lists all")
 

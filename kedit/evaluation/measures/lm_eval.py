@@ -100,7 +100,7 @@ class LmEval(Measure):
             raise InputError(
                 f"{OPTION}.tasks={self.tasks}: their data cannot be loaded ({type(error).__name__}: "
                 f"{first_line(error)}); download them elsewhere into the hub's cache, or give files with {OPTION}.data="
-                f"FOLDER or {OPTION}.files.TASK=FILE"
+                f"FOLDER or +{OPTION}.files.TASK=FILE"
             ) from error
         for task in loaded["tasks"].values():
             self._set_up(task)

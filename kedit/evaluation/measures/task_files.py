@@ -34,7 +34,9 @@ class LocalTask:
     documents: Mapping[str, Sequence[Document]]  # by the names of its tasks
     source: str
     generated: bool = False  # by kedit, not a benchmark's file
-    examples: Mapping[str, Sequence[Document]] = field(default_factory=dict)  # for few-shot prompts, if the file has any
+    examples: Mapping[str, Sequence[Document]] = field(
+        default_factory=dict
+    )  # for few-shot prompts, if the file has any
 
     @property
     def size(self) -> int:
@@ -54,7 +56,7 @@ def file_for(task: str, folder: Path) -> Path | None:
     if len(named) > 1:
         raise InputError(
             f"{OPTION}.data={folder} has {len(named)} files for {task} ({', '.join(file.name for file in named)}); "
-            f"choose one with {OPTION}.files.{task}=FILE"
+            f"choose one with +{OPTION}.files.{task}=FILE"
         )
     return named[0] if named else None
 

@@ -106,7 +106,7 @@ def _other_counts(lines: pd.DataFrame) -> list[str]:
 
 
 def _not_counted(cells: Sequence[Cell]) -> list[str]:
-    """Questions whose conditions the unedited model does not fulfil, and cases that an edit has failed (RippleEdits)."""
+    """Questions whose conditions the unedited model does not fulfil, and cases whose edit failed (RippleEdits)."""
     said = [*map(_failed_edits, cells)] if any("edit_failed" in cell.rows for cell in cells) else []
     for cell in cells[:1]:  # the same for every editor
         before = cell.rows[cell.rows["when"] == "before"].drop_duplicates(["case", "kind", "group", "probe"])
@@ -125,7 +125,9 @@ def _failed_edits(cell: Cell) -> str:
     tested = cell.rows[cell.rows["when"] == "test"]
     failed = tested[tested["edit_failed"].notna()]["case"] if "edit_failed" in tested else tested["case"][:0]
     editor = f"{cell.meta['editor']} (seed {cell.meta['seed']})"
-    return f"{failed.nunique()} of {tested['case'].nunique()} edits of {editor} failed: what else changed does not count"
+    return (
+        f"{failed.nunique()} of {tested['case'].nunique()} edits of {editor} failed: what else changed does not count"
+    )
 
 
 def _alarms(cells: Sequence[Cell], lines: pd.DataFrame) -> list[str]:

@@ -29,7 +29,9 @@ ABILITY_WIDTH = "in brackets: half-width of the 95 % interval, by lm-eval's stan
 
 def paper(layout: Layout) -> list[Grid]:
     """As printed; best and second best are found from the numbers, not from the paper's typography."""
-    texts = f"the paper's numbers as printed{_edits(layout)}; {DASH}: the paper prints none, or the source text lost it; "
+    texts = (
+        f"the paper's numbers as printed{_edits(layout)}; {DASH}: the paper prints none, or the source text lost it; "
+    )
     texts += BOLD
 
     def entry(record: TidyRow) -> TableCell:
