@@ -174,7 +174,7 @@ def _wrong_choice(overrides: Sequence[str]) -> str:
         if (override.is_delete() and "/" not in group) or (value is None and not override.is_delete()):
             remedy = f"'~{group}' leaves it out" if "/" in group else _choices(group)
             return f"{override.input_line}: a run needs one choice of {group}; {remedy}"
-        if isinstance(value, list) and _culprit([override.input_line]):  # eval/measures takes a list
+        if isinstance(value, list) and _culprit([str(override.input_line)]):  # eval/measures takes a list
             several = ",".join(map(str, value))
             return f"{override.input_line}: a run has one {group}; for a cell of each write -m {group}={several}"
     return ""
