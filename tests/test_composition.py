@@ -27,7 +27,7 @@ SAID = {
     "tracker=null": "tracker=null: a run needs one choice of tracker; choose none or wandb",
     "~setting": "~setting: a run needs one choice of setting; choose blocks, incremental",
     "editor=lora editor/adapter=null": "editor/adapter=null: a run needs one choice of editor/adapter; '~",
-    "eval/measures=[perplexity,lm_eval] eval.measures.lm_eval.files.sst2=a.tsv": "write +eval.measures.lm_eval.files.sst2=",
+    "eval/measures=[perplexity,lm_eval] eval.measures.lm_eval.files.sst2=a": "write +eval.measures.lm_eval.files.sst2=",
     "editor=[ft_m,rome]": "a run has one editor; for a cell of each write -m editor=ft_m,rome",
     "+editor=rome": "+editor=rome: a run has its editor already; write editor=rome, without +",
     # options
