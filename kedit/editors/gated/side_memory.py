@@ -1,6 +1,6 @@
 """WISE's side memories: other weights for one matrix, and the gate that decides which rows read one of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,31 +87,29 @@ class SideGate:
         self, this: Pass, entered: Float[Tensor, "n t f"], output: Float[Tensor, "n t d"]
     ) -> Float[Tensor, "n t d"]:
         matrix = self.store.lm.model.get_submodule(self.module)
+        held = memories(self.store, self.ratio)
         if this.continues and self.over == "prompt":
-            slots = this.memo["side_memory.slot"]
+            slots, moved = this.memo["side_memory.slot"], None
         else:
-            slots = self._decide(this, matrix, entered, output)
+            counted = (this.prompt if self.over == "prompt" and not this.continues else this.real).to(output.device)
+            function = activation(self.store.lm.model)
+            moved = Moved(matrix, function, counted, entered, output, self.largest_from)
+            slots = self._decide(this, held, moved)
         if self.over == "prompt":
             this.memo["side_memory.slot"] = slots
-        for memory, rows in self._opened(slots):
-            weight = memory.weight.to(output)
-            output = output.index_copy(0, rows, product(matrix, weight, entered[rows]))
+        for i, memory in enumerate(held):
+            rows = (slots == i).nonzero()[:, 0]
+            if len(rows):
+                weight = memory.weight.to(output)
+                read = moved.rows(i, weight, rows, this.real) if moved else product(matrix, weight, entered[rows])
+                output = output.index_copy(0, rows, read)
         return output
 
-    def _opened(self, slots: Int[Tensor, " n"]) -> Iterator[tuple[SideMemory, Int[Tensor, " m"]]]:
-        """Each memory that rows read, and which rows."""
-        for i, memory in enumerate(memories(self.store, self.ratio)):
-            which = (slots == i).nonzero()[:, 0]
-            if len(which):
-                yield memory, which
-
-    def _decide(self, this: Pass, matrix: nn.Module, entered: Tensor, output: Tensor) -> Int[Tensor, " n"]:
+    def _decide(self, this: Pass, held: Sequence[SideMemory], moved: "Moved") -> Int[Tensor, " n"]:
         """Which memory each row reads; -1: none."""
-        verdict, function = Verdict.none(len(output), output.device), activation(self.store.lm.model)
-        counted = (this.prompt if self.over == "prompt" and not this.continues else this.real).to(output.device)
-        if held := memories(self.store, self.ratio):
-            among = Distances(function, counted, entered, output, self.largest_from)
-            distances = torch.stack([among.of(matrix, memory.weight) for memory in held])
+        verdict = Verdict.none(len(moved.output), moved.output.device)
+        if held:
+            distances = torch.stack([moved.distance(memory.weight) for memory in held])
             if self.decided_for == "batch":
                 distances = distances.mean(1, keepdim=True).expand_as(distances)
             verdict = chosen(distances, [memory.threshold for memory in held])
@@ -119,29 +117,45 @@ class SideGate:
         return torch.where(verdict.open, verdict.slot, -1)
 
 
-class Distances:
-    """Of some rows, at the tokens that count: how far weights move what the matrix puts out."""
+class Moved:
+    """What a matrix puts out for some rows with other weights in the place of its own: at the tokens that count, where
+    it is compared with its own, and at the rest of the rows that read it. No token is computed twice."""
 
     def __init__(
         self,
+        matrix: nn.Module,
         function: nn.Module,
         counted: Bool[Tensor, "m t"],
         entered: Float[Tensor, "m t f"],
         output: Float[Tensor, "m t d"],
         largest_from: int | None,
     ):
-        self.function, self.counted, self.largest_from = function, counted, largest_from
-        self.entered, self.before = entered[counted], function(output[counted].float())
+        self.matrix, self.function, self.largest_from = matrix, function, largest_from
+        self.counted, self.entered, self.output = counted, entered, output
+        self.at_counted, self.before = entered[counted], function(output[counted].float())
+        self.known: list[Float[Tensor, "k d"]] = []  # of each memory, at the tokens that count
 
-    def of(self, matrix: nn.Module, weight: Tensor) -> Float[Tensor, " m"]:
-        moved = self.function(product(matrix, weight.to(self.entered), self.entered).float())
+    def distance(self, weight: Tensor) -> Float[Tensor, " m"]:
+        """How far weights, of the next memory, move each row."""
+        self.known.append(product(self.matrix, weight.to(self.entered), self.at_counted))
         apart = self.before.new_zeros(self.counted.shape)
-        apart[self.counted] = (moved - self.before).norm(dim=-1)
+        apart[self.counted] = (self.function(self.known[-1].float()) - self.before).norm(dim=-1)
         length = self.counted.sum(-1)
         mean = apart.sum(-1) / length.clamp(min=1)
         if self.largest_from is None:
             return mean
         return torch.where(length >= self.largest_from, apart.amax(-1), mean)
+
+    def rows(
+        self, memory: int, weight: Tensor, rows: Int[Tensor, " r"], real: Bool[Tensor, "m t"]
+    ) -> Float[Tensor, "r t d"]:
+        """What these rows read with the `memory`-th weights."""
+        reads = torch.zeros_like(self.counted[:, 0]).index_fill(0, rows, True)
+        read, counted = self.output[rows], self.counted[rows]
+        read[counted] = self.known[memory][reads[self.counted.nonzero()[:, 0]]]
+        rest = real.to(rows.device)[rows] & ~counted
+        read[rest] = product(self.matrix, weight, self.entered[rows][rest])
+        return read
 
 
 def chosen(distances: Float[Tensor, "k m"], thresholds: Sequence[float | None]) -> Verdict:

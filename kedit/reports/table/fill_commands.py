@@ -13,8 +13,9 @@ from kedit.results.samples import COSTS, UNEDITED
 from kedit.results.scores import PAPER
 
 
-def command(record: Mapping[str, Any], layout: Layout, seeds: Sequence[int] = ()) -> str:
-    """The command that runs this number's cell, for a place that the sweep's own axes may not have."""
+def command(record: Mapping[str, Any], layout: Layout, seeds: Sequence[int] = (), options: str = "") -> str:
+    """The command that runs this number's cell, for a place that the sweep's own axes may not have; with the `options`
+    of the cells beside it."""
     choices = {"model": [record["model"]], "dataset": _datasets(record, layout), "editor": [_editor(record, layout)]}
     T = None if pd.isna(record["T"]) else str(record["T"])
     if T and (T in layout.axes.get("T", ()) or seeds):
@@ -23,12 +24,13 @@ def command(record: Mapping[str, Any], layout: Layout, seeds: Sequence[int] = ()
         choices["setting"] = [record["setting"]]
     if list(seeds) not in ([], [0]):
         choices["seed"] = [str(seed) for seed in seeds]
-    return _joined(layout, choices)
+    return _joined(layout, choices, options)
 
 
-def _joined(layout: Layout, choices: Mapping[str, Sequence[str]]) -> str:
+def _joined(layout: Layout, choices: Mapping[str, Sequence[str]], options: str = "") -> str:
     axes = [f"{key}={','.join(some)}" for key, some in choices.items()]
-    return " ".join(filter(None, [f"kedit sweeps={layout.sweep}", *axes, layout.more]))
+    more = layout.more if layout.more not in options else ""
+    return " ".join(filter(None, [f"kedit sweeps={layout.sweep}", *axes, options, more]))
 
 
 def _datasets(record: Mapping[str, Any], layout: Layout) -> list[str]:

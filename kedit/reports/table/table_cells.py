@@ -5,10 +5,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pandas as pd
 
+from kedit.common.axes import separate_overrides
 from kedit.papers import KEYS
 from kedit.reports.table import fill_commands as fill
 from kedit.reports.table.formats import DASH, TableCell
@@ -44,6 +46,14 @@ class Shown:
     @property
     def seeds(self) -> list[int]:
         return sorted({cell.meta["seed"] for cell in self.cells})
+
+    def command(self, record: TidyRow) -> str:
+        """What fills an empty place beside these cells: with the options that all of them have, and with T as they were
+        asked for it."""
+        texts = {cell.meta["overrides"] for cell in self.cells}
+        options = " ".join(map(quote, separate_overrides(texts.pop()))) if len(texts) == 1 else ""
+        whole = all(not isinstance(cell.meta["T"], int) for cell in self.cells)
+        return fill.command({**record, "T": None} if whole else record, self.layout, self.seeds, options)
 
 
 def shown(layout: Layout, frame: pd.DataFrame, cells: Sequence[Cell], score: Score, home: Path) -> Shown:
@@ -134,7 +144,7 @@ def hint_of(given: Shown, record: TidyRow) -> str:
     if record.get("dash") is True:
         return "the paper prints none"
     if not of_paper(record):
-        return fill.command(record, given.layout, given.seeds)
+        return given.command(record)
     return fill.hint(record, given.layout)
 
 

@@ -97,7 +97,7 @@ def _ours(given: Shown, block: Block, frame: pd.DataFrame) -> Grid:
     commands: tuple[str, ...] = ()
     if missing:
         filled, reasons = fill.summary(missing, given.layout)
-        beyond = [fill.command(record, given.layout, given.seeds) for record in missing if not of_paper(record)]
+        beyond = [given.command(record) for record in missing if not of_paper(record)]
         commands = tuple(dict.fromkeys(beyond or filled))
         sentences = [f"{DASH}: not run{fill.how(commands, reasons, given.layout)}"]
     width = _width(given) + ("" if given.layout.benchmarks else over_seeds(given.seeds))
