@@ -29,6 +29,10 @@ from benchmarks.side_by_side import side_by_side
 from benchmarks.statistics import statistics
 from kedit.data import knowedit, load
 
+CURVE = (
+    *("threshold", "rewrites routed", "own", "rephrases routed", "own", "portability routed", "own"),
+    "locality not routed",
+)
 FILE = Path(__file__).parents[1] / "tests/data/zsre.json"
 COLUMNS = ("", "kedit, s", "plain, s", "ratio (range)", "bound", "reached", "of matmul", "same")
 LOCATED = ("gpt2 12x768", *BIG)  # shapes with these parts: one is enough on a CPU
@@ -85,12 +89,15 @@ def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> T
 
 
 def retrieval(given: argparse.Namespace) -> Iterator[Table]:
-    facts = [f"{prompt} {answer}" for prompt, answer in asked(load(knowedit.parse, path=given.data).cases)[1]]
-    yield grid("Index and encoder", ("", " "), [*index(), encoding(list(islice(cycle(facts), 5000)))])
+    if not given.queries_only:
+        facts = [f"{prompt} {answer}" for prompt, answer in asked(load(knowedit.parse, path=given.data).cases)[1]]
+        yield grid("Index and encoder", ("", " "), [*index(), encoding(list(islice(cycle(facts), 5000)))])
     if given.train and given.others:
         columns = ("query", "n", "right edit retrieved, %", "routed, %", "to the right edit, %")
-        kinds, costs = routing(given.data, given.train, given.others, OmegaConf.from_dotlist(given.filter))
+        options = OmegaConf.from_dotlist(given.filter)
+        kinds, costs, curve = routing(given.data, given.train, given.others, options, given.asked)
         yield grid("Queries to a memory of real edits", columns, kinds)
+        yield grid("By the filter's threshold: routed at all, routed to the own edit, %", CURVE, curve)
         yield grid("What it costs", ("", " "), costs)
 
 
@@ -106,7 +113,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="*", help=f"some of {list(SHAPES)}, on a GPU of {list(BIG)}")
     parser.add_argument("--train", nargs="*", default=[], help="retrieval: files that the filter learns from")
     parser.add_argument("--others", help="retrieval: a file whose facts are stored beside those of --data")
-    parser.add_argument("--filter", nargs="*", default=[], help="options of the filter, e.g. training.max_steps=500")
+    parser.add_argument(
+        "--filter",
+        nargs="*",
+        default=[],
+        help="its yaml (yaml=any_form) and options of the filter, e.g. training.max_steps=500",
+    )
+    parser.add_argument("--asked", type=int, help="retrieval: only the questions of the first so many cases")
+    parser.add_argument("--queries-only", action="store_true", help="retrieval: not the index and the encoder")
     parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     return parser.parse_args()
 

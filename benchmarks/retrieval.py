@@ -26,6 +26,7 @@ from kedit.lm.sentence_encoder import load as load_encoder
 
 K = 4  # KEDAS
 ASKED = ("reliability", "generality", "portability", "locality")
+THRESHOLDS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 Lines = list[list[str]]
 
 
@@ -73,17 +74,49 @@ class Tally:
         return [kind, str(self.n), *(("", routed, "") if kind.startswith("locality") else (found, routed, right))]
 
 
-def routing(data: str, train: Sequence[str], others: str, options: DictConfig) -> tuple[Lines, Lines]:
+@dataclass(frozen=True)
+class Judged:
+    """What was retrieved for a query, the nearest first: is it the case's own edit, and is it relevant?"""
+
+    kind: str
+    found: Sequence[tuple[bool, float]]
+
+    def routed(self, threshold: float) -> bool:
+        return any(p >= threshold for _, p in self.found)
+
+    def right(self, threshold: float) -> bool:
+        return next((own for own, p in self.found if p >= threshold), False)
+
+
+def curve(judged: Sequence[Judged], chosen: float) -> Lines:
+    """Recall and locality of routing at each threshold, and at the one that the filter has."""
+    lines = []
+    for threshold in sorted({*THRESHOLDS, chosen}):
+        shares = [
+            [getattr(one, how)(threshold) for one in judged if one.kind.startswith(kinds)]
+            for kinds in ("reliability", "generality", "portability", "locality")
+            for how in (("routed", "right") if kinds != "locality" else ("routed",))
+        ]
+        texts = [f"{100 * sum(share) / len(share):.1f}" if share else "" for share in shares]
+        texts[-1] = f"{100 - float(texts[-1]):.1f}" if texts[-1] else ""
+        lines.append([f"{threshold:.3g}" + (" (the filter's)" if threshold == chosen else ""), *texts])
+    return lines
+
+
+def routing(
+    data: str, train: Sequence[str], others: str, options: DictConfig, asked_cases: int | None = None
+) -> tuple[Lines, Lines, Lines]:
     """All edits of `data` in one memory with five statements of the file `others` for each, of which none is about a
     subject that is asked about; a filter learnt from the files `train`, with `options` over its yaml. A line for each
-    kind of query, and one for each cost."""
+    kind of query (of the first `asked_cases` cases), one for each cost, and one for each threshold."""
     dataset = load(knowedit.parse, path=data, train_path=train, train=True, drop_empty_targets=True)
     memory, gate = EditMemory(k=K), _filter(options)
     memory.load()
     gate.fit(dataset.train)
     stored = [qa(edit) for case in dataset.cases for edit in case.edits]
     stored += _distractors(Path(others), dataset, 5 * len(stored))
-    asked = [(case, probe) for case in dataset.cases for probe in case.probes if probe.kind in ASKED]
+    cases = dataset.cases[:asked_cases]
+    asked = [(case, probe) for case in cases for probe in case.probes if probe.kind in ASKED]
     hits: list[list[Hit]] = []
     pairs: list[tuple[str, str]] = []
 
@@ -101,17 +134,25 @@ def routing(data: str, train: Sequence[str], others: str, options: DictConfig) -
         ["peak memory, MB", f"{kilobytes('VmHWM') / 1024:.0f}"],
     ]
     tallies: dict[str, Tally] = defaultdict(Tally)
+    judged = []
     for (case, probe), near in zip(asked, hits, strict=True):
-        texts = [hit.entry.text for hit in near]
+        texts, right = [hit.entry.text for hit in near], {qa(edit).text for edit in case.edits}
         chances = gate([(probe.prompt, text) for text in texts])
         accepted = [text for text, p in zip(texts, chances, strict=True) if p >= gate.threshold]
-        tallies[f"{probe.kind} {probe.group}".rstrip()].count(texts, accepted, {qa(edit).text for edit in case.edits})
-    return [tallies[kind].line(kind) for kind in sorted(tallies)], costs
+        tallies[f"{probe.kind} {probe.group}".rstrip()].count(texts, accepted, right)
+        judged.append(Judged(probe.kind, [(text in right, p) for text, p in zip(texts, chances, strict=True)]))
+    lines = [tallies[kind].line(kind) for kind in sorted(tallies)]
+    return lines, costs, curve(judged, gate.threshold)
 
 
 def _filter(options: DictConfig) -> Filter:
-    yaml = OmegaConf.load(ROOT / "conf/editor/filter/cross_encoder.yaml")
-    return instantiate(OmegaConf.merge(yaml, options), _convert_="all")
+    """Of conf/editor/filter: the option `yaml` names the file, by default KEDAS's."""
+    folder, options = ROOT / "conf/editor/filter", options.copy()
+    files = [folder / "cross_encoder.yaml", folder / f"{options.pop('yaml', 'cross_encoder')}.yaml"]
+    yamls = [OmegaConf.load(file) for file in files]
+    merged = OmegaConf.merge(*yamls, options)
+    merged.pop("defaults", None)
+    return instantiate(merged, _convert_="all")
 
 
 def _distractors(path: Path, dataset: Dataset, n: int) -> list[Form]:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from kedit.reports.table.formats import Grid, Line, TableCell, latex, markdown
 from kedit.reports.table.html import page
 from kedit.reports.table.layout import Layout, layout, layouts, named
 from kedit.reports.table.ranking import ranks
-from kedit.reports.table.show import paper_table, rendered
+from kedit.reports.table.cli import parser
+from kedit.reports.table.show import output, paper_table, rendered
 from kedit.results.cells import Cell
 from kedit.results.measured import measured
 from kedit.results.mixing import refuse_mixed
@@ -332,6 +334,36 @@ def test_another_way_of_scoring_is_from_the_same_rows_or_says_what_it_needs(tmp_
         paper_table(KDPO, cells, "ours", "generate")
     [empty] = paper_table(KDPO, [], "ours", "generate").grids
     assert empty.commands == ("kedit sweeps=kdpo_table1 'eval.scoring=[forced,generate]'",)
+
+
+def test_kdpos_edit_success_is_compared_as_its_scripts_score_it(tmp_path: Path) -> None:
+    """Without paraphrases; the paper's text counts them, too."""
+    known = layout("kdpo_table1")
+    assert known is not None
+    place = {"model": "llama2-7b", "dataset": "zsre", "T": 100, "editor": "kdpo"}
+    cells = [make_cell(tmp_path, {"reliability": [1.0, 1.0], "generality": [0.0, 0.5]}, **place)]
+    at = ("zsre", "Edit Succ."), ("llama2-7b", "kdpo")
+    for scored_as, ours, said in (
+        ("kdpo_released", "100.0", "edit success = the edit's prompt alone"),
+        ("kdpo", "62.5", "edit success = the edit's prompt and its paraphrases together"),
+    ):
+        made = paper_table(replace(known, scored_as=scored_as), cells)
+        [grid] = made.views["ours"]
+        assert places(grid)[at].text.startswith(ours)
+        assert said in grid.caption.replace("Edit success", "edit success")
+        [difference] = made.views["difference"]
+        printed = float(places(views.paper(known)[0])[at].text)
+        assert places(difference)[at].text.startswith(f"{float(ours) - printed:+.1f}")
+        line = made.frame[(made.frame["metric"] == "edit_success") & made.frame["ours"].notna()].iloc[0]
+        assert line["difference"] == pytest.approx(line["ours"] - line["paper"])
+    assert known.scored_as == "kdpo_released"
+
+
+def test_a_reading_that_the_paper_does_not_have_is_refused(tmp_path: Path) -> None:
+    for place, wrong in (("kdpo_table1", "choose kdpo, kdpo_released"), ("quickstart", "only a paper's table")):
+        given = parser().parse_args([place, "--scored-as", "kedas"])
+        with pytest.raises(InputError, match=wrong):
+            output(given)
 
 
 def test_an_unfinished_cell_is_said(tmp_path: Path) -> None:

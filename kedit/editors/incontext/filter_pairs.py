@@ -1,8 +1,9 @@
 """What a filter learns from: queries beside stored edits, relevant to them or not (KEDAS, App. D, Eqs. 16-20)."""
 
 import random
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from kedit.common.options import CountOrNone, PathText, Seed, Share
 from kedit.common.text_files import read_lines
 from kedit.data.missing_files import at_hand, check_file, missing_files
 from kedit.data.records import Record, read_records
-from kedit.editors.incontext.augmentation import Augmentation, with_augmentations
+from kedit.editors.incontext.augmentation import Augmentation, qa, with_augmentations
 
 GENERAL = "editor.filter.pairs.general"
 TOGETHER = 512  # queries that are compared with all strings at a time
@@ -37,15 +38,20 @@ class FilterPairs:
 
     The rest is kedit's own: `rephrases` are relevant beside portability too; `augmentation`'s forms are paired as the
     QA form is; and each query is irrelevant to the `mined` strings of cases about other subjects that share most
-    characters with it, such as a retriever returns from a memory of many edits.
+    The rest is kedit's own: `rephrases` are relevant beside portability too; `augmentation`'s forms are paired as the
+    QA form is; `questions`: an edit that is stated ("The R of S is") is paired again as a question, with its queries
+    stated or asked, so that what is learnt of other relations of a subject does not depend on the form; and each query
+    is irrelevant to the `mined` strings of cases about other subjects that share most characters with it, such as a
+    retriever returns from a memory of many edits.
     """
 
     general: PathText | None = None
     general_share: Share = 0.5
     rephrases: bool = False
     augmentation: Augmentation | None = None
+    questions: bool = False
     mined: CountOrNone = 0
-    seed: Seed = 0  # draws the general prompts
+    seed: Seed = 0  # draws the general prompts, and forms
 
     def __post_init__(self) -> None:
         if not 0 <= self.general_share <= 1 or self.mined < 0:
@@ -76,6 +82,7 @@ class FilterPairs:
             for query, relevant, kind in queries
             for text in texts
         ]
+        pairs += self._as_questions(train, asked) if self.questions else []
         pairs += self._general(train, stored)
         return pairs + (self._mined(train, stored, asked) if self.mined else [])
 
@@ -97,6 +104,18 @@ class FilterPairs:
         for probe in case.probes:
             if probe.kind == "locality":
                 yield probe.prompt, False, "locality"
+
+    def _as_questions(
+        self, train: Sequence[Case], asked: Sequence[Sequence[tuple[str, bool, str]]]
+    ) -> Iterator[FilterPair]:
+        """The queries of edits that are stated, beside the edit as a question; each stated or asked, by lot."""
+        rng = random.Random(self.seed)
+        for case, queries in zip(train, asked, strict=True):
+            edits = [replace(edit, prompt=q) for edit in case.edits if (q := as_question(edit.prompt))]
+            for query, relevant, kind in queries:
+                forms = [query, as_question(query) or query]
+                for edit in edits:
+                    yield FilterPair(rng.choice(forms), qa(edit).text, relevant, kind, case.id)
 
     def _general(self, train: Sequence[Case], stored: Sequence[Sequence[str]]) -> list[FilterPair]:
         if self.general is None:
@@ -128,6 +147,12 @@ class FilterPairs:
             ]
             found += [FilterPair(query, texts[j], False, "mined", train[i].id) for j in others[: self.mined]]
         return found
+
+
+def as_question(prompt: str) -> str | None:
+    """ "The capital of Spain is" as "What is the capital of Spain?"; None of what is put otherwise."""
+    found = re.fullmatch(r"The (.+) (is|are|was|were)", prompt.strip())
+    return f"What {found[2]} the {found[1]}?" if found else None
 
 
 def _nearest(queries: Sequence[str], texts: Sequence[str], k: int) -> dict[str, list[int]]:

@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     captions = {metric.name: metric.caption for metric in metrics().values() if metric.caption and not metric.of_texts}
     help_scoring = "of the answers: " + "; ".join(f"{name}: {said}" for name, said in captions.items())
     add("--scoring", choices=tuple(captions), default="token", help=help_scoring)
+    add("--scored-as", metavar="NAME", help="of a paper's table: a reading of its metrics, e.g. kdpo or kdpo_released")
     add("--merge", choices=get_args(Merge), help="how probes become one number, of a table without a paper")
     add("--versus", nargs=2, metavar=("EDITOR", "EDITOR"), help="the difference of two, on the same cases")
     add("--mix", action="append", default=[], metavar="WHAT", help="allow cells that differ in this: " + ", ".join(MIX))

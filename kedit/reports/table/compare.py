@@ -70,16 +70,20 @@ def _lines(one: Sample, other: Sample) -> Iterator[dict[str, Any]]:
             yield place | {"one": a, "other": b} | number(metric, a - b, drawn, one.n[i])
 
 
-def grid(frame: pd.DataFrame, cells: Sequence[Cell], paper: str | None, score: Score) -> Grid:
+def grid(
+    frame: pd.DataFrame, cells: Sequence[Cell], paper: str | None, score: Score, profile: str | None = None
+) -> Grid:
+    """`profile`: the reading of the paper's metrics (default: its text's)."""
+    profile = profile or paper
     one, other = frame["editor"].iloc[0], frame["versus"].iloc[0]
     chosen = [cell for cell in cells if cell.meta["editor"] in (one, other)]
-    there = frame_of(samples(chosen, paper, scoring=score), paper or "")
+    there = frame_of(samples(chosen, profile, scoring=score), paper or "")
     said = [
         f"difference: {one} less {other}, on the same cases",
         "interval: 95 %, paired bootstrap over cases, and over edit seeds where there are several",
         "bold: it excludes 0",
         *facts(there[there["editor"].isin([one, other])], chosen, score),
-        *([PAPER[paper].said] if paper else []),
+        *([PAPER[profile].said] if profile else []),
         *failures(there),
     ]
     columns = tuple((name,) for name in (one, other, "difference", "interval", "cases", "seeds"))

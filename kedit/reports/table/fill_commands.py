@@ -57,7 +57,7 @@ def has(group: str, name: str) -> bool:
 
 def why_not(record: Mapping[str, Any], layout: Layout) -> str:
     """What kedit lacks for this number; empty where a command fills it."""
-    measures = PAPER[layout.paper]
+    measures = PAPER[layout.profile]
     known = {ACCURACY} if layout.benchmarks else {*measures.kinds, measures.combined, *COSTS}
     if record["metric"] not in known:
         return f"kedit does not measure {record['metric']} yet"

@@ -15,6 +15,7 @@ from kedit.common.errors import InputError, named_in
 from kedit.common.paths import ROOT, runs
 from kedit.papers import KEYS, PAPERS, as_text, printed
 from kedit.results.cell_files import is_finished, requested_cells
+from kedit.results.scores import profiles
 
 SPLIT = (
     "setting",
@@ -43,11 +44,17 @@ class Layout:
     edited: Mapping[tuple[Any, ...], str] = field(
         default_factory=dict
     )  # of such a table: PLACE -> dataset of the edits
+    scored_as: str = ""  # the reading of the metrics (kedit.results.scores.profiles); "": the paper's text
     notes: tuple[str, ...] = ()  # where the paper's runs differ from what the sweep runs, for captions
 
     @property
     def name(self) -> str:
         return f"{PAPERS[self.paper]}, Table {self.number}"
+
+    @property
+    def profile(self) -> str:
+        """The reading of the paper's metrics."""
+        return self.scored_as or self.paper
 
     @cached_property
     def missing(self) -> Mapping[tuple[str, str, str], Sequence[str]] | None:
@@ -99,7 +106,10 @@ def layout(sweep: str, folder: Path = ROOT / "sweeps") -> Layout | None:
         key: axis_values(params.get(key, config.get(key, ""))) for key in ("model", "dataset", "editor", "setting", "T")
     }
     same_as, notes = dict(table.get("same_as") or {}), tuple(table.get("notes") or ())
-    known = Layout(sweep, table["paper"], int(table["number"]), rows, columns, same_as, axes, notes=notes)
+    own = {"notes": notes, "scored_as": table.get("scored_as") or ""}
+    known = Layout(sweep, table["paper"], int(table["number"]), rows, columns, same_as, axes, **own)
+    if known.profile not in profiles(known.paper):
+        raise InputError(f"{path}: table.scored_as={known.scored_as}; choose {', '.join(profiles(known.paper))}")
     benchmarks = dict(table.get("benchmarks") or {})
     return replace(known, benchmarks=benchmarks, edited=edited_at(known.printed)) if benchmarks else known
 

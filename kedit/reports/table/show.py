@@ -22,7 +22,7 @@ from kedit.results.cells import Cell, find, tested
 from kedit.results.measured import frame_of
 from kedit.results.mixing import RULES, refuse_mixed
 from kedit.results.samples import COSTS, samples
-from kedit.results.scores import Score
+from kedit.results.scores import Score, profiles
 
 ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html", ".htm": "html"}
 TEXTS = ("fluency", "consistency")  # are scored in one way
@@ -93,13 +93,24 @@ def _made(given: Given) -> Made:
     place = given.place or "quickstart"
     if given.routing:
         return _routing(place, given.options)
-    known = None if given.plain else layout(Path(place).name)
+    known = _scored_as(given.scored_as, None if given.plain else layout(Path(place).name))
     if given.versus:
         return _versus(given, place, known)
     if known:
         return paper_table(known, _cells(place, given.options, known), given.view, given.scoring, given.mix, given.out)
     made = list(plain.tables(_cells(place, given.options), score=given.scoring, merge=given.merge or "case_macro"))
     return Made(place, {"runs": [plain.grid(*one) for one in made]}, plain.as_csv(made))
+
+
+def _scored_as(profile: str | None, known: Layout | None) -> Layout | None:
+    """The layout with this reading of its paper's metrics."""
+    if profile is None:
+        return known
+    choices = profiles(known.paper) if known else []
+    if known is None or profile not in choices:
+        fits = f"choose {', '.join(choices)}" if choices else "only a paper's table has readings of its metrics"
+        raise InputError(f"--scored-as {profile}: {fits}")
+    return replace(known, scored_as=profile)
 
 
 def _routing(place: str, options: str | None) -> Made:
@@ -161,16 +172,16 @@ def frame(known: Layout, cells: Sequence[Cell], score: Score) -> pd.DataFrame:
         bare = known.printed[known.printed["T"].isna() & (known.printed["setting"] == "")]
         places = set(zip(bare["model"], bare["editor"], strict=True))
         return benchmark_frame(cells, known.paper, known.number, known.benchmarks, known.same_as, places)
-    return frame_of(samples(cells, known.paper, scoring=score, same_as=known.same_as), known.paper, known.number)
+    return frame_of(samples(cells, known.profile, scoring=score, same_as=known.same_as), known.paper, known.number)
 
 
 def _versus(given: Given, place: str, known: Layout | None) -> Made:
     one, other = given.versus
     chosen = [cell for cell in _cells(place, given.options) if cell.meta["editor"] in (one, other)]
     refuse_mixed(chosen, given.mix)
-    paper = known.paper if known else None
-    frame = versus.compare(chosen or _cells(place, None), one, other, paper, given.scoring)
-    grid = versus.grid(frame, chosen, paper, given.scoring)
+    profile = known.profile if known else None
+    frame = versus.compare(chosen or _cells(place, None), one, other, profile, given.scoring)
+    grid = versus.grid(frame, chosen, known.paper if known else None, given.scoring, profile)
     return Made(grid.title, {"versus": [grid]}, frame)
 
 

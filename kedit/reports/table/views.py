@@ -113,7 +113,7 @@ def _facts(given: Shown, frame: pd.DataFrame) -> str:
     if given.layout.benchmarks:
         said = [*ability_facts(frame, given.cells, given.layout.benchmarks), *_stand_ins(given)]
     else:
-        paper, metrics = PAPER[given.layout.paper], set(frame["metric"])
+        paper, metrics = PAPER[given.layout.profile], set(frame["metric"])
         said = [*facts(frame, given.cells, given.score), paper.said, *_stand_ins(given)]
         said += [text for metric, text in paper.said_of.items() if metric in metrics]
     return "; ".join([*said, *failures(frame), *given.layout.notes])
