@@ -1,7 +1,8 @@
 """Scoring with the gate of an editor that acts inside a pass, beside scoring without it.
 
-Both score the same questions with the same model, interleaved; the gate is switched off by `lm.without_interventions`. Two ways
-each: as a run does, which keeps what lies below the edited layers, and with whole passes, of which a gate is a smaller share.
+Both score the same questions with the same model, interleaved; the gate is switched off by `lm.without_interventions`.
+Two ways each: as a run does, which keeps what lies below the edited layers, and with whole passes, of which a gate is a
+smaller share.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +30,10 @@ def gated_scoring(bench: Bench, repeats: int, questions: int = 200) -> list[list
     """Lines: seconds without the gate (left) and with it (right)."""
     torch.manual_seed(0)
     asked = tuple(zip(*bench.material.questions[:questions], strict=True))
-    wise, melo = wise_of(1), MELO(loss=CrossEntropy(), steps=1, lr=1e-3, radius=0.5, rank=2, part="mlp_in", depth=35 / 48)
+    wise, melo = (
+        wise_of(1),
+        MELO(loss=CrossEntropy(), steps=1, lr=1e-3, radius=0.5, rank=2, part="mlp_in", depth=35 / 48),
+    )
     editors: list[tuple[str, Gated, float | None]] = [
         ("GRACE", GRACE(steps=1, lr=1.0, radius=1.0), None),
         ("MELO", melo, None),
@@ -105,10 +109,10 @@ def _serac(bench: Bench, repeats: int, asked: Sequence[Sequence[str]]) -> list[l
     lm, parts = bench.lm, {"classifier (MiniLM)": Timing(), "second model, every prompt in scope": Timing()}
     for i in range(repeats + 1):
         without = bench.timed(partial(lm.answer, *asked))
-        for (part, timing), threshold in zip(parts.items(), (1.0, 0.0), strict=True):
+        for timing, threshold in zip(parts.values(), (1.0, 0.0), strict=True):
             editor = SERAC(scope=Embedded(threshold), counterfactual=Lent(lm))
             editor.edit(lm, bench.edits[:40])
-            looked_up = bench.timed(lambda: lm.routed(asked[0]))  # noqa: B023 (it runs at once)
+            looked_up = bench.timed(partial(lm.routed, asked[0]))
             scored = bench.timed(partial(lm.answer, *asked))  # every prompt is looked up already
             lm.restore()
             if i:

@@ -73,13 +73,13 @@ def test_a_killed_run_on_real_records_continues_to_the_same_rows_and_entries(
     start: Run,  # noqa: F811
     tmp_path: Path,
     test_data: Path,
-    _world_lm: LM,
+    lm: LM,
     editor: str,
     architecture: str,
 ) -> None:
     home, rows, counts = tmp_path / "model", 0, list[int]()
     random_model(architecture).save_pretrained(home)
-    _world_lm.text.tokenizer.save_pretrained(home)
+    lm.text.tokenizer.save_pretrained(home)
     for i, (file, dataset) in enumerate(FILES.items()):
         edits = [f"editor={editor}", "model=local", f"model.path={home}", f"dataset={dataset}", f"T={ROWS}"]
         edits += [f"editor.{key}={value}".replace(" ", "") for key, value in QUICK[editor].items()]
@@ -122,32 +122,30 @@ def entries_of_both(editor: str, one: Path, other: Path) -> int:
 
 
 @pytest.mark.parametrize(("editor", "architecture"), GRID)
-def test_restore_after_real_records_is_exact(
-    test_data: Path, _world_lm: LM, editor: str, architecture: str
-) -> None:
+def test_restore_after_real_records_is_exact(test_data: Path, lm: LM, editor: str, architecture: str) -> None:
     """Weights and answers, bit for bit; and the same edits leave the same entries again (the first file's)."""
-    lm = LM(random_model(architecture), _world_lm.text.tokenizer)  # type: ignore[arg-type]
-    original, moved = {name: value.clone() for name, value in lm.model.state_dict().items()}, list[int]()
-    made = editor_of(editor, lm, QUICK[editor])
+    small = LM(random_model(architecture), lm.text.tokenizer)  # type: ignore[arg-type]
+    original, moved = {name: value.clone() for name, value in small.model.state_dict().items()}, list[int]()
+    made = editor_of(editor, small, QUICK[editor])
     for i, file in enumerate(FILES):
         parse = zsre_mend.parse if file.startswith("zsre_mend") else knowedit.parse
         cases = load(parse, path=str(test_data / file), drop_empty_targets=True, limit=ROWS).cases
         asked = [(probe.prompt, probe.answers[0]) for case in cases for probe in case.probes if probe.answers]
         prompts, answers = [prompt for prompt, _ in asked], [answer for _, answer in asked]
-        before, states = lm.answer(prompts, answers), list[Mapping[str, Tensor | str]]()
+        before, states = small.answer(prompts, answers), list[Mapping[str, Tensor | str]]()
         for _ in range(1 if i else 2):
             torch.manual_seed(0)
             for case in cases:
-                made.edit(lm, case.edits)
-            after = lm.answer(prompts, answers)
-            states.append({**lm.state(), **made.state()})
-            lm.restore()
+                made.edit(small, case.edits)
+            after = small.answer(prompts, answers)
+            states.append({**small.state(), **made.state()})
+            small.restore()
             made.reset()
-            assert lm.answer(prompts, answers) == before
-            assert not lm.changed
-            assert not lm.attached
+            assert small.answer(prompts, answers) == before
+            assert not small.changed
+            assert not small.attached
             assert not made.state()
-            assert same(lm.model.state_dict(), original)
+            assert same(small.model.state_dict(), original)
         assert len(states[0]) > 0
         assert states[0].keys() == states[-1].keys()
         assert all(equal(states[0][name], states[-1][name]) for name in states[0])

@@ -19,12 +19,12 @@ from kedit.common.errors import InputError
 from kedit.papers import as_text
 from kedit.reports.table import fill_commands as fill
 from kedit.reports.table import views
+from kedit.reports.table.cli import parser
 from kedit.reports.table.compare import compare
 from kedit.reports.table.formats import Grid, Line, TableCell, latex, markdown
 from kedit.reports.table.html import page
 from kedit.reports.table.layout import Layout, layout, layouts, named
 from kedit.reports.table.ranking import ranks
-from kedit.reports.table.cli import parser
 from kedit.reports.table.show import output, paper_table, rendered
 from kedit.results.cells import Cell
 from kedit.results.measured import measured
@@ -315,7 +315,9 @@ def test_a_gaps_command_has_the_options_of_the_cells_beside_it(tmp_path: Path) -
     known = Layout("kdpo_table1", "kdpo", 1, ("dataset", "metric"), ("model", "editor"), {}, KDPO.axes)
     overrides = "editor.layers=[1,2],model.path=a b,resources=offline"
     cells = [
-        make_cell(tmp_path, FOUR, T="all", effective_T=4, editor=editor, dataset=dataset, model="local", overrides=overrides)
+        make_cell(
+            tmp_path, FOUR, T="all", effective_T=4, editor=editor, dataset=dataset, model="local", overrides=overrides
+        )
         for dataset, editor in (("zsre", "kdpo"), ("zsre", "dpo"), ("wikibio", "kdpo"))
     ]
     grids = paper_table(known, cells, "ours").grids

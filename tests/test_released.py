@@ -140,7 +140,10 @@ def same_answer(one: Told, other: Told) -> bool:
     )
 
 
-ALL = [pytest.param("zsre"), *(pytest.param(name, marks=pytest.mark.acceptance) for name in ("world", *list(FILES)[1:]))]
+ALL = [
+    pytest.param("zsre"),
+    *(pytest.param(name, marks=pytest.mark.acceptance) for name in ("world", *list(FILES)[1:])),
+]
 
 
 @pytest.mark.parametrize("data", ALL)

