@@ -215,8 +215,8 @@ PAPER: dict[str, PaperMetrics] = {
     "kdpo": PaperMetrics(
         {**_KNOWEDIT, "edit_success": ("reliability", "generality"), "fluency": "fluency"},  # §4
         scale={"fluency": 0.01},
-        said="edit success = the edit's prompt and its paraphrases together, as the paper's text has it; fluency = n-gram "
-        "entropy",
+        said="edit success = the edit's prompt and its paraphrases together, as the paper's text has it; "
+        "fluency = n-gram entropy",
     ),
     "kedas": PaperMetrics(
         {**_KNOWEDIT, "fluency": "fluency"},

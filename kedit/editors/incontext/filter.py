@@ -48,7 +48,7 @@ class Filter:
             raise InputError(f"editor.filter.threshold={self.threshold}: a probability; give one from 0 to 1")
         if self.trained is not None and self.recall is not None:
             raise InputError(
-                f"editor.filter.recall={self.recall}: a trained filter (editor.filter.trained) finds no threshold; give "
+                f"editor.filter.recall={self.recall}: a filter that is trained already finds no threshold; give "
                 "editor.filter.threshold"
             )
         if self.trained is not None:

@@ -106,8 +106,10 @@ def layout(sweep: str, folder: Path = ROOT / "sweeps") -> Layout | None:
         key: axis_values(params.get(key, config.get(key, ""))) for key in ("model", "dataset", "editor", "setting", "T")
     }
     same_as, notes = dict(table.get("same_as") or {}), tuple(table.get("notes") or ())
-    own = {"notes": notes, "scored_as": table.get("scored_as") or ""}
-    known = Layout(sweep, table["paper"], int(table["number"]), rows, columns, same_as, axes, **own)
+    scored_as = str(table.get("scored_as") or "")
+    known = Layout(
+        sweep, table["paper"], int(table["number"]), rows, columns, same_as, axes, scored_as=scored_as, notes=notes
+    )
     if known.profile not in profiles(known.paper):
         raise InputError(f"{path}: table.scored_as={known.scored_as}; choose {', '.join(profiles(known.paper))}")
     benchmarks = dict(table.get("benchmarks") or {})
