@@ -66,6 +66,14 @@ SWEEPS = {
         ["editor=kedas", "editor.filter.pairs.general=general.jsonl"],
         "general.jsonl: no such file; give general prompts with editor.filter.pairs.general=FILE, or set",
     ),
+    "SERAC's scope classifier": (
+        ["model=local", "model.path=x", *ZSRE, "editor=serac", "editor.scope.model=nowhere/none"],
+        r"editor.scope.model=nowhere/none: the scope classifier's encoder cannot be loaded .*pip install",
+    ),
+    "SERAC's second model": (
+        ["editor=serac", f"editor.scope.model={MINILM}", "editor.counterfactual.path=nowhere/none"],
+        r"editor.counterfactual.path=nowhere/none: SERAC's second model cannot be had",
+    ),
     "a filter": (["editor=kedas", "editor.filter.trained=nowhere"], "editor.filter.trained=nowhere: no model there"),
     "wordings": (
         ["editor=kedas", "editor/augmentation=file", "editor.augmentation.path=forms.jsonl"],
