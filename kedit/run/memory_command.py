@@ -88,7 +88,7 @@ class SavedMemory:
         if not config or config["trained"]:
             return config
         learnt = self.steps[0]["learnt"]["filter"]
-        found = {"recall": None, "threshold": learnt["threshold"]}  # by its training, if a recall was asked for
+        found = {"recall": None, "threshold": learnt["threshold"]} if config.get("recall") is not None else {}
         return {**config, **found, "trained": self._trained(learnt, "filter")}
 
     def _trained(self, learnt: Mapping[str, Any], what: str) -> str:

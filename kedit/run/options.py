@@ -37,6 +37,7 @@ class TableOptions:
     without: Sequence[Mapping[str, Any]] | None = None
     notes: Sequence[str] | None = None
     same_as: Mapping[str, str] | None = None
+    scored_as: Literal["kdpo", "kdpo_released"] | None = None  # the reading of the paper's metrics
     benchmarks: Mapping[str, str] | None = None
 
 
