@@ -117,4 +117,6 @@ def _serac(bench: Bench, repeats: int, asked: Sequence[Sequence[str]]) -> list[l
             lm.restore()
             if i:
                 timing.add(without, without + looked_up if threshold else scored)
-    return [timing.line(f"SERAC, 40 edits: {part}; whole passes") for part, timing in parts.items()]
+    return [
+        timing.line(f"SERAC, {len(bench.edits[:40])} edits: {part}; whole passes") for part, timing in parts.items()
+    ]
