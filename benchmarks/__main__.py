@@ -60,7 +60,8 @@ def measure(name: str, given: argparse.Namespace) -> Iterator[Table]:
         rows += [fairness(bench, given.repeats).line("plain FT-M (left) beside its bare steps (right)")]
         rows += [memory(name, given.data)] if given.device == "cpu" else []
     if "side_by_side" in given.parts:
-        rows += side_by_side(bench, given.repeats, cases_of(config, given.data, given.beside))
+        cases = cases_of(config, given.data, given.beside)
+        rows += side_by_side(bench, given.repeats, cases, jobs=not given.trainings)
     if "locating" in given.parts and name in LOCATED:
         rows += locating(bench, given.repeats, rate)
     if "gating" in given.parts and name in LOCATED:
@@ -109,6 +110,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", default=str(FILE), help="a file in KnowEdit's form (default: an excerpt of ZsRE)")
     parser.add_argument("--rows", type=int, default=200, help="of it that are asked")
     parser.add_argument("--beside", type=int, default=16, help="edits that run side by side")
+    parser.add_argument("--trainings", action="store_true", help="of side_by_side: no whole jobs")
     parser.add_argument("--texts", type=int, default=64, help="that are written for fluency")
     parser.add_argument("--shapes", nargs="*", help=f"some of {list(SHAPES)}, on a GPU of {list(BIG)}")
     parser.add_argument("--train", nargs="*", default=[], help="retrieval: files that the filter learns from")

@@ -47,17 +47,25 @@ class Plain:
             lambda: functional.cross_entropy(self.logits(self.model, ids, start), ids[0, start:]),
         )
 
-    def lora(self, ids: Tensor, start: int, steps: int, rank: int, alpha: int, layers: list[int]) -> int:
+    def lora(
+        self, ids: Tensor, start: int, steps: int, rank: int, alpha: int, layers: list[int], dropout: float = 0.0
+    ) -> int:
         """A new adapter by peft on these layers, trained through the whole model and merged."""
-        config = LoraConfig(r=rank, lora_alpha=alpha, layers_to_transform=layers)
-        wrapped = get_peft_model(self.model, config)
-        optimizer = torch.optim.Adam([p for p in wrapped.parameters() if p.requires_grad], lr=self.lr)
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, layers_to_transform=layers)
+        with torch.random.fork_rng(devices=[]):
+            wrapped = get_peft_model(self.model, config)
+        trained = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
+        for name, parameter in trained.items():
+            if "lora_A" in name:  # as kedit draws them
+                parameter.data.copy_(nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=5**0.5))
+        wrapped.train(bool(dropout))
+        optimizer = torch.optim.Adam(trained.values(), lr=self.lr)
         for _ in range(steps):
             loss = functional.cross_entropy(self.logits(wrapped, ids, start), ids[0, start:])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        self.model = wrapped.merge_and_unload().requires_grad_(False)
+        self.model = wrapped.merge_and_unload().requires_grad_(False).eval()
         return steps
 
     def kdpo(self, ids: Tensor, start: int, steps: int, cycles: int, beta: float, separately: bool = False) -> int:

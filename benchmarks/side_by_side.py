@@ -1,12 +1,14 @@
-"""Independent edits side by side, and the same one after another (parallel=1): trainings, and jobs in `single`."""
+"""Independent edits side by side, and the same one after another (parallel=1) and by plain loops: trainings, jobs in
+`single`, evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from benchmarks.bench import Bench, Timing
-from kedit.cases import Case
+from kedit.cases import Case, questions_of
 from kedit.editors import Job
+from kedit.editors.finetune.lora import LoRA
 from kedit.editors.finetune.per_edit import FineTune
 from kedit.evaluation.evaluator import Evaluator
 from kedit.loop.in_memory_journal import InMemoryJournal
@@ -15,26 +17,57 @@ from kedit.loop.settings import single
 from kedit.losses.cross_entropy import CrossEntropy
 from kedit.losses.kdpo import KDPO
 
+PlainEdit = Callable[[torch.Tensor, int], int]  # of token ids [1 t], in which the answer begins at a place
+
 TIE = 1e-3  # nats: answers this near may change places
 
 
-def side_by_side(bench: Bench, repeats: int, cases: Sequence[Case]) -> list[list[str]]:
-    """A line for each training, and for each whole job: edits and answers, with and without fluency texts."""
-    methods = {
-        "FT-M, 25 steps": FineTune(loss=CrossEntropy(), lr=1e-4, steps=25, layers=[bench.layer]),
-        "KDPO": FineTune(loss=KDPO(0.1), lr=1e-4, steps=8, cycles=3, layers=[bench.layer]),
+def side_by_side(bench: Bench, repeats: int, cases: Sequence[Case], *, jobs: bool = True) -> list[list[str]]:
+    """Two lines for each training (kedit one by one, and plain loops), and one for each whole job: edits and answers,
+    with and without fluency texts."""
+    plain, n = bench.plain, bench.lm.anatomy.n_layers
+    third = list(range(n - n // 3, n))
+    adapter = {"loss": CrossEntropy(), "lr": 1e-4, "steps": 25, "parameters": None}
+    methods: dict[str, tuple[FineTune, PlainEdit]] = {
+        "FT-M, 25 steps": (
+            FineTune(loss=CrossEntropy(), lr=1e-4, steps=25, layers=[bench.layer]),
+            lambda ids, start: plain.ft_m(ids, start, 25),
+        ),
+        "KDPO": (
+            FineTune(loss=KDPO(0.1), lr=1e-4, steps=8, cycles=3, layers=[bench.layer]),
+            lambda ids, start: plain.kdpo(ids, start, 8, 3, 0.1),
+        ),
+        "LoRA on the last third of the layers, 25 steps": (
+            FineTune(**adapter, adapter=LoRA(rank=8, alpha=32), layers=third),
+            lambda ids, start: plain.lora(ids, start, 25, 8, 32, third),
+        ),
+        "LoRA on all layers, dropout, 25 steps": (
+            FineTune(**adapter, adapter=LoRA(rank=8, alpha=32, dropout=0.1)),
+            lambda ids, start: plain.lora(ids, start, 25, 8, 32, list(range(n)), dropout=0.1),
+        ),
     }
     lines = []
-    for name, editor in methods.items():
-        lines.append(_trainings(bench, editor, cases, repeats).line(f"{len(cases)} x {name}: training"))
-        for tokens, what in ((0, "without fluency"), (100, "with fluency")):
-            jobs = _jobs(bench, editor, cases, tokens, repeats)
-            lines.append(jobs.line(f"{len(cases)} x {name}: whole job {what}"))
-    return lines
+    for name, (editor, loop) in methods.items():
+        alone, beside = _trainings(bench, editor, loop, cases, repeats)
+        lines.append(alone.line(f"{len(cases)} x {name}: training, and one by one"))
+        lines.append(beside.line(f"{len(cases)} x {name}: training, and plain"))
+        for tokens, what in ((0, "without fluency"), (100, "with fluency")) if jobs else ():
+            lines.append(_jobs(bench, editor, cases, tokens, repeats).line(f"{len(cases)} x {name}: whole job {what}"))
+    return [*lines, _answers(bench, methods["FT-M, 25 steps"][0], cases, repeats).line(f"{len(cases)} x evaluation")]
 
 
-def _trainings(bench: Bench, editor: FineTune, cases: Sequence[Case], repeats: int) -> Timing:
-    lm, timing, edits = bench.lm, Timing(), [case.edits[0] for case in cases]
+def _trainings(
+    bench: Bench, editor: FineTune, loop: PlainEdit, cases: Sequence[Case], repeats: int
+) -> tuple[Timing, Timing]:
+    """Side by side against one by one, and against plain loops."""
+    lm, alone, beside, edits = bench.lm, Timing(), Timing(), [case.edits[0] for case in cases]
+    pairs = lm.text.pairs([edit.prompt for edit in edits], [edit.target_new for edit in edits])
+    encoded = [(torch.tensor([pair.ids], device=bench.device), pair.start) for pair in pairs]
+    originals = {name: p.detach().clone() for name, p in bench.plain.model.named_parameters()}
+    loop(*encoded[0])
+    parameters = dict(bench.plain.model.named_parameters())
+    changed = [name for name, original in originals.items() if not torch.equal(parameters[name], original)]
+    restore(parameters, originals, changed)
 
     def together() -> None:
         with lm.in_variants(len(edits)):
@@ -44,10 +77,58 @@ def _trainings(bench: Bench, editor: FineTune, cases: Sequence[Case], repeats: i
         for edit in edits:
             editor.edit(lm, [edit])
             lm.restore()
+            editor.reset()
+
+    def plain() -> None:
+        for ids, start in encoded:
+            loop(ids, start)
+            restore(parameters, originals, changed)
 
     for i in range(repeats + 1):
-        mine, other = bench.timed(together), bench.timed(one_by_one)
+        mine, other, theirs = bench.timed(together), bench.timed(one_by_one), bench.timed(plain)
         if i:  # the first warms up
+            alone.add(mine, other)
+            beside.add(mine, theirs)
+    return alone, beside
+
+
+def restore(parameters: Mapping[str, torch.Tensor], originals: Mapping[str, torch.Tensor], names: Sequence[str]) -> None:
+    for name in names:
+        parameters[name].data.copy_(originals[name])
+
+
+def _answers(bench: Bench, editor: FineTune, cases: Sequence[Case], repeats: int) -> Timing:
+    """The evaluation of edited cases before and after, fluency texts included: pooled over the edits, and by plain
+    loops, one prompt at a time."""
+    lm, timing, evaluator = bench.lm, Timing(), Evaluator()
+    asked = [question for case in cases for question in questions_of(case, evaluator.kinds)]
+    variants = [i for i, case in enumerate(cases) for _ in questions_of(case, evaluator.kinds)]
+    closed = [(q.probe.prompt, q.probe.answers[0]) for q in asked if q.probe.kind != "fluency"]
+    pairs = lm.text.pairs(*zip(*closed, strict=True))  # type: ignore[arg-type]
+    encoded = [(torch.tensor([pair.ids], device=bench.device), pair.start) for pair in pairs]
+    texts = lm.text.prompts([q.probe.prompt for q in asked if q.probe.kind == "fluency"])
+    length = min(100, lm.context)
+
+    def ours() -> None:
+        lm.cache_lower_layers([])
+        evaluator.prepare(lm, asked, editor.edited_parameters(lm))
+        evaluator.answer(lm, asked)
+        with lm.in_variants(len(cases)):
+            for i in range(len(cases)):
+                with lm.scope(i):
+                    lm.track(editor.edited_parameters(lm))
+            evaluator.answer(lm, asked, variants)
+
+    def plain() -> None:
+        for _ in ("before", "after"):
+            for one in encoded:
+                bench.plain.score(*one)
+            for ids in texts:
+                bench.plain.generate(torch.tensor([ids], device=bench.device), length - len(ids), top_k=5)
+
+    for i in range(repeats + 1):
+        mine, other = bench.timed(ours), bench.timed(plain)
+        if i:
             timing.add(mine, other)
     return timing
 

@@ -19,7 +19,9 @@ from benchmarks.profiling import profiled
 from benchmarks.retrieval import index, routing
 from benchmarks.scoring import fluency, scoring
 from benchmarks.shapes import SHAPES, build, zsre
+from benchmarks.side_by_side import side_by_side
 from benchmarks.statistics import statistics as statistics_lines
+from kedit.data import knowedit, load
 from kedit.lm.sentence_encoder import MINILM
 
 FILE = str(Path(__file__).parent / "data/zsre.json")
@@ -38,6 +40,12 @@ def bench() -> Bench:
 
 def test_both_make_the_same_weights_and_answers(bench: Bench) -> None:
     lines = [*editing(bench, 1, 1e9), adapters(bench, 1, 1e9), *scoring(bench, 1, 1e9), fluency(bench, 1, 2)]
+    assert {line[-1] for line in lines} == {"yes"}
+
+
+def test_edits_side_by_side_are_timed_beside_one_by_one_and_plain(bench: Bench) -> None:
+    lines = side_by_side(bench, 1, load(knowedit.parse, path=FILE).cases[:2], jobs=False)
+    assert len(lines) == 9
     assert {line[-1] for line in lines} == {"yes"}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kedit.lm.changes import Changes, no_suspension
+from kedit.lm.dropout import Dropping
 from kedit.lm.hooks import hook
 from kedit.lm.intervention import Change, Intervention, Interventions, Pass
 from kedit.lm.mixed_adapters import MixedAdapters
@@ -26,6 +27,7 @@ class Acting(UndoLog):
         self.adapters = MixedAdapters(model)
         self.embedding: nn.Module = model.get_input_embeddings()
         self.variants: Variants | None = None  # inside `in_variants`
+        self.dropping = Dropping()
 
     def intervene(self, module: str, change: Change, *, lost: str = "") -> None:
         """From now on, until `restore`, `change(pass, entered, output)` is what this module puts out, in every pass.
@@ -133,7 +135,7 @@ class Acting(UndoLog):
             yield
             return
         undos = len(self.changes.undo)
-        self.variants = Variants(self.model, n, self.changes)
+        self.variants = Variants(self.model, n, self.changes, self.dropping)
         try:
             yield
         finally:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kedit.lm.anatomy import Anatomy
+from kedit.lm.dropout import BatchDraws, Draws
 from kedit.lm.hooks import entering, given, hook, instead
 from kedit.lm.text import Batch, Pair
 
@@ -124,14 +125,27 @@ def _given_instead(hidden: Tensor, layer: nn.Module, args: tuple[Any, ...], kwar
 
 
 class TrainingForward:
-    """Forward passes over batches while these parameters are trained: the layers below them are computed once."""
+    """Forward passes over batches while these parameters are trained: the layers below them are computed once.
+
+    `draws`: of which variants dropout is on, in passes that gradients are asked of.
+    """
 
     def __init__(self, lm: "LM", names: Sequence[str]):
         self.lm, self.tail = lm, lm.partial_forward(names)
         self.records: dict[Batch, LayerCache] = {}
+        self.draws: dict[int, Draws | None] = {}
+        self._drawn: dict[Batch, BatchDraws] = {}
 
     def logits(self, batch: Batch) -> Float[Tensor, "k v"]:
         """As `lm.answer_logits`."""
+        if not self.draws or not torch.is_grad_enabled():
+            return self._logits(batch)
+        if batch not in self._drawn:
+            self._drawn[batch] = BatchDraws(batch, self.draws)
+        with self.lm.dropping.drawing(self._drawn[batch]):
+            return self._logits(batch)
+
+    def _logits(self, batch: Batch) -> Float[Tensor, "k v"]:
         if self.tail is None:
             return self.lm.answer_logits(batch)
         if batch in self.records:

@@ -14,23 +14,18 @@ from itertools import pairwise
 
 import psutil
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from kedit.lm.changes import Changes
+from kedit.lm.dropout import Dropping
 from kedit.lm.hooks import instead
+from kedit.lm.low_rank import LowRank, Stack, batched
+from kedit.lm.matrices import widths_of
 
 MOST = 16  # side by side: more bring little
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """Low-rank changes of one matrix, stacked over variants: x -> x Wᵀ + scale · (x Aᵀ) Bᵀ."""
-
-    a: Float[Tensor, "b r in_"]
-    b: Float[Tensor, "b out r"]
-    scale: float = 1.0
+KNOWN = 64  # kinds of batches whose rows are remembered
 
 
 @dataclass(frozen=True)
@@ -41,37 +36,34 @@ class Group:
     rows: slice
 
 
-class Values:
-    """One parameter's values in each of n variants: a stack [n, *shape], and views of it that can be trained apart.
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The variants of a batch's rows: sorted, on the host and as a tensor; what training drops of them."""
 
-    `places`: the modules that hold the parameter, and its name in each (several if it is tied).
-    """
+    places: Sequence[int]
+    groups: Sequence[Group]
+    index: Int[Tensor, " n"]
+    dropping: Dropping
+
+
+class Values(Stack):
+    """One parameter's values in each of n variants. `places`: the modules that hold the parameter, and its name in each
+    (several if it is tied)."""
 
     def __init__(self, parameter: nn.Parameter, places: Sequence[tuple[nn.Module, str]], n: int):
+        super().__init__(parameter.detach().expand(n, *parameter.shape).clone())
         self.parameter, self.places = parameter, places
-        self.stack = parameter.detach().expand(n, *parameter.shape).clone()
-        self.parts = [nn.Parameter(part, requires_grad=False) for part in self.stack]
         self.batched = self.stack.device.type == "cuda"  # one product is faster there; on a CPU one after another is
 
     @property
     def together(self) -> Tensor | None:
         """The stack, to be used in one product; None where that is slower, or a part has other values for a while."""
-        if not self.batched or any(p.data_ptr() != s.data_ptr() for p, s in zip(self.parts, self.stack, strict=True)):
-            return None
-        return self.stack.requires_grad_(self.parts[0].requires_grad)
+        return self.whole() if self.batched and self.is_whole else None
 
     def put(self, variant: int | None) -> None:
         """Into the model: this variant's part; None: the parameter that all of them started from."""
         for module, leaf in self.places:
             module._parameters[leaf] = self.parameter if variant is None else self.parts[variant]
-
-    def hand_over_gradient(self) -> None:
-        """The stack's, to its parts."""
-        if self.stack.grad is not None:
-            for part, gradient in zip(self.parts, self.stack.grad, strict=True):
-                part.grad = gradient
-        self.stack.grad = None
-        self.stack.requires_grad_(False)
 
 
 class Variants:
@@ -80,12 +72,13 @@ class Variants:
     `values`: of the parameters that any of them has changed, by name. `low_rank`: by the names of their modules.
     """
 
-    def __init__(self, model: nn.Module, n: int, outer: Changes):
-        self.model, self.n, self.outer = model, n, outer
+    def __init__(self, model: nn.Module, n: int, outer: Changes, dropping: Dropping):
+        self.model, self.n, self.outer, self.dropping = model, n, outer, dropping
         self.values: dict[str, Values] = {}
         self.low_rank: dict[str, LowRank] = {}
         self.changes = [Changes() for _ in range(n)]
         self.current: int | None = None  # inside a scope
+        self._rows: dict[tuple[int, ...], Rows] = {}
 
     def own(self, name: str, parameter: nn.Parameter, places: Sequence[tuple[nn.Module, str]]) -> None:
         """From now on the current variant has this parameter for itself."""
@@ -94,16 +87,48 @@ class Variants:
             self.values[name] = Values(parameter, places, self.n)
         self.values[name].put(self.current)
 
+    def own_low_rank(self, matrix: str, rank: int, scale: float, dropout: float, dtype: torch.dtype) -> LowRank:
+        """From now on the current variant may change this matrix (the name of a module) by its part of these factors;
+        they are zero."""
+        assert self.current is not None, "a variant is changed inside its scope only"
+        if matrix not in self.low_rank:
+            module = self.model.get_submodule(matrix)
+            self.low_rank[matrix] = LowRank(module, self.n, widths_of(module), rank, scale, dropout, dtype)
+        held = self.low_rank[matrix]
+        held.users.add(self.current)
+        return held
+
+    @torch.no_grad()
+    def drop_low_rank(self, variant: int, matrices: Sequence[str]) -> None:
+        """This variant has no low-rank changes of these matrices any more."""
+        for matrix in matrices:
+            held = self.low_rank[matrix]
+            held.b.parts[variant].zero_()
+            held.users.discard(variant)
+            if not held.users:
+                del self.low_rank[matrix]
+
     def hand_over_gradients(self) -> None:
         """After a backward pass: what was trained in one product, to the parts."""
-        for values in self.values.values():
-            values.hand_over_gradient()
+        factors = (factor for held in self.low_rank.values() for factor in (held.a, held.b))
+        for stack in (*self.values.values(), *factors):
+            stack.hand_over_gradient()
 
     def acting(self, who: Sequence[int]) -> AbstractContextManager[None]:
         """Inside, a pass over rows of these variants. In a scope all are of one, whose parameters the model has."""
         if self.current is not None:
-            return acting(self.model, {}, self.low_rank, [Group(self.current, slice(0, len(who)))])
-        return acting(self.model, self.values, self.low_rank, groups_of(who))
+            return acting(self.model, {}, self.low_rank, self._rows_of([self.current] * len(who)))
+        return acting(self.model, self.values, self.low_rank, self._rows_of(who))
+
+    def _rows_of(self, who: Sequence[int]) -> Rows:
+        """Made once for all passes over such rows: nothing is copied from the host inside a training's steps."""
+        key = tuple(who)
+        if key not in self._rows:
+            if len(self._rows) >= KNOWN:
+                self._rows.clear()
+            index = torch.tensor(key, device=next(self.model.parameters()).device)
+            self._rows[key] = Rows(key, groups_of(key), index, self.dropping)
+        return self._rows[key]
 
 
 def room_for_variants(device: torch.device, variant_bytes: int) -> int:
@@ -127,9 +152,9 @@ def groups_of(who: Sequence[int]) -> list[Group]:
 
 @contextmanager
 def acting(
-    model: nn.Module, values: Mapping[str, Values], low_rank: Mapping[str, LowRank], groups: Sequence[Group]
+    model: nn.Module, values: Mapping[str, Values], low_rank: Mapping[str, LowRank], rows: Rows
 ) -> Iterator[None]:
-    """Inside, a pass over a batch with these groups of rows uses the values of their places."""
+    """Inside, a pass over a batch with these rows uses the values of their variants."""
     leaves: dict[str, dict[str, Values]] = {}
     for name, held in values.items():
         module, _, leaf = name.rpartition(".")
@@ -137,7 +162,7 @@ def acting(
     with ExitStack() as stack:
         for name in dict.fromkeys([*leaves, *low_rank]):
             own = model.get_submodule(name)
-            forward = partial(_grouped, name, own, own.forward, leaves.get(name, {}), low_rank.get(name), groups)
+            forward = partial(_grouped, name, own, own.forward, leaves.get(name, {}), low_rank.get(name), rows)
             stack.enter_context(instead(own, forward))
         yield
 
@@ -148,14 +173,14 @@ def _grouped(
     forward: Callable[..., Tensor],
     leaves: Mapping[str, Values],
     low_rank: LowRank | None,
-    groups: Sequence[Group],
+    rows: Rows,
     entered: Tensor,
 ) -> Tensor:
     """The module's output, each group of rows with its own values."""
-    if len(entered) != groups[-1].rows.stop:
+    if len(entered) != len(rows.places):
         raise RuntimeError(f"{name} does not keep the rows of a batch apart, so variants of it cannot share one")
-    output = _dense(module, forward, leaves, groups, entered) if leaves else forward(entered)
-    return output if low_rank is None else output + _low_rank(low_rank, groups, entered)
+    output = _dense(module, forward, leaves, rows.groups, entered) if leaves else forward(entered)
+    return output if low_rank is None else output + low_rank.added(entered, rows.places, rows.index, rows.dropping)
 
 
 def _dense(
@@ -168,7 +193,7 @@ def _dense(
     if list(leaves) == ["weight"] and isinstance(module, nn.Linear | Conv1D):
         stack = leaves["weight"].together
         if stack is not None and _complete(groups, len(stack)):
-            product = _batched(entered, stack if isinstance(module, Conv1D) else stack.transpose(1, 2))
+            product = batched(entered, stack if isinstance(module, Conv1D) else stack.transpose(1, 2))
             return product if module.bias is None else product + module.bias
     outputs = []
     for group in groups:
@@ -177,26 +202,10 @@ def _dense(
     return torch.cat(outputs)
 
 
-def _low_rank(change: LowRank, groups: Sequence[Group], entered: Tensor) -> Tensor:
-    """The factors are small: where rows are not spread evenly, each row gets its own copy."""
-    entered, a, b = entered.to(change.a.dtype), change.a, change.b
-    if not _complete(groups, len(a)):
-        place = [group.place for group in groups for _ in range(group.rows.stop - group.rows.start)]
-        index = torch.tensor(place, device=a.device)
-        a, b = a[index], b[index]
-    return change.scale * _batched(_batched(entered, a.transpose(1, 2)), b.transpose(1, 2))
-
-
 def _complete(groups: Sequence[Group], n: int) -> bool:
     """Whether the groups are all of n variants, with equally many rows."""
     sizes = {group.rows.stop - group.rows.start for group in groups}
     return len(sizes) == 1 and [group.place for group in groups] == list(range(n))
-
-
-def _batched(entered: Float[Tensor, "n t i"], matrices: Float[Tensor, "b i o"]) -> Float[Tensor, "n t o"]:
-    """Equally many consecutive rows for each matrix, in one product."""
-    n, t, width = entered.shape
-    return torch.bmm(entered.reshape(len(matrices), -1, width), matrices).reshape(n, t, -1)
 
 
 @contextmanager

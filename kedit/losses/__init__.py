@@ -42,9 +42,10 @@ class LossInputs:
     def reference(self, batch: Batch | None = None, now: Float[Tensor, "k v"] | None = None) -> Float[Tensor, "k v"]:
         """Log-probabilities under the weights that the edit started from: pi_ref without a second model.
 
-        `now`: the batch's logits under the present weights; they are the reference's until something has moved.
+        `now`: the batch's logits under the present weights; they are the reference's until something has moved, unless
+        dropout had a part in them.
         """
-        if now is not None and not self.start.moved:
+        if now is not None and not self.start.moved and not (self.passes and self.passes.draws):
             return now.detach().log_softmax(-1)
         with self.start.weights():
             return self.logits(batch).log_softmax(-1)

@@ -4,8 +4,9 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -61,6 +62,8 @@ class Tuner(WithExamples):
         if isinstance(self.weight_decay, str) and self.weight_decay != "power_law":
             raise InputError(f"editor.weight_decay={self.weight_decay}: give a number, or power_law")
 
+    draws_by_edit: ClassVar[bool] = False  # are dropout's draws each edit's own?
+
     @property
     def side_by_side(self) -> bool:  # type: ignore[override]
         return self.adapter is None and self.parameters != "model"  # which are also the embeddings and the head
@@ -68,6 +71,8 @@ class Tuner(WithExamples):
     def variant_bytes(self, lm: LM) -> int:
         """Each trained entry: its value, and in the leaf's precision its gradient, Adam's two moments, the value at the
         start; a float32 master, where the model has a lower precision."""
+        if self.adapter:
+            return self.adapter.variant_bytes(lm, self.layers)
         total = 0
         for parameter in map(lm.parameter, self.edited_parameters(lm)):
             own = parameter.element_size()
@@ -107,7 +112,7 @@ class Tuner(WithExamples):
     def _trained(self, lm: LM) -> Trained:
         masters = self.trained_dtype == "float32"
         if self.adapter:
-            return Trained(self.adapter.open(lm, self.layers, masters))
+            return Trained(self.adapter.open(lm, self.layers, masters, self.draws_by_edit))
         names = self.edited_parameters(lm)
         parameters = lm.track(names, master=masters)
         return Trained(dict(zip(names, parameters, strict=True)), lm.masters if masters else {})
@@ -125,6 +130,12 @@ class Tuner(WithExamples):
     def decay(self, n_edits: int) -> float:
         """The weight decay; "power_law" is that of FT-W, fitted by the MEMIT authors: n^-0.870 · e^0.156."""
         return n_edits**-0.87028798 * math.exp(0.15589562) if isinstance(self.weight_decay, str) else self.weight_decay
+
+    def fork(self) -> "Tuner":
+        other = copy(self)
+        if other.adapter:
+            other.adapter = other.adapter.fork()
+        return other
 
     def reset(self) -> None:
         if self.adapter:

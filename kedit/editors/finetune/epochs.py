@@ -137,7 +137,8 @@ class Objective(nn.Module):
             total = total.detach() + 0 * logits.sum()  # every process takes part in the backward pass
         if self.tuner.texts:
             total = self.tuner.texts.added(total, self.lm, len(facts) / self.per_edit)
-        return total + self.tuner.adapter.regulariser() if self.tuner.adapter else total
+        more = self.tuner.adapter.regulariser() if self.tuner.adapter else None
+        return total if more is None else total + more
 
     def inputs(self, facts: Sequence[Edit]) -> LossInputs:
         batch = self.lm.encode([f.prompt for f in facts], [f.target_new for f in facts], self.tuner.mask)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kedit.cases import Edit
 from kedit.lm import LM
+from kedit.lm.dropout import Draws
 from kedit.lm.partial_forward import TrainingForward
 from kedit.lm.trained import StartOfAll, StartWeights, Trained
 from kedit.losses import LossInputs
@@ -33,6 +34,7 @@ class Part:
     trained: Trained
     start: StartWeights
     variant: int | None = None  # of the model that it trains; None: the model
+    draws: Draws | None = None  # of its dropout
     taken: list[float] = field(default_factory=list)  # the loss before each of its steps
     losses: list[float] = field(default_factory=list)  # of its batches, in this pass over them
     in_cycle: bool = True
@@ -120,11 +122,11 @@ class JointTraining:
     def _update(self, batch: "JointBatch", loss: Float[Tensor, ""], stepping: Sequence[Part]) -> None:
         """One optimiser step of these parts; the gradients of others are dropped."""
         self.optimizer.zero_grad()
-        for adapter in (part.editor.adapter for part in stepping):
-            loss = loss + adapter.regulariser() if adapter else loss
+        regularisers = (part.editor.adapter.regulariser() for part in stepping if part.editor.adapter)
+        loss = sum((term for term in regularisers if term is not None), loss)
         loss.backward()
         self.lm.hand_over_gradients()
-        for part in batch.parts:
+        for part in self.parts:
             if part in stepping:
                 part.trained.hand_over()
             else:
@@ -153,16 +155,23 @@ class JointBatch:
     def losses(self, cycle: int, step: int) -> Float[Tensor, " m"] | None:
         """The mean over each part's rows; None if in this cycle nothing is left to learn for any part."""
         if step == 0:
+            self._draw_for([part for part in self.parts if part.in_cycle])
             logits = self.view.logits()
             learnt = self.loss.refresh(self.view, logits, cycle)
             if learnt is not None:
                 self.learnt = dict(zip(self.parts, self._all(learnt).tolist(), strict=True))
         if all(self.learnt.values()):
             return None
+        self._draw_for([part for part in self.parts if part.in_cycle and not self.learnt[part]])
         read = self.loss.reads(self.view)
         if step or read is not self.view.batch:
             logits = self.view.logits(read)
         return self._mean(self.loss(self.view, logits))
+
+    def _draw_for(self, parts: Sequence[Part]) -> None:
+        """In the next passes dropout draws for these; others only wait, and must not use up their numbers."""
+        self.passes.draws.clear()
+        self.passes.draws |= {part.variant or 0: part.draws for part in parts if part.draws}
 
     def read(self, losses: Float[Tensor, " m"]) -> tuple[list[float], list[float]]:
         """The losses, and of which parts every row is idle: in one copy from the device."""

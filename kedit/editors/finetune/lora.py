@@ -1,25 +1,27 @@
 """LoRA and AdaLoRA as the trained parameters of a fine-tuning editor; peft makes the adapters."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from peft import AdaLoraConfig, AdaLoraModel, LoraConfig, LoraModel, TaskType, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kedit.common.errors import InputError, first_line
 from kedit.common.options import Amount, Count, CountOrNone, Name, Rank, ShareBelowOne
+from kedit.editors.finetune.adapter_holders import NAME, PeftAdapter, VariantAdapter
 from kedit.lm import LM
+from kedit.lm.dropout import EditDropout
+from kedit.lm.matrices import is_matrix, widths_of
 from kedit.lm.saving import no_adapter
-
-NAME = "default"
 
 
 @dataclass(kw_only=True, eq=False)
@@ -36,48 +38,60 @@ class LoRA:
     dropout: ShareBelowOne = 0.0
     target_modules: Sequence[Name] | Name | None = None
     merge: bool = False
-    _tuner: Any = field(default=None, init=False, repr=False)
+    _held: PeftAdapter | VariantAdapter | None = field(default=None, init=False, repr=False)
+    _matrices: "WeakKeyDictionary[nn.Module, list[str] | None]" = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False
+    )
 
-    def open(self, lm: LM, layers: Sequence[int] | None, single: bool = True) -> dict[str, nn.Parameter]:
+    def open(
+        self, lm: LM, layers: Sequence[int] | None, single: bool = True, by_edit: bool = False
+    ) -> dict[str, nn.Parameter]:
         """The adapter's parameters, ready to be trained; put into the model if it has none. `single`: in float32,
-        whatever the model's precision."""
-        if self._tuner is None:
-            self._attach(lm, layers)
-            if single:
-                for parameter in self._adapted().values():
-                    parameter.data = parameter.data.float()
-        for layer in self._layers():
-            layer.lora_dropout.train()
+        whatever the model's precision. `by_edit`: dropout's draws are each edit's own (kedit.lm.dropout)."""
+        if self._held is None:
+            self._attach(lm, layers, single)
+        if isinstance(self._held, PeftAdapter):
+            for layer in self._held.layers.values():
+                if by_edit and self.dropout:
+                    layer.lora_dropout[NAME] = EditDropout(lm.dropping, self.dropout)
+                layer.lora_dropout.train()
         return self._adapted()
 
     def stepped(self, step: int) -> None:
         """Called after each optimiser step, while the gradients are there."""
 
-    def regulariser(self) -> Float[Tensor, ""] | float:
-        """What training adds to the loss."""
-        return 0.0
+    def regulariser(self) -> Float[Tensor, ""] | None:
+        """What training adds to the loss; None: nothing."""
+        return None
 
     def close(self, lm: LM) -> None:
         """The edit is made."""
-        for layer in self._layers():
-            layer.lora_dropout.eval()
-        if not all(bool(p.isfinite().all()) for p in self._adapted().values()):
+        if isinstance(self._held, PeftAdapter):
+            for layer in self._held.layers.values():
+                layer.lora_dropout.eval()
+        if not all_finite(list(self._adapted().values())):
             raise FloatingPointError("an edit left an adapter that is not finite")
-        if self.merge:
+        if self.merge and self._held is not None:
             self._merge(lm)
 
     def abandon(self, lm: LM) -> None:
         """The edit has failed: a new adapter is taken out; one that stays is restored by the caller."""
-        if self.merge and self._tuner is not None:
+        if self.merge and self._held is not None:
             self._detach(lm)
+
+    def fork(self) -> "LoRA":
+        """An adapter of the same kind, not yet in a model."""
+        other = copy(self)
+        other.reset()
+        return other
 
     def reset(self) -> None:
         """`lm.restore` has taken the adapter out."""
-        self._tuner = None
+        self._held = None
 
     def state(self) -> dict[str, Tensor]:
         """The adapter that stays in the model."""
-        return {name: p.detach().clone() for name, p in self._adapted().items()} if self._tuner is not None else {}
+        return {name: p.detach().clone() for name, p in self._adapted().items()}
 
     @torch.no_grad()
     def load_state(self, lm: LM, layers: Sequence[int] | None, state: Mapping[str, Tensor]) -> None:
@@ -85,19 +99,46 @@ class LoRA:
         if not state:
             self.reset()
             return
-        if self._tuner is None:
-            self._attach(lm, layers)
+        if self._held is None:
+            self._attach(lm, layers, single=False)
+        parameters = self._adapted()
         for name, value in state.items():
-            lm.model.get_parameter(name).copy_(value)
+            parameters[name].copy_(value)
+
+    # --- side by side ------------------------------------------------------------------------------------------------
+
+    side_by_side: ClassVar[bool] = True  # can it be held for several variants of a model?
+
+    def variant_bytes(self, lm: LM, layers: Sequence[int] | None) -> int:
+        """What the adapter of one variant needs: five numbers an entry (see Tuner.variant_bytes); if it is merged, the
+        changed matrices. More than any machine has where a part of the model is adapted that is no matrix."""
+        matrices = self._targets(lm, layers)
+        if matrices is None:
+            return sys.maxsize
+        modules = [lm.model.get_submodule(name) for name in matrices]
+        entries = sum(self.rank * sum(widths_of(module)) for module in modules)
+        merged = sum(module.weight.numel() * max(4, module.weight.element_size()) for module in modules)  # type: ignore[operator, union-attr]
+        return 5 * 4 * entries + (merged if self.merge else 0)
+
+    def _targets(self, lm: LM, layers: Sequence[int] | None) -> list[str] | None:
+        """The matrices that peft would adapt, seen once by letting it; None if it would also adapt something else."""
+        if lm.model not in self._matrices:
+            trial = PeftAdapter(lm, self._wrap_checked(lm, layers))
+            names = list(trial.layers)
+            trial.remove()
+            matrices = all(is_matrix(lm.model.get_submodule(name)) for name in names)
+            self._matrices[lm.model] = names if matrices else None
+        return self._matrices[lm.model]
 
     def save(self, folder: Path) -> None:
         """The adapter that is in the model, as peft writes one: `PeftModel.from_pretrained` loads the folder, and
         `AutoPeftModelForCausalLM.from_pretrained` loads it with its base model. The same bytes in every process."""
-        config = copy(self._tuner.peft_config[NAME])
+        assert isinstance(self._held, PeftAdapter), "no adapter is in the model"
+        config = copy(self._held.tuner.peft_config[NAME])
         config.task_type, config.inference_mode = TaskType.CAUSAL_LM, True
         config.target_modules = sorted(config.target_modules)  # a set, whose order differs between processes
         config.save_pretrained(folder)
-        state = get_peft_model_state_dict(self._tuner, adapter_name=NAME, save_embedding_layers=False)
+        state = get_peft_model_state_dict(self._held.tuner, adapter_name=NAME, save_embedding_layers=False)
         named = {f"base_model.{name}": value.detach().cpu().contiguous() for name, value in state.items()}
         save_file(named, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 
@@ -122,38 +163,56 @@ class LoRA:
     def _wrap(self, lm: LM, config: LoraConfig) -> Any:
         return LoraModel(lm.model, config, NAME)
 
-    def _attach(self, lm: LM, layers: Sequence[int] | None) -> None:
+    def _wrap_checked(self, lm: LM, layers: Sequence[int] | None) -> Any:
         try:
-            self._tuner = self._wrap(lm, self._config(lm, layers))
+            with torch.random.fork_rng(devices=[]):  # peft draws initial values
+                return self._wrap(lm, self._config(lm, layers))
         except InputError:
             raise
         except ValueError as error:
             raise InputError(f"editor.adapter does not fit ({first_line(error)}); change {self}") from error
-        self._tuner.eval()
-        lm.save_adapter = self.save
+
+    def _attach(self, lm: LM, layers: Sequence[int] | None, single: bool) -> None:
+        if lm.variants is not None:
+            matrices = self._targets(lm, layers)
+            assert matrices is not None, "variant_bytes has said that this adapter does not go side by side"
+            dtype = torch.float32 if single else lm.dtype
+            self._held = VariantAdapter(lm, matrices, self.rank, self.alpha / self.rank, self.dropout, dtype)
+        else:
+            self._held = PeftAdapter(lm, self._wrap_checked(lm, layers))
+            lm.save_adapter = self.save
+        parameters = self._adapted()
+        for parameter in parameters.values() if single else ():
+            parameter.data = parameter.data.float()
+        self._begin(parameters)
         if not self.merge:
-            lm.on_restore(lambda: self._detach(lm), list(self._adapted()))
+            lm.on_restore(lambda: self._detach(lm), list(parameters))
+
+    @torch.no_grad()
+    def _begin(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Initial values, as peft has them (B is zero), but drawn from the CPU's generator, matrix after matrix: the
+        same on every device, and side by side."""
+        for name, parameter in parameters.items():
+            if "lora_A" in name:
+                drawn = nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=5**0.5)
+                parameter.copy_(drawn)
 
     def _detach(self, lm: LM) -> None:
         """The model's own modules again."""
-        self._tuner.unload()
-        vars(lm.model).pop("peft_config", None)  # what peft may leave behind
+        if self._held is not None:
+            self._held.remove()
         lm.save_adapter = no_adapter
-        self._tuner = None
+        self._held = None
 
-    @torch.no_grad()
     def _merge(self, lm: LM) -> None:
-        layers: dict[str, Any] = {n: m for n, m in lm.model.named_modules() if isinstance(m, BaseTunerLayer)}
-        changes = {f"{name}.weight": layer.get_delta_weight(NAME) for name, layer in layers.items()}
-        self._detach(lm)
-        lm.add(changes)
+        assert self._held is not None, "no adapter is in the model"
+        self._held.merge()
+        lm.save_adapter = no_adapter
+        self._held = None
 
     def _adapted(self) -> dict[str, nn.Parameter]:
         """The adapter's parameters, by their names in the model."""
-        return {name: p for name, p in self._tuner.model.named_parameters() if "lora_" in name}
-
-    def _layers(self) -> list[Any]:
-        return [m for m in self._tuner.model.modules() if isinstance(m, BaseTunerLayer)]
+        return {} if self._held is None else self._held.parameters()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -172,6 +231,8 @@ class AdaLoRA(LoRA):
     every: Count = 1
     orthogonality: Amount = 0.5
 
+    side_by_side: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         if self.total_steps is not None and self.warmup_steps + self.final_steps >= self.total_steps:
             raise InputError(
@@ -181,17 +242,25 @@ class AdaLoRA(LoRA):
 
     def stepped(self, step: int) -> None:
         if self.total_steps is not None:
-            self._tuner.update_and_allocate(step)
+            self._peft.tuner.update_and_allocate(step)
 
-    def regulariser(self) -> Float[Tensor, ""] | float:
-        named = [(name, p) for name, p in self._tuner.model.named_parameters() if "lora_A" in name or "lora_B" in name]
+    def regulariser(self) -> Float[Tensor, ""]:
+        named = [(name, p) for name, p in self._adapted().items() if "lora_A" in name or "lora_B" in name]
         grams = [p @ p.T if "lora_A" in name else p.T @ p for name, p in named]
         distances = [torch.linalg.norm(g - torch.eye(len(g), device=g.device, dtype=g.dtype)) for g in grams]
         return self.orthogonality * torch.stack([d.to(distances[0].device) for d in distances]).mean()
 
     def ranks(self) -> list[int]:
         """How many singular values of each adapted matrix are not zero."""
-        return [int((layer.lora_E[NAME] != 0).sum()) for layer in self._layers()]
+        return [int((layer.lora_E[NAME] != 0).sum()) for layer in self._peft.layers.values()]
+
+    @property
+    def _peft(self) -> PeftAdapter:
+        assert isinstance(self._held, PeftAdapter), "no adapter is in the model"
+        return self._held
+
+    def _begin(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Initial values are peft's."""
 
     def _config(self, lm: LM, layers: Sequence[int] | None) -> LoraConfig:
         steps: dict[str, Any] = {"tinit": 0, "tfinal": 0, "total_step": 1}  # the allocator is never called
@@ -210,6 +279,12 @@ class AdaLoRA(LoRA):
                 "editor.layers there, or use editor=adalora_released, which keeps every rank"
             )
         return made
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Asked of the device once."""
+    device = tensors[0].device
+    return bool(torch.stack([tensor.isfinite().all().to(device) for tensor in tensors]).all())
 
 
 def base_model(lm: LM) -> dict[str, str | None]:

@@ -12,6 +12,7 @@ from kedit.editors import Job, Outcome
 from kedit.editors.finetune.base import Tuner, moved
 from kedit.editors.finetune.joint_training import JointTraining, Part
 from kedit.lm import LM
+from kedit.lm.dropout import Draws
 from kedit.lm.trained import StartWeights
 
 
@@ -27,6 +28,7 @@ class FineTune(Tuner):
     """
 
     reports_steps: ClassVar[bool] = True
+    draws_by_edit: ClassVar[bool] = True
 
     steps: Count
     cycles: Count = 1
@@ -39,6 +41,10 @@ class FineTune(Tuner):
         if self.steps < 1 or self.cycles < 1 or self.batch_size < 1:
             given = f"editor.steps={self.steps}, cycles={self.cycles}, batch_size={self.batch_size}"
             raise InputError(f"{given}: each must be at least 1")
+
+    @property
+    def side_by_side(self) -> bool:  # type: ignore[override]
+        return self.adapter.side_by_side if self.adapter else super().side_by_side
 
     def edit(self, lm: LM, edits: Sequence[Edit]) -> Mapping[str, float | int]:
         [outcome] = self.edit_side_by_side(lm, [Job(self, edits)])
@@ -72,7 +78,8 @@ class FineTune(Tuner):
         batches = [[fact for one in chunk for fact in one] for chunk in chunks]
         trained = self._trained(lm)
         keep = self.loss.uses_reference or self.norm_constraint is not None or self.delta_times != 1
-        return Part(self, batches, len(job.edits), trained, StartWeights(trained, keep), job.variant)
+        draws = Draws.seeded() if self.adapter and self.adapter.dropout else None
+        return Part(self, batches, len(job.edits), trained, StartWeights(trained, keep), job.variant, draws)
 
     @staticmethod
     def _outcome(lm: LM, part: Part) -> Outcome:
