@@ -51,7 +51,7 @@ def side_by_side(bench: Bench, repeats: int, cases: Sequence[Case], *, jobs: boo
         alone, beside = _trainings(bench, editor, loop, cases, repeats)
         lines.append(alone.line(f"{len(cases)} x {name}: training, and one by one"))
         lines.append(beside.line(f"{len(cases)} x {name}: training, and plain"))
-        for tokens, what in ((0, "without fluency"), (100, "with fluency")) if jobs else ():
+        for tokens, what in ((0, "without fluency"), (100, "with fluency")) if jobs and not editor.adapter else ():
             lines.append(_jobs(bench, editor, cases, tokens, repeats).line(f"{len(cases)} x {name}: whole job {what}"))
     return [*lines, _answers(bench, methods["FT-M, 25 steps"][0], cases, repeats).line(f"{len(cases)} x evaluation")]
 
@@ -84,11 +84,11 @@ def _trainings(
             loop(ids, start)
             restore(parameters, originals, changed)
 
-    for i in range(repeats + 1):
+    together()  # warms up
+    for _ in range(repeats):
         mine, other, theirs = bench.timed(together), bench.timed(one_by_one), bench.timed(plain)
-        if i:  # the first warms up
-            alone.add(mine, other)
-            beside.add(mine, theirs)
+        alone.add(mine, other)
+        beside.add(mine, theirs)
     return alone, beside
 
 
@@ -126,10 +126,9 @@ def _answers(bench: Bench, editor: FineTune, cases: Sequence[Case], repeats: int
             for ids in texts:
                 bench.plain.generate(torch.tensor([ids], device=bench.device), length - len(ids), top_k=5)
 
-    for i in range(repeats + 1):
-        mine, other = bench.timed(ours), bench.timed(plain)
-        if i:
-            timing.add(mine, other)
+    ours()  # warms up
+    for _ in range(repeats):
+        timing.add(bench.timed(ours), bench.timed(plain))
     return timing
 
 
@@ -143,11 +142,10 @@ def _jobs(bench: Bench, editor: FineTune, cases: Sequence[Case], tokens: int, re
         bench.lm.restore()
         found[parallel] = [row for row in journal.rows if row["when"] == "test"]
 
-    for i in range(repeats + 1):
-        mine, other = bench.timed(lambda: job(len(cases))), bench.timed(lambda: job(1))
+    job(len(cases))  # warms up
+    for _ in range(repeats):
+        timing.add(bench.timed(lambda: job(len(cases))), bench.timed(lambda: job(1)))
         timing.same &= _alike(found[len(cases)], found[1])
-        if i:
-            timing.add(mine, other)
     return timing
 
 

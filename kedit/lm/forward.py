@@ -235,6 +235,11 @@ class Forward(Acting):
         return self._lower_layers.using(batch, self.changed) if plain else nullcontext()
 
     @property
+    def keeps_lower_layers(self) -> bool:
+        """Does scoring begin with cached lower layers?"""
+        return self._lower_layers.tail is not None
+
+    @property
     def cache_bytes(self) -> int:
         return self._lower_layers.bytes
 

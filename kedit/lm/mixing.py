@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kedit.lm.generate import left_padded, left_positions
 from kedit.lm.intervention import Pass, keep_rows
+from kedit.lm.shared_prefix import Shared, may_pad_inside, read_behind, shared_beginnings
 from kedit.lm.text import Batch, Pair
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Steps:
         self.lm, self.pairs = lm, pairs
         self.memo: dict[object, Any] = {}
         self.rows: Sequence[int] = ()  # of the last step
+        self._mask: Tensor | None = None  # of what the cache holds, if a beginning was read once for several rows
         named = dict.fromkeys(name for pair in pairs for name in pair.reading.readers)
         self.lent = [_LentSteps(lm.lent[name], name, pairs) for name in named]
 
@@ -83,6 +85,10 @@ class Steps:
     ) -> tuple[Float[Tensor, "n v"], Any]:
         """Logits (log-probabilities, if models are mixed) behind the last token of each row, and the cache."""
         self.rows = rows
+        if first and (groups := self._shared(rows)):
+            return self._begin_shared(groups)
+        if self._mask is not None:
+            mask = self._mask = torch.cat([self._mask, self._mask.new_ones(len(rows), ids.shape[1])], dim=1)
         real = mask[:, -ids.shape[1] :].bool()
         who = [self.pairs[i].reading for i in rows]
         prompt = real & (real.cumsum(-1) > prefix_lengths(who, real.device)) if first else torch.zeros_like(real)
@@ -92,8 +98,26 @@ class Steps:
             logits = lent.mixed(logits, ids, rows, first)
         return logits, cache
 
+    def _shared(self, rows: Sequence[int]) -> list[Shared]:
+        """Groups of rows that begin alike, in their order; none if not every row is in one."""
+        alone = self.lent or not may_pad_inside(self.lm)  # what is generated stands behind the padding
+        groups = [] if alone else shared_beginnings(self.lm, [self.pairs[i] for i in rows])
+        grouped = [row for group in groups for row in group.rows]
+        return groups if grouped and sorted(grouped) == list(range(len(rows))) else []
+
+    def _begin_shared(self, groups: Sequence[Shared]) -> tuple[Float[Tensor, "n v"], Any]:
+        """The first step, in which each group's beginning is read once."""
+        pairs = [self.pairs[i] for i in self.rows]
+        read = read_behind(self.lm, pairs, groups, self.memo, "left")
+        grouped = [row for group in groups for row in group.rows]
+        back = torch.tensor(grouped, device=read.mask.device).argsort()
+        self._mask = read.mask[back]
+        return self.lm.head(read.hidden[back, -1]).float(), selected(read.cache, back)
+
     def select(self, cache: Any, which: Int[Tensor, " m"]) -> Any:
         """Some rows of a cache, and of what the memo holds for each row."""
+        if self._mask is not None:
+            self._mask = self._mask[which]
         variants = [self.pairs[i].reading.variant for i in self.rows]
         keep_rows(self.memo, which.tolist(), variants)
         return selected(cache, which)

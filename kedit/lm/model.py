@@ -21,6 +21,9 @@ from kedit.lm.mixing import MixedScores, Steps
 from kedit.lm.route import Route, unrouted
 from kedit.lm.routing import Routing
 from kedit.lm.saving import no_adapter, save_merged
+from kedit.lm.shared_prefix import Shared, chunks, read_behind, shared_beginnings
+from kedit.lm.shared_prefix import answer_states as behind_states
+from kedit.lm.shared_prefix import tokens as shared_tokens
 from kedit.lm.text import Batch, Pair
 
 log = logging.getLogger(__name__)
@@ -110,12 +113,25 @@ class LM(Routing):
 
     @torch.no_grad()
     def score(self, pairs: Sequence[Pair]) -> list[Scored]:
-        """The same of token sequences: argmax and log-probability of every token of `pair.answer`."""
-        return self.batched(
-            [len(pair.ids) for pair in pairs],
-            lambda now: self._score_batch([pairs[i] for i in now]),
-            [pair.reading.variant for pair in pairs],
+        """The same of token sequences: argmax and log-probability of every token of `pair.answer`. A beginning that
+        several share is read once."""
+        groups = chunks(shared_beginnings(self, pairs), pairs, self.token_budget)
+        scored: dict[int, Scored] = {}
+        together = self.batched(
+            [shared_tokens(group, pairs) for group in groups],
+            lambda now: self._score_shared(pairs, [groups[i] for i in now]),
+            [pairs[group.rows[0]].reading.variant for group in groups],
         )
+        for group, found in zip(groups, together, strict=True):
+            scored |= zip(group.rows, found, strict=True)
+        rest = [i for i in range(len(pairs)) if i not in scored]
+        each = self.batched(
+            [len(pairs[i].ids) for i in rest],
+            lambda now: self._score_batch([pairs[rest[i]] for i in now]),
+            [pairs[i].reading.variant for i in rest],
+        )
+        scored |= zip(rest, each, strict=True)
+        return [scored[i] for i in range(len(pairs))]
 
     @torch.no_grad()
     def score_greedy_continuation(
@@ -132,17 +148,32 @@ class LM(Routing):
 
     def _score_batch(self, pairs: Sequence[Pair]) -> list[Scored]:
         batch = self.batch(pairs)
-        pred: list[Tensor] = []
-        logprob: list[Tensor] = []
         with self.using_cache(batch):
             answer_states = self.answer_states(batch)
         mixed = MixedScores(self, batch)
-        for begin in range(0, len(answer_states), POSITIONS):
-            logits = self.head(answer_states[begin : begin + POSITIONS]).float()
-            logprobs = mixed.log_probabilities(logits, begin)
+        return self._scored(pairs, *self._said(answer_states, batch.gold, mixed.log_probabilities))
+
+    def _score_shared(self, pairs: Sequence[Pair], groups: Sequence[Shared]) -> list[list[Scored]]:
+        """Of each group of rows that begin alike."""
+        rows = [pairs[row] for group in groups for row in group.rows]
+        self.check_length(max(len(pair.ids) for pair in rows))
+        states = behind_states(rows, groups, read_behind(self, pairs, groups, {}, "right"))
+        gold = torch.tensor([token for pair in rows for token in pair.answer], device=states.device)
+        scored = iter(self._scored(rows, *self._said(states, gold, lambda logits, _: logits.log_softmax(-1))))
+        return [[next(scored) for _ in group.rows] for group in groups]
+
+    def _said(
+        self, states: Tensor, gold: Tensor, log_probabilities: Callable[[Tensor, int], Tensor]
+    ) -> tuple[list[int], list[float]]:
+        """At each place: the argmax, and the log-probability of `gold`."""
+        pred: list[Tensor] = []
+        logprob: list[Tensor] = []
+        for begin in range(0, len(states), POSITIONS):
+            logits = self.head(states[begin : begin + POSITIONS]).float()
+            logprobs = log_probabilities(logits, begin)
             pred.append(logprobs.argmax(-1))
-            logprob.append(logprobs.gather(-1, batch.gold[begin : begin + POSITIONS, None])[:, 0])
-        return self._scored(pairs, torch.cat(pred).tolist(), torch.cat(logprob).tolist())
+            logprob.append(logprobs.gather(-1, gold[begin : begin + POSITIONS, None].to(logprobs.device))[:, 0])
+        return torch.cat(pred).tolist(), torch.cat(logprob).tolist()
 
     def _scored(self, pairs: Sequence[Pair], pred: list[int], logprob: list[float]) -> list[Scored]:
         results, at = [], 0
