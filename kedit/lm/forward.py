@@ -15,7 +15,7 @@ from kedit.lm.acting import Acting
 from kedit.lm.anatomy import context_length, inspect_anatomy, vocabulary_size
 from kedit.lm.batching import Budget, Result, in_batches
 from kedit.lm.head import wrapper_logits
-from kedit.lm.hooks import entering, leaving
+from kedit.lm.hooks import entering, leaving, one_text_a_row
 from kedit.lm.intervention import Pass
 from kedit.lm.partial_forward import LowerLayerCache, PartialForward, partial_forward_of
 from kedit.lm.route import Reading
@@ -78,7 +78,7 @@ class Forward(Acting):
     def body(self, this: Pass | None = None, **kwargs: Any) -> Any:
         """One pass through everything below the head; the keywords are transformers'."""
         this = this or Pass.over(kwargs["input_ids"])
-        with self.passing(this):
+        with self.passing(this), one_text_a_row():
             return self._body(**kwargs)
 
     def head(self, states: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from transformers import masking_utils
 
 ModuleName = TypeVar("ModuleName")
 
@@ -30,6 +31,18 @@ def instead(module: nn.Module, forward: Any) -> Iterator[None]:
         del module.forward
         if own is not None:
             module.forward = own
+
+
+@contextmanager
+def one_text_a_row() -> Iterator[None]:
+    """Inside, transformers takes a row without a mask for one text. It would otherwise look at the positions for several
+    packed into one, and a GPU would be waited for in every pass."""
+    own = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = own
 
 
 def given(args: tuple, kwargs: dict[str, Any]) -> Tensor:

@@ -62,10 +62,16 @@ class Batch:
     row: Int[Tensor, " k"]
     col: Int[Tensor, " k"]
     gold: Int[Tensor, " k"]
+    _known: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def in_prompt(self) -> Bool[Tensor, "n t"]:
-        """The prompts' tokens, without soft prompts."""
+        """The prompts' tokens, without soft prompts; found once for all passes over the batch."""
+        if "in_prompt" not in self._known:
+            self._known["in_prompt"] = self._find_prompts()
+        return self._known["in_prompt"]
+
+    def _find_prompts(self) -> Bool[Tensor, "n t"]:
         prefixes = [0 if p.reading.prefix is None else len(p.reading.prefix) for p in self.pairs]
         ends = [len(p.ids) if p.whole else p.start for p in self.pairs]
         spans = list(zip(prefixes, ends, strict=True))

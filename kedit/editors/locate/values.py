@@ -1,6 +1,7 @@
 """New values: what must come out at a fact's subject so that the model says its answer. Many facts at once."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kedit.common.options import Amount, Count, Layer, OneOrMore, Positive, Rate
-from kedit.editors.finetune.base import finite
 from kedit.editors.locate.fact_rows import Fact
 from kedit.editors.locate.subject_forward import OutputSite, SubjectForward, single
 from kedit.lm import LM
@@ -56,6 +56,32 @@ class Values:
         return lm.batched(lengths, lambda now: Search(self, lm, [facts[i] for i in now], layer).run())
 
 
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where the predictions of the facts that are still searched for stand, as index tensors: made once for all steps
+    with the same facts, so that a step waits for the device once, for its losses."""
+
+    facts: Sequence[int]
+    alive: Int[Tensor, " m"]  # the same on the device
+    edit_row: Int[Tensor, " r"]  # the fact of each row
+    asked: Int[Tensor, " k"]  # of answers
+    subject: Int[Tensor, " m"]  # of the kl_prompts' subjects
+    gold: Int[Tensor, " k"]
+    row: Int[Tensor, " k"]
+    tokens: Float[Tensor, " r"]  # of each row's answer, at least 1
+
+    @staticmethod
+    def of(facts: Sequence[int], columns: SubjectForward, per: int) -> "Places":
+        """`per`: rows of a fact."""
+        block = columns.block
+        alive = torch.tensor(facts, device=block.gold.device)
+        asked, subject = (block.gold >= 0).nonzero()[:, 0], (block.gold < 0).nonzero()[:, 0]
+        row = block.read_row[asked]
+        tokens = torch.zeros(columns.rows, device=row.device).index_add(0, row, torch.ones(len(row), device=row.device))
+        edit_row = alive.repeat_interleave(per, output_size=per * len(facts))
+        return Places(facts, alive, edit_row, asked, subject, block.gold[asked], row, tokens.clamp(min=1))
+
+
 class Search:
     """The values of a batch of facts."""
 
@@ -77,62 +103,61 @@ class Search:
         deltas = [zeros.clone().requires_grad_(True) for _ in self.values.sites]
         optimizer = torch.optim.Adam(deltas, lr=self.values.lr)
         done: dict[int, Found] = {}
-        alive = torch.arange(n, device=deltas[0].device)
-        columns = self.columns
+        columns, places = self.columns, Places.of(range(n), self.columns, self.asked + 1)
         for step in range(self.values.steps):
-            losses, learnt = self._losses(columns, alive, deltas)
-            finite(losses.sum())
-            ended, said = learnt | (losses < self.values.stop_loss), losses.tolist()
-            if step == self.values.steps - 1:
-                ended = torch.ones_like(ended)
-            done |= {int(i): self._found(int(i), deltas[0], step, said[j]) for j, i in _where(ended, alive)}
-            if bool(ended.all()):
+            losses, learnt = self._losses(columns, places, deltas)
+            said, is_learnt = torch.stack([losses.detach(), learnt.to(losses)]).tolist()
+            finite_sum(said)
+            last = step == self.values.steps - 1
+            ends = [last or bool(is_learnt[j]) or value < self.values.stop_loss for j, value in enumerate(said)]
+            for j in (j for j, end in enumerate(ends) if end):
+                done[places.facts[j]] = self._found(places.facts[j], deltas[0], step, said[j])
+            if all(ends):
                 break
+            staying = [j for j, end in enumerate(ends) if not end]
+            kept = torch.tensor(staying, device=losses.device) if any(ends) else None
             optimizer.zero_grad()
-            losses[~ended].sum().backward()
+            (losses if kept is None else losses[kept]).sum().backward()
             optimizer.step()
             self._clamp(deltas)
-            if bool(ended.any()):
-                columns, alive = columns.of(self._rows(~ended)), alive[~ended]
+            if kept is not None:
+                columns = columns.of(self._rows(staying, losses.device))
+                places = Places.of([places.facts[j] for j in staying], columns, self.asked + 1)
         return [done[i] for i in range(n)]
 
     def _losses(
-        self, columns: SubjectForward, alive: Int[Tensor, " m"], deltas: Sequence[Float[Tensor, "n d"]]
+        self, columns: SubjectForward, places: Places, deltas: Sequence[Float[Tensor, "n d"]]
     ) -> tuple[Float[Tensor, " m"], Tensor]:
         """Of each fact that is not done, and whether PMET's rule says that it is."""
-        per = self.asked + 1
-        edit_row = alive.repeat_interleave(per)
-        logits = single(columns.logits([delta[edit_row] for delta in deltas])).log_softmax(-1).to(edit_row.device)
+        alive = places.alive
+        logits = single(columns.logits([delta[places.edit_row] for delta in deltas])).log_softmax(-1).to(alive.device)
         if self.before is None:
-            self.before = logits[columns.block.gold < 0].detach()
+            self.before = logits[places.subject].detach()
             self.start = [self._start(site, len(alive)) for site in self.values.sites]
-        asked = columns.block.gold >= 0
-        nll = self._nll(logits[asked], columns, asked)
-        now, before = logits[~asked], self.before[alive]
+        nll = self._nll(logits[places.asked], places, columns.rows)
+        now, before = logits[places.subject], self.before[alive]
         kl = self.values.kl * (now.exp() * (now - before)).sum(-1)
-        weight, learnt = self._learnt(logits[asked], columns, asked, kl)
+        weight, learnt = self._learnt(logits[places.asked], places, kl)
         norms = [
             delta[alive].norm(dim=-1) / v0[alive].norm(dim=-1) ** 2
             for delta, v0 in zip(deltas, self.start, strict=True)
         ]
         return weight * nll + kl + self.values.decay * torch.stack(norms).sum(0), learnt
 
-    def _nll(self, logprobs: Float[Tensor, "k v"], columns: SubjectForward, asked: Tensor) -> Float[Tensor, " m"]:
+    def _nll(self, logprobs: Float[Tensor, "k v"], places: Places, rows: int) -> Float[Tensor, " m"]:
         """The mean over a fact's templates of the mean over its answer's tokens."""
-        said = logprobs.gather(-1, columns.block.gold[asked][:, None])[:, 0]
-        row = columns.block.read_row[asked]
-        tokens = torch.bincount(row, minlength=columns.rows)
-        per_row = said.new_zeros(columns.rows).index_add(0, row, -said) / tokens.clamp(min=1)
+        said = logprobs.gather(-1, places.gold[:, None])[:, 0]
+        per_row = said.new_zeros(rows).index_add(0, places.row, -said) / places.tokens.to(said)
         return per_row.reshape(-1, self.asked + 1)[:, :-1].mean(1)
 
     def _learnt(
-        self, logprobs: Float[Tensor, "k v"], columns: SubjectForward, asked: Tensor, kl: Float[Tensor, " m"]
+        self, logprobs: Float[Tensor, "k v"], places: Places, kl: Float[Tensor, " m"]
     ) -> tuple[Tensor | float, Tensor]:
         """The weight of each fact's NLL, and whether it is done."""
         if self.values.learnt_nll is None:
-            return 1.0, torch.zeros_like(kl, dtype=torch.bool)
-        wrong = logprobs.argmax(-1) != columns.block.gold[asked]
-        fact = columns.block.read_row[asked] // (self.asked + 1)
+            return 1.0, torch.zeros_like(kl)
+        wrong = logprobs.argmax(-1) != places.gold
+        fact = places.row // (self.asked + 1)
         learnt = torch.zeros_like(kl).index_add(0, fact, wrong.to(kl)) == 0
         return torch.where(learnt, self.values.learnt_nll, 1.0), learnt & (kl <= self.values.learnt_kl)
 
@@ -145,9 +170,10 @@ class Search:
         summed = original.new_zeros(n, original.shape[-1]).index_add(0, fact, original[bare])
         return summed / torch.bincount(fact, minlength=n)[:, None]
 
-    def _rows(self, facts: Tensor) -> Int[Tensor, " m"]:
+    def _rows(self, facts: Sequence[int], device: torch.device) -> Int[Tensor, " m"]:
         """Of those of the facts that are still there."""
-        return facts.repeat_interleave(self.asked + 1).nonzero()[:, 0]
+        per = self.asked + 1
+        return torch.tensor([fact * per + row for fact in facts for row in range(per)], device=device)
 
     @torch.no_grad()
     def _clamp(self, deltas: Sequence[Float[Tensor, "n d"]]) -> None:
@@ -160,5 +186,8 @@ class Search:
         return Found(self.start[0][fact] + change, change, step, loss)
 
 
-def _where(chosen: Tensor, names: Int[Tensor, " m"]) -> Iterator[tuple[int, int]]:
-    yield from ((int(j), int(names[j])) for j in chosen.nonzero()[:, 0])
+
+def finite_sum(values: Sequence[float]) -> None:
+    """Raises FloatingPointError if their sum is not finite."""
+    if not math.isfinite(sum(values)):
+        raise FloatingPointError(f"the loss is {sum(values)}")
