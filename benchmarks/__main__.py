@@ -25,6 +25,7 @@ from benchmarks.profiling import profiled
 from benchmarks.retrieval import encoding, index, routing
 from benchmarks.scoring import fluency, scoring
 from benchmarks.shapes import BIG, SHAPES, asked, build, cases_of, material
+from benchmarks.side_by_side import PARTS as LINES
 from benchmarks.side_by_side import side_by_side
 from benchmarks.statistics import statistics
 from kedit.data import knowedit, load
@@ -61,7 +62,7 @@ def measure(name: str, given: argparse.Namespace) -> Iterator[Table]:
         rows += [memory(name, given.data)] if given.device == "cpu" else []
     if "side_by_side" in given.parts:
         cases = cases_of(config, given.data, given.beside)
-        rows += side_by_side(bench, given.repeats, cases, jobs=not given.trainings)
+        rows += side_by_side(bench, given.repeats, cases, parts=given.lines, only=given.only)
     if "locating" in given.parts and name in LOCATED:
         rows += locating(bench, given.repeats, rate)
     if "gating" in given.parts and name in LOCATED:
@@ -110,7 +111,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", default=str(FILE), help="a file in KnowEdit's form (default: an excerpt of ZsRE)")
     parser.add_argument("--rows", type=int, default=200, help="of it that are asked")
     parser.add_argument("--beside", type=int, default=16, help="edits that run side by side")
-    parser.add_argument("--trainings", action="store_true", help="of side_by_side: no whole jobs")
+    parser.add_argument("--lines", nargs="*", default=LINES, choices=LINES, help="of side_by_side")
+    parser.add_argument("--only", default="", help="side_by_side: methods whose names have this in them")
     parser.add_argument("--texts", type=int, default=64, help="that are written for fluency")
     parser.add_argument("--shapes", nargs="*", help=f"some of {list(SHAPES)}, on a GPU of {list(BIG)}")
     parser.add_argument("--train", nargs="*", default=[], help="retrieval: files that the filter learns from")

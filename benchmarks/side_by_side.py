@@ -19,12 +19,16 @@ from kedit.losses.kdpo import KDPO
 
 PlainEdit = Callable[[torch.Tensor, int], int]  # of token ids [1 t], in which the answer begins at a place
 
+JOBS = {"job": "whole job without fluency", "fluency": "whole job with fluency"}
+PARTS = ("training", *JOBS, "evaluation")
 TIE = 1e-3  # nats: answers this near may change places
 
 
-def side_by_side(bench: Bench, repeats: int, cases: Sequence[Case], *, jobs: bool = True) -> list[list[str]]:
-    """Two lines for each training (kedit one by one, and plain loops), and one for each whole job: edits and answers,
-    with and without fluency texts."""
+def side_by_side(
+    bench: Bench, repeats: int, cases: Sequence[Case], *, parts: Sequence[str] = PARTS, only: str = ""
+) -> list[list[str]]:
+    """Two lines for each training (kedit one by one, and plain loops), one for each whole job (edits and answers, with
+    and without fluency texts), and one for the evaluation alone. `only`: of methods whose names have this in them."""
     plain, n = bench.plain, bench.lm.anatomy.n_layers
     third = list(range(n - n // 3, n))
     adapter = {"loss": CrossEntropy(), "lr": 1e-4, "steps": 25, "parameters": None}
@@ -47,13 +51,18 @@ def side_by_side(bench: Bench, repeats: int, cases: Sequence[Case], *, jobs: boo
         ),
     }
     lines = []
-    for name, (editor, loop) in methods.items():
-        alone, beside = _trainings(bench, editor, loop, cases, repeats)
-        lines.append(alone.line(f"{len(cases)} x {name}: training, and one by one"))
-        lines.append(beside.line(f"{len(cases)} x {name}: training, and plain"))
-        for tokens, what in ((0, "without fluency"), (100, "with fluency")) if jobs and not editor.adapter else ():
-            lines.append(_jobs(bench, editor, cases, tokens, repeats).line(f"{len(cases)} x {name}: whole job {what}"))
-    return [*lines, _answers(bench, methods["FT-M, 25 steps"][0], cases, repeats).line(f"{len(cases)} x evaluation")]
+    for name, (editor, loop) in ((name, both) for name, both in methods.items() if only in name):
+        what = f"{len(cases)} x {name}"
+        if "training" in parts:
+            alone, beside = _trainings(bench, editor, loop, cases, repeats)
+            lines += [alone.line(f"{what}: training, and one by one"), beside.line(f"{what}: training, and plain")]
+        for part, tokens in (("job", 0), ("fluency", 100)):
+            if part in parts:
+                lines.append(_jobs(bench, editor, cases, tokens, repeats).line(f"{what}: {JOBS[part]}"))
+    if "evaluation" in parts:
+        editor = methods["FT-M, 25 steps"][0]
+        lines.append(_answers(bench, editor, cases, repeats).line(f"{len(cases)} x evaluation, and plain"))
+    return lines
 
 
 def _trainings(
@@ -92,7 +101,9 @@ def _trainings(
     return alone, beside
 
 
-def restore(parameters: Mapping[str, torch.Tensor], originals: Mapping[str, torch.Tensor], names: Sequence[str]) -> None:
+def restore(
+    parameters: Mapping[str, torch.Tensor], originals: Mapping[str, torch.Tensor], names: Sequence[str]
+) -> None:
     for name in names:
         parameters[name].data.copy_(originals[name])
 

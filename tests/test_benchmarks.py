@@ -44,7 +44,7 @@ def test_both_make_the_same_weights_and_answers(bench: Bench) -> None:
 
 
 def test_edits_side_by_side_are_timed_beside_one_by_one_and_plain(bench: Bench) -> None:
-    lines = side_by_side(bench, 1, load(knowedit.parse, path=FILE).cases[:2], jobs=False)
+    lines = side_by_side(bench, 1, load(knowedit.parse, path=FILE).cases[:2], parts=["training", "evaluation"])
     assert len(lines) == 9
     assert {line[-1] for line in lines} == {"yes"}
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,13 +13,19 @@ from hydra.utils import instantiate
 from kedit import world
 from kedit.common.errors import InputError
 from kedit.common.paths import ROOT
+from kedit.editors import Job
 from kedit.editors.finetune.joint_training import JointTraining
 from kedit.editors.finetune.lora import AdaLoRA, LoRA
 from kedit.editors.finetune.per_edit import FineTune
 from kedit.lm import LM, load
+from kedit.lm.dropout import BatchDraws, Draws
+from kedit.lm.route import Reading
+from kedit.lm.text import Pair, Side, collate
+from kedit.losses import Loss
 from kedit.losses.cross_entropy import CrossEntropy
 from kedit.losses.dpo import DPO
 from kedit.losses.kdpo import KDPO
+from kedit.losses.overtone import Overtone
 
 EDITS = [case.edits[0] for case in world.cases(edits=4, limit=4, seed=1).cases]
 
@@ -310,3 +317,72 @@ def test_the_float32_copy_is_part_of_the_state() -> None:
     low.load_state(state)
     editor.edit(low, EDITS[1:2])
     assert all(torch.equal(value, straight[name]) for name, value in low.state().items())
+
+
+# --- adapters side by side --------------------------------------------------------------------------------------------
+
+
+def changes_of(lm: LM, editor: FineTune) -> dict[str, torch.Tensor]:
+    """B A of every matrix, or what was added to the weights."""
+    state = editor.state()
+    if not state:
+        return {name: lm.parameter(name).detach() - original for name, original in lm.changes.originals.items()}
+    return {name: state[name.replace("lora_A", "lora_B")] @ a for name, a in state.items() if "lora_A" in name}
+
+
+@pytest.mark.parametrize(
+    ("loss", "given"),
+    [
+        (CrossEntropy(), {"stop_loss": 2.0}),  # one ends long before another
+        (CrossEntropy(), {"adapter": {"merge": True}, "stop_loss": 2.0}),
+        (KDPO(beta=0.1), {"cycles": 2}),
+        (DPO(beta=0.1), {"cycles": 2}),
+        (Overtone(lam=0.1, epsilon=0.05, n=0.5, dyn=False), {}),
+    ],
+    ids=["stops", "merged", "kdpo", "dpo", "overtone"],
+)
+def test_an_adapter_trained_beside_others_is_that_of_an_edit_alone(lm: LM, loss: Loss, given: dict[str, Any]) -> None:
+    """With dropout, whatever the padding and the size of the group; to the last bits of float64: in float32 Adam makes
+    of rounding as much as of other gradients, where a new adapter has none."""
+    lm = LM(copy.deepcopy(lm.model).double(), lm.text.tokenizer)
+    adapter = LoRA(rank=2, alpha=4, dropout=0.2, **given.pop("adapter", {}))
+    common = {"parameters": None, "adapter": adapter, "trained_dtype": "model"}
+    editor = FineTune(loss=loss, lr=5e-3, steps=6, **common, **given)
+    edits = EDITS[:3]
+    alone, steps = [], []
+    for i, edit in enumerate(edits):
+        torch.manual_seed(i)
+        steps.append(editor.edit(lm, [edit])["steps"])
+        alone.append(changes_of(lm, editor))
+        lm.restore()
+        editor.reset()
+    with lm.in_variants(len(edits)):
+        jobs = [Job(editor.fork(), [edit], i, partial(torch.manual_seed, i)) for i, edit in enumerate(edits)]
+        outcomes = editor.edit_side_by_side(lm, jobs)
+        for i, job in enumerate(jobs):
+            with lm.scope(i):
+                beside = changes_of(lm, job.editor)
+            assert beside.keys() == alone[i].keys()
+            for name, change in alone[i].items():
+                assert torch.allclose(beside[name], change, rtol=1e-6, atol=1e-10)
+    assert [outcome["steps"] for outcome in outcomes] == steps  # type: ignore[index]
+    assert lm.changed == []
+
+
+def test_dropout_draws_belong_to_an_edit() -> None:
+    """Neither what is padded nor what else is in the batch changes them, and edits that only wait draw nothing."""
+    pairs = [Pair([1] * n, 1, Reading(variant=v)) for v, n in ((0, 4), (1, 6), (1, 5))]
+    entered = torch.ones(3, 6, 8)
+
+    def kept(side: Side, rows: slice, drawing: dict[int, Draws | None]) -> torch.Tensor:
+        batch = collate(pairs[rows], 0, side, torch.device("cpu"))
+        found = BatchDraws(batch, drawing).kept(entered[rows, : batch.ids.shape[1]], 0.5)
+        return found[batch.mask]
+
+    alone = kept("right", slice(1, 3), {1: Draws(7)})
+    for side in ("right", "left"):
+        assert torch.equal(kept(side, slice(0, 3), {0: Draws(3), 1: Draws(7)})[4:], alone)
+        waits = kept(side, slice(0, 3), {1: Draws(7)})
+        assert torch.equal(waits[4:], alone)
+        assert bool((waits[:4] == 1).all())
+    assert set(alone.unique().tolist()) == {0.0, 2.0}

@@ -45,17 +45,16 @@ class BatchDraws:
         """1 / (1 - p) where a number stays, 0 where it is dropped."""
         tokens = [(pair.reading.variant, len(pair.ids)) for pair in self.batch.pairs]
         width, device = entered.shape[-1], entered.device
-        drawn = torch.empty(sum(n for _, n in tokens), width, device=device)
+        drawn = torch.ones(sum(n for _, n in tokens), width, device=device)
         begin = 0
         for variant, rows in groupby(tokens, lambda row: row[0]):
             end = begin + sum(n for _, n in rows)
             draws = self.by_variant.get(variant)
-            if draws is None:
-                drawn[begin:end] = 1.0
-            else:
+            if draws is not None:
                 draws.fill(drawn[begin:end])
+                drawn[begin:end] = (drawn[begin:end] >= p) / (1 - p)
             begin = end
-        kept = (drawn >= p).to(entered.dtype) / (1 - p)
+        kept = drawn.to(entered.dtype)
         if len(kept) == self.batch.mask.numel():
             return kept.view(entered.shape)
         padded = kept.new_ones(self.batch.mask.numel(), width)

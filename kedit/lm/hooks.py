@@ -35,8 +35,8 @@ def instead(module: nn.Module, forward: Any) -> Iterator[None]:
 
 @contextmanager
 def one_text_a_row() -> Iterator[None]:
-    """Inside, transformers takes a row without a mask for one text. It would otherwise look at the positions for several
-    packed into one, and a GPU would be waited for in every pass."""
+    """Inside, transformers takes a row without a mask for one text. It would otherwise look at the positions whether
+    several are packed into one, and a GPU would be waited for in every pass."""
     own = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
     try:

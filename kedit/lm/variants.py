@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import psutil
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 

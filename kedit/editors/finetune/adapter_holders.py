@@ -1,4 +1,4 @@
-"""The two ways in which an adapter is in a model: as modules by peft, or in one variant of several beside the others'."""
+"""The two ways in which an adapter is in a model: as modules that peft puts there, or in one of several variants."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -47,7 +47,8 @@ class VariantAdapter:
     own; under the names that peft gives them."""
 
     def __init__(self, lm: LM, matrices: Sequence[str], rank: int, scale: float, dropout: float, dtype: torch.dtype):
-        assert lm.variants is not None and lm.variants.current is not None
+        assert lm.variants is not None
+        assert lm.variants.current is not None, "a variant is changed inside its scope only"
         self.lm, self.variants, self.variant = lm, lm.variants, lm.variants.current
         self.held = {name: self.variants.own_low_rank(name, rank, scale, dropout, dtype) for name in matrices}
 

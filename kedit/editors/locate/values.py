@@ -186,7 +186,6 @@ class Search:
         return Found(self.start[0][fact] + change, change, step, loss)
 
 
-
 def finite_sum(values: Sequence[float]) -> None:
     """Raises FloatingPointError if their sum is not finite."""
     if not math.isfinite(sum(values)):
