@@ -51,10 +51,10 @@ class LowRank:
         dtype: torch.dtype,
     ):
         entered, left = widths
-        at = {"device": matrix.weight.device, "dtype": dtype}
+        weight: Tensor = matrix.weight  # type: ignore[assignment]
         self.scale, self.dropout = scale, dropout
-        self.a = Stack(torch.zeros(n, rank, entered, **at))
-        self.b = Stack(torch.zeros(n, left, rank, **at))
+        self.a = Stack(weight.new_zeros(n, rank, entered, dtype=dtype))
+        self.b = Stack(weight.new_zeros(n, left, rank, dtype=dtype))
         self.users: set[int] = set()  # variants that have a change
 
     def added(

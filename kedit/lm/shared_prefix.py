@@ -51,7 +51,7 @@ def shared_beginnings(lm: "LM", pairs: Sequence[Pair]) -> list[Shared]:
 def may_pad_inside(lm: "LM") -> bool:
     """Whether padding between the shared tokens and the rest of a row tells nothing: positions are told to the model,
     and neither a window nor a bias (ALiBi) counts the padded places."""
-    config = lm.model.config.get_text_config().to_dict()  # type: ignore[operator]
+    config = lm.model.config.get_text_config().to_dict()  # type: ignore[operator, union-attr]
     return not config.get("sliding_window") and "alibi" not in str(config)
 
 

@@ -128,8 +128,8 @@ def collate(
         row += [i] * len(places)
         col += places
     rows, cols = torch.tensor(row, dtype=torch.long), torch.tensor(col, dtype=torch.long)
-    compared = (part.to(out or device) for part in (rows, cols, ids[rows, cols + 1]))
-    return Batch(pairs, ids.to(device), real.to(device), *compared)
+    row_of, col_of, gold = (part.to(out or device) for part in (rows, cols, ids[rows, cols + 1]))
+    return Batch(pairs, ids.to(device), real.to(device), row_of, col_of, gold)
 
 
 class Text:

@@ -115,9 +115,9 @@ class LoRA:
         matrices = self._targets(lm, layers)
         if matrices is None:
             return sys.maxsize
-        modules = [lm.model.get_submodule(name) for name in matrices]
-        entries = sum(self.rank * sum(widths_of(module)) for module in modules)
-        merged = sum(module.weight.numel() * max(4, module.weight.element_size()) for module in modules)  # type: ignore[operator, union-attr]
+        entries = sum(self.rank * sum(widths_of(lm.model.get_submodule(name))) for name in matrices)
+        weights = [lm.parameter(f"{name}.weight") for name in matrices]
+        merged = sum(weight.numel() * max(4, weight.element_size()) for weight in weights)
         return 5 * 4 * entries + (merged if self.merge else 0)
 
     def _targets(self, lm: LM, layers: Sequence[int] | None) -> list[str] | None:
