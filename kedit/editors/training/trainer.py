@@ -34,7 +34,8 @@ Point = dict[str, float | int]  # of the validation curve: means, after so many 
 class Training:
     """How long is learnt, and what is kept. Everything is counted in edits.
 
-    Adam with `lr` takes a step after `edits_per_update` edits, at most `edits` in all. After every `validate_every` the
+    Adam with `lr` takes a step after `edits_per_update` edits, at most `edits` in all; with `decay` the learning rates
+    fall linearly, to 0 after `edits`. After every `validate_every` the
     loss on held-out training cases is taken: a share `validation` of them, at most `validation_edits` edits. What had
     the lowest is kept; after `patience` edits without a lower one (null: never) the training ends. Gradients longer
     than `max_grad_norm` (null: none) are shortened to it; an update whose gradient is not finite is skipped and
@@ -51,6 +52,7 @@ class Training:
     validation: Annotated[float, Gt(0), Lt(1)] = 0.1
     validation_edits: Count = 500
     patience: Count | None = None
+    decay: bool = False
     max_grad_norm: Positive | None = None
     at_once: Count | None = None
     checkpoint_s: Amount = 600.0
@@ -99,6 +101,7 @@ class Trainer:
         self.objective, self.training, self.scratch = objective, training, scratch
         self.processes = PartialState(cpu=cpu)
         self.optimizer = torch.optim.Adam(objective.groups(training.lr))
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         buffers = dict(objective.module.named_buffers())
         self.checkpoint = Checkpoint(
@@ -145,6 +148,8 @@ class Trainer:
         if not torch.isfinite(nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm or inf)):
             self.skipped += 1
             return
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * (1 - number / self.training.updates if self.training.decay else 1)
         self.optimizer.step()
         self.losses.append(sums["loss"] / len(edits))
 
