@@ -1,4 +1,4 @@
-"""KE's network: it reads the edit, and scales the gradient entry by entry (De Cao et al. 2021, arXiv 2104.08164, §3.2)."""
+"""KE's network: it reads the edit, and scales its gradient entry by entry (De Cao et al. 2021, arXiv 2104.08164)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Shape:
 
 
 class KnowledgeEditorNetwork(UpdateNetwork):
-    """See KnowledgeEditor. ΔW = scale · σ(g) · (a ∘ ∇W + b), where a and b are outer products of a distribution over
+    """See KnowledgeEditor. ΔW = scale · sigmoid(g) · (a ∘ ∇W + b); a and b are outer products of a distribution over
     the first axis of the stored weight and any numbers over its second; so a change remains a sum of outer products."""
 
     def __init__(self, options: KnowledgeEditor, shapes: Mapping[str, Shape], embeddings: Float[Tensor, "v d"]):
