@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, inf, isfinite
@@ -28,6 +29,7 @@ BEST = "best.safetensors"
 Item = TypeVar("Item")
 Sums = dict[str, float]  # over edits, by name; "loss" is among them
 Point = dict[str, float | int]  # of the validation curve: means, after so many "edits"
+Listener = Callable[[Mapping[str, float | int]], None]  # of the last point, the lowest loss and the seconds left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +97,19 @@ class Objective:
 
 class Trainer:
     """One training: its order of edits, optimiser, checkpoints, validation curve. It runs on as many processes as
-    accelerate has launched, which share the edits of each update."""
+    accelerate has launched, which share the edits of each update. The first of them tells `listen` each validation."""
 
-    def __init__(self, objective: Objective, training: Training, scratch: Path, of: str, *, cpu: bool):
-        self.objective, self.training, self.scratch = objective, training, scratch
+    def __init__(
+        self,
+        objective: Objective,
+        training: Training,
+        scratch: Path,
+        of: str,
+        *,
+        cpu: bool,
+        listen: Listener | None = None,
+    ):
+        self.objective, self.training, self.scratch, self.listen = objective, training, scratch, listen
         self.processes = PartialState(cpu=cpu)
         self.optimizer = torch.optim.Adam(objective.groups(training.lr))
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -118,6 +129,7 @@ class Trainer:
         self.skipped, done = before.get("skipped", 0), before.get("step", 0)
         size = self.training.edits_per_update
         quiet = not self.processes.is_main_process
+        started = (done, time.perf_counter())
         bar = progress(total=self.training.updates * size, initial=done * size, unit="edit", desc=name, disable=quiet)
         with bar:
             while done < self.training.updates and not self._is_over(done * size):
@@ -126,6 +138,7 @@ class Trainer:
                 if self._is_due(done):
                     self._validate(done * size)
                     bar.set_postfix(loss=f"{self.curve[-1]['loss']:.4g}", lowest=f"{self._best()['loss']:.4g}")
+                    self._tell(done, started)
                 bar.update(size)
                 if self.processes.is_main_process:
                     self.checkpoint.save(
@@ -184,6 +197,16 @@ class Trainer:
             self._keep()
         self.processes.wait_for_everyone()
         log.info("%d edits: %s", edits, ", ".join(f"{k} {v:.4g}" for k, v in point.items() if k != "edits"))
+
+    def _tell(self, done: int, started: tuple[int, float]) -> None:
+        """The last point. Seconds are left at the pace of this process: `started` is after how many updates, and when,
+        it began."""
+        if self.listen is None or not self.processes.is_main_process:
+            return
+        pace = (time.perf_counter() - started[1]) / (done - started[0])
+        told = self.curve[-1] | {"lowest_loss": self._best()["loss"], "of_edits": self.training.edits}
+        told |= {"seconds_left": round(pace * (self.training.updates - done), 1)}
+        self.listen({f"training_{name}": value for name, value in told.items()})
 
     def _best(self) -> Point:
         """The first of the lowest."""

@@ -146,6 +146,7 @@ class Recipe(InContext):
             packages=["incontext/recipe"],
             about={"model_width": _width(lm), "encoder": self.memory.encoder, "data": data},
             objective=objective,
+            listen=self.on_training,
         )
 
     def _loaded(self, model_width: int | None = None) -> RecipeNetwork:
