@@ -78,6 +78,21 @@ def test_a_query_is_given_a_prompt_if_its_edit_beats_the_sentinel(lm: LM) -> Non
     assert lm.route([query], [query])[0].prefix is None  # strictly
 
 
+def test_forks_have_soft_prompts_of_their_own(lm: LM) -> None:
+    """Edits side by side: the first edit of each is at the same place of its memory."""
+    editor = recipe()
+    editor.fit(lm, DATA.train)
+    forks = [editor.fork() for _ in EDITS[:2]]
+    for fork, edit in zip(forks, EDITS, strict=False):
+        fork.edit(lm, [edit])
+    for fork, edit in zip(forks, EDITS, strict=False):
+        knowledge = fork.memory.network.knowledge(fork.memory.embed([f"{edit.prompt} {edit.target_new}"]))
+        wanted = fork.memory.network.prompts(knowledge)[0]
+        assert torch.equal(fork.memory.soft_prompt((0,)), wanted)
+    one, other = (fork.memory.soft_prompt((0,)) for fork in forks)
+    assert not torch.equal(one, other)
+
+
 def test_retrieval_is_learnt_by_hand(lm: LM, reader: TextEncoder) -> None:
     edits = training_edits(DATA.train)
     objective = RecipeObjective(lm, network(reader), RecipeLoss(), Training(**QUICK), edits, edits)

@@ -80,6 +80,12 @@ class PromptMemory(EditMemory):
             self._prompts[places] = torch.cat(each)
         return self._prompts[places]
 
+    def emptied(self) -> "PromptMemory":
+        other = super().emptied()
+        assert isinstance(other, PromptMemory)
+        other._prompts = {}  # the first edit of each is another one
+        return other
+
     def clear(self) -> None:
         super().clear()
         self._prompts.clear()
