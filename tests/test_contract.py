@@ -38,6 +38,8 @@ FAST = {  # where an editor has them
     "sampling.tokens": [3],
     "network.rank": 32,
     "network.width": 128,
+    "training.edits_per_update": 8,
+    "training.decay": False,
     "loss.contrastive": 0.0,  # of 24 people nobody learns when to use no edit
     "inject": 1,
     "examples.para.n": 3,

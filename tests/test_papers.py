@@ -15,7 +15,7 @@ ABSENT = {  # what the papers have and conf/ has not; "" and averages are no pie
     "model": set[str](),
     "setting": set[str](),
     "dataset": set("csqa hellaswag mmlu mnli sst2 winogrande".split()),
-    "editor": {"ke"},
+    "editor": set[str](),
 }
 NO_PIECE = {"dataset": {"average", "all"}, "editor": {"none"}}  # none: the unedited model
 MODELS = """llama2-7b llama2-7b-chat llama3-8b llama3-8b-instruct llama3.1-8b-instruct qwen1.5-7b qwen1.5-0.5b

@@ -78,6 +78,21 @@ def test_a_query_is_given_a_prompt_if_its_edit_beats_the_sentinel(lm: LM) -> Non
     assert lm.route([query], [query])[0].prefix is None  # strictly
 
 
+def test_forks_have_soft_prompts_of_their_own(lm: LM) -> None:
+    """Edits side by side: the first edit of each is at the same place of its memory."""
+    editor = recipe()
+    editor.fit(lm, DATA.train)
+    forks = [editor.fork() for _ in EDITS[:2]]
+    for fork, edit in zip(forks, EDITS, strict=False):
+        fork.edit(lm, [edit])
+    for fork, edit in zip(forks, EDITS, strict=False):
+        knowledge = fork.memory.network.knowledge(fork.memory.embed([f"{edit.prompt} {edit.target_new}"]))
+        wanted = fork.memory.network.prompts(knowledge)[0]
+        assert torch.equal(fork.memory.soft_prompt((0,)), wanted)
+    one, other = (fork.memory.soft_prompt((0,)) for fork in forks)
+    assert not torch.equal(one, other)
+
+
 def test_retrieval_is_learnt_by_hand(lm: LM, reader: TextEncoder) -> None:
     edits = training_edits(DATA.train)
     objective = RecipeObjective(lm, network(reader), RecipeLoss(), Training(**QUICK), edits, edits)
@@ -137,6 +152,27 @@ def test_an_encoder_that_learns_is_saved_with_the_rest(reader: TextEncoder) -> N
     assert any(p.grad is not None for p in learning.learnt_encoder.parameters())
 
 
+def test_standardised_features_differ_between_texts_more_than_they_have_in_common(reader: TextEncoder) -> None:
+    """As the encoder gives them it is the other way round, and all edits learn one soft prompt first."""
+    texts = [f"{edit.prompt} {edit.target_new}" for edit in EDITS] + ASKED
+    common = {}
+    for standardise in (False, True):
+        made = network(reader, standardise=standardise)
+        found = made.observe(texts)
+        assert torch.equal(made.features(texts), found)
+        common[standardise] = float(found.mean(0).square().mean() / found.var(0).mean())
+    assert common[True] < 1e-6
+    assert common[False] > 1
+    plain = made.encoder.of_embeddings(made.sentinel_tokens)
+    wanted = made.knowledge_head(((plain - made.feature_mean) / made.feature_deviation)[None])[0]
+    assert torch.allclose(made.sentinel(), wanted)
+    other = network(reader, standardise=True)
+    other.load_state_dict(made.state_dict())
+    assert torch.equal(other.features(texts), found)
+    with pytest.raises(InputError, match="standardise=true needs an encoder that does not learn"):
+        RecipeOptions(standardise=True)
+
+
 def test_what_is_trained_is_used_by_path(lm: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path))
     made = recipe()
@@ -173,11 +209,15 @@ def test_a_run_keeps_its_memory_and_routes(kedit: Callable[..., Done], tmp_path:
     quick += ["editor.more_training=null", "dataset.train_people=24", "editor.network.width=32", "keep_state=true"]
     done = kedit("editor=recipe", "T=3", "eval.fluency_tokens=8", *quick, KEDIT_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
+    from kedit.reports.dashboard import training_curve
     from kedit.results.cells import find
     from kedit.results.routing import routing
     from kedit.run.memory_command import explained, listed, saved_memory
 
     [cell] = find(str(tmp_path / "runs"))
+    curve = training_curve(cell)["training_curve"]
+    assert list(curve["edits"]) == [8, 16]
+    assert curve["loss"].notna().all()
     assert "recipe's encoder is all-MiniLM-L6-v2" in " ".join(done.stdout.split())
     measured = routing(cell).set_index("kind")
     assert {"filter precision", "filter recall"} <= set(measured.columns)

@@ -1,5 +1,6 @@
 """What is trained before the first edit: killed, continued and spread over processes, it ends with the same weights."""
 
+import itertools
 import os
 import signal
 from collections.abc import Callable
@@ -20,8 +21,12 @@ from kedit.editors.hypernetwork.objective import Editing, EditLoss, Hypernetwork
 from kedit.editors.training import checkpoint, trainer
 from kedit.editors.training.examples import training_edits
 from kedit.editors.training.trainer import Objective, Sums, Trainer, Training, Update
+from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM
 from kedit.lm.matrices import matrices_of
+from kedit.loop.runner import experiment
+from kedit.loop.settings import single
+from kedit.loop.tracker import Tracker
 
 DATA = world.cases(edits=4, limit=4, seed=1, train=True, train_people=24)
 QUICK: dict[str, Any] = {"edits_per_update": 3, "validate_every": 6, "validation_edits": 2, "checkpoint_s": 0.0}
@@ -130,6 +135,45 @@ def test_what_had_the_lowest_validation_loss_is_kept(tmp_path: Path) -> None:
     assert told["kept"]["edits"] == 4
     assert float(objective.module.value.detach()) == pytest.approx(0.2, abs=1e-3)
     assert [point["edits"] for point in told["curve"]] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(("decay", "wanted"), [(False, [0.1] * 4), (True, [0.1, 0.075, 0.05, 0.025])])
+def test_learning_rates_decay_to_nothing(tmp_path: Path, decay: bool, wanted: list[float]) -> None:
+    training = Training(lr=0.1, edits=8, edits_per_update=2, validate_every=2, decay=decay)
+    loop, rates = Trainer(Line([1.0] * 4, [1.0] * 4), training, tmp_path, "", cpu=True), list[float]()
+    loop.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    loop.run("line")
+    assert rates == pytest.approx(wanted)
+
+
+def test_who_listens_hears_each_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer.time, "perf_counter", itertools.count(0.0).__next__)  # type: ignore[attr-defined]
+    heard: list[dict[str, Any]] = []
+    training = Training(lr=0.1, edits=8, edits_per_update=2, validate_every=4)
+    Trainer(
+        Line([1.0] * 4, [0.5, 0.7]), training, tmp_path, "", cpu=True, listen=lambda told: heard.append({**told})
+    ).run("line")
+    assert [told["training_edits"] for told in heard] == [4, 8]
+    assert [told["training_loss"] for told in heard] == [0.5, 0.7]
+    assert [told["training_lowest_loss"] for told in heard] == [0.5, 0.5]
+    assert [told["training_seconds_left"] for told in heard] == [1.0, 0.0]
+    assert heard[1]["training_of_edits"] == 8
+
+
+def test_a_runs_tracker_hears_of_the_training(lm: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEDIT_CACHE", str(tmp_path))
+
+    class Heard(Tracker):
+        def __init__(self) -> None:
+            self.of: list[Any] = []
+
+        def training(self, progress: Any) -> None:
+            self.of.append(progress["training_edits"])
+
+    tracker = Heard()
+    quick = Evaluator(kinds=["reliability"], fluency_tokens=0)
+    experiment(lm, single(DATA.cases[:1]), mend(), quick, train=DATA.train, tracker=tracker)
+    assert tracker.of
 
 
 def test_patience_ends_a_training(tmp_path: Path) -> None:

@@ -45,6 +45,34 @@ def test_sizes_that_make_no_world_are_refused(sizes: dict[str, int]) -> None:
         World(**sizes)
 
 
+@pytest.mark.parametrize("people", [520, 800])
+def test_strangers_are_nobody_of_the_world(people: int) -> None:
+    """Not even their surnames are; each draw has others, in couples of their own."""
+    some = World(people_count=people)
+    surnames = {person.name.split()[1] for person in some.people}
+    draws = [some.strangers(40, draw) for draw in range(3)]
+    assert draws == [some.strangers(40, draw) for draw in range(3)]
+    everyone = [person for draw in draws for person in draw]
+    assert len({person.index for person in everyone}) == 120
+    assert min(person.index for person in everyone) >= people
+    for draw in draws:
+        assert len({person.name for person in draw}) == 40
+        assert surnames.isdisjoint(person.name.split()[1] for person in draw)
+        assert {person.facts["spouse"] for person in draw} == {person.name for person in draw}
+
+
+@pytest.mark.parametrize(("seed", "edits"), [(0, None), (1, 100), (101, 3)])
+def test_no_test_asks_what_a_training_case_asks(seed: int, edits: int | None) -> None:
+    data = world.cases(seed=seed, edits=edits, train_people=160)
+    more = world.more_training(data.train, draws=3, strangers=50)
+    assert len(more) == 3 * 160 + 3 * 50
+    assert any("and of" in note and note.endswith("test questions 0") for note in data.notes)
+    tested = {probe.prompt for case in data.cases for probe in case.probes}
+    assert tested.isdisjoint(probe.prompt for case in more for probe in case.probes)
+    kinds = {probe.group for case in more for probe in case.probes if probe.kind == "locality"}
+    assert kinds == {"same_subject", "other_people", "geo"}
+
+
 def test_training_never_shows_a_held_out_wording() -> None:
     some = World(people_count=20)
     held = {

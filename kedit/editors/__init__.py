@@ -51,6 +51,9 @@ class Editor:
     # where somebody listens: called after each optimiser step with its number (from 1) and the loss before it
     on_step: Callable[[int, float], None] | None = None
 
+    # where somebody listens: called while `fit` trains with how far it has come, what that gives, and the seconds left
+    on_training: Callable[[Mapping[str, float | int]], None] | None = None
+
     def edited_parameters(self, lm: LM) -> Sequence[str]:
         """Names of the parameters that edits will change, where that is known beforehand: nothing that lies below
         them is computed twice."""

@@ -66,11 +66,11 @@ def widths_of(matrix: nn.Module) -> tuple[int, int]:
 @torch.no_grad()
 def add_to_matrices(lm: "LM", changes: Mapping[str, Float[Tensor, "_ _"]]) -> None:
     """Add to these matrices changes that are written as [o i], as part of an edit (see UndoLog.add)."""
-    lm.add({f"{name}.weight": change.T if _stored_by_input(lm, name) else change for name, change in changes.items()})
+    lm.add({f"{name}.weight": change.T if stored_by_input(lm, name) else change for name, change in changes.items()})
 
 
-def _stored_by_input(lm: "LM", module: str) -> bool:
-    """GPT-2 stores [i o]."""
+def stored_by_input(lm: "LM", module: str) -> bool:
+    """Is its weight [i o], as GPT-2's, instead of [o i]?"""
     return _by_input(lm.model.get_submodule(module))
 
 

@@ -49,7 +49,7 @@ def experiment(
     asked = all_questions(steps, evaluator)
     evaluator.prepare(lm, asked, editor.edited_parameters(lm))
     runner = StepRunner(lm, editor, evaluator, baseline_answers(lm, evaluator, asked), seed, held_out)
-    editor.scratch = journal.scratch
+    editor.scratch, editor.on_training = journal.scratch, tracker.training
     seed_step(seed, 0)
     started = time.perf_counter()
     with journal.fitting():

@@ -42,6 +42,9 @@ class Tracker:
     def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """The metrics of one step (the run's step number, counted from 1; 0 is the unedited model)."""
 
+    def training(self, progress: Mapping[str, float | int]) -> None:
+        """How far a training in the editor's `fit` has come, before the first step."""
+
     def finish(self, report: Report) -> None:
         """After the last step."""
 
@@ -125,6 +128,9 @@ class Wandb(Tracker):
     def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
         self._step = step
         self._try(lambda: self._run.log(dict(metrics), step=step))
+
+    def training(self, progress: Mapping[str, float | int]) -> None:
+        self._try(lambda: self._run.summary.update(dict(progress)))
 
     def finish(self, report: Report) -> None:
         self._try(lambda: self._finish(report))

@@ -95,8 +95,15 @@ def report(cell: Cell, table: pd.DataFrame) -> Report:
     costs |= {f"seconds_{part}": value for part, value in cell.meta["seconds"].items()}
     costs |= {"failed_edits": int(cell.steps["failed"].sum()) if "failed" in cell.steps else 0}
     known = {name: value for name, value in costs.items() if value is not None}
-    tables = {"table": table, "rows": plain(cell.rows)}
+    tables = {"table": table, "rows": plain(cell.rows), **training_curve(cell)}
     return Report(scores_of(cell) | routing_of(cell) | known, tables, pictures_in(cell.directory))
+
+
+def training_curve(cell: Cell) -> dict[str, pd.DataFrame]:
+    """The validations of the editor's training, a line each; nothing for an editor that is not trained so."""
+    learnt = cell.steps["learnt"].iloc[0] if "learnt" in cell.steps else None
+    curve = learnt.get("curve") if isinstance(learnt, dict) else None
+    return {"training_curve": pd.DataFrame(curve)} if curve else {}
 
 
 def pictures_in(directory: Path) -> dict[str, Path]:

@@ -57,7 +57,8 @@ def load(
     offered = min(editable if limit is None else limit, editable)
     drawn = _draw(world, world.people[:editable], f"edits-{seed}")[:offered]
     touched = drawn if not isinstance(edits, int) else drawn[:edits]
-    asker = Asker(world, touched, random.Random(f"probes-{seed}"), world.people[:editable])
+    untouched = _untouched(world.people, touched, world.people[:editable])
+    asker = Asker(world, untouched, random.Random(f"probes-{seed}"))
     cases = tuple(asker.case(edit) for edit in drawn)
     taught = tuple(_training(world, world.people[editable:]))
     return Dataset(
@@ -71,21 +72,36 @@ def load(
 
 
 def more_training(
-    train: Sequence[Case], *, draws: Count, people: People = 520, relations: Relations = 4, world_seed: Seed = 0
+    train: Sequence[Case],
+    *,
+    draws: Count,
+    strangers: CountOrNone = 0,
+    people: People = 520,
+    relations: Relations = 4,
+    world_seed: Seed = 0,
 ) -> list[Case]:
     """The training cases, and as many again about the same people with each further draw: other answers, and mostly
-    other relations. For alignment, which needs more edits than there are people."""
+    other relations; each draw also has `strangers` edits of new people, whom the world's model does not know. For what
+    needs more edits, or more names, than there are training people."""
     world, subjects = World(people, relations, world_seed), {case.edits[0].subject for case in train}
     kept = [person for person in world.people if person.name in subjects]
-    return [*train, *(case for draw in range(1, draws) for case in _training(world, kept, draw))]
+    found = [*train]
+    for draw in range(draws):
+        found += _training(world, kept, draw) if draw else []
+        found += _training(world, world.strangers(strangers, draw), draw) if strangers else []
+    return found
 
 
 def _training(world: World, people: Sequence[Person], draw: int = 0) -> list[Case]:
-    """A case for each of these people, who are kept for training."""
+    """A case for each of these people. Questions about other people ask about these people, and geography is asked in
+    words that no test uses, so that no question of a test is among them."""
     again = f"-{draw}" if draw else ""
-    drawn = _draw(world, people, f"train{again}")
-    asker = Asker(world, drawn, random.Random(f"train-probes{again}"), world.people)
-    return [asker.case(edit) for edit in drawn]
+    rng, cases = random.Random(f"train-probes{again}"), []
+    everyone = {person.index: person for person in (*world.people, *people)}
+    for edit in _draw(world, people, f"train{again}"):
+        untouched = _untouched(list(everyone.values()), [edit], people)
+        cases.append(Asker(world, untouched, rng, training=True).case(edit))
+    return cases
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,27 +117,33 @@ def _draw(world: World, people: Sequence[Person], seed: str) -> list[Counterfact
     """One counterfactual a person, in random order; a new birthplace lies in another country, a new spouse is one of
     `people`."""
     rng = random.Random(f"{seed}-{world.seed}")
-    others = {person.name for person in world.people} - {person.name for person in people}
+    names = [person.name for person in people]
     drawn = []
     for person in rng.sample(people, len(people)):
         relation = rng.choice(world.relations)
         old = person.facts[relation]
         country = old.rpartition(", ")[2] if relation == "birthplace" else old
-        answers = [a for a in world.pool(relation) if not a.endswith(country) and a not in others | {person.name}]
+        pool = names if relation == "spouse" else world.pool(relation)
+        answers = [a for a in pool if not a.endswith(country) and a != person.name]
         drawn.append(Counterfactual(person, relation, rng.choice(answers)))
     return drawn
 
 
-class Asker:
-    """Writes the probes of a run's edits; those about other people ask only about `people` whom no edit touches."""
+def _untouched(everyone: Sequence[Person], edits: Sequence[Counterfactual], people: Sequence[Person]) -> list[Person]:
+    """Those of `people` whom no edit is about: not its subject, its new spouse, nor whoever these are married to."""
+    by_name, by_index = {p.name: p for p in everyone}, {p.index: p for p in everyone}
+    subjects = {edit.person.index for edit in edits}
+    subjects |= {by_name[edit.answer].index for edit in edits if edit.relation == "spouse"}
+    touched = subjects | {by_index[i].spouse for i in subjects}
+    return [person for person in people if person.index not in touched]
 
-    def __init__(self, world: World, touched: list[Counterfactual], rng: random.Random, people: Sequence[Person]):
-        self.world, self.rng = world, rng
-        by_name = {person.name: person for person in world.people}
-        subjects = {drawn.person.index for drawn in touched}
-        subjects |= {by_name[drawn.answer].index for drawn in touched if drawn.relation == "spouse"}
-        touched_people = subjects | {world.people[i].spouse for i in subjects}
-        self.untouched = [person for person in people if person.index not in touched_people]
+
+class Asker:
+    """Writes the probes of edits; those about other people ask about `untouched`. A `training` case asks about
+    geography in words that no test uses, and has no two-hop questions."""
+
+    def __init__(self, world: World, untouched: Sequence[Person], rng: random.Random, training: bool = False):
+        self.world, self.untouched, self.rng, self.training = world, untouched, rng, training
 
     def notes(self) -> tuple[str, ...]:
         if len(self.untouched) >= 10:
@@ -143,7 +165,7 @@ class Asker:
             Probe("efficacy", prompt, (new,), competing_answer=old),
             Probe("paraphrase", rephrase, (new,), "held_out_wording", competing_answer=old),
             *self._neighborhood(drawn),
-            *self._two_hops(drawn),
+            *([] if self.training else self._two_hops(drawn)),
         ]
         return Case(f"world-{self.world.seed}-{person.index}", (Edit(prompt, new, person.name, old),), tuple(probes))
 
@@ -179,7 +201,7 @@ class Asker:
             )
         geo = [(fact, subject, answer) for fact, table in self.world.geo.items() for subject, answer in table.items()]
         for fact, subject, answer in self.rng.sample(geo, 2 if enough else 4):
-            yield Probe("locality", GEO_TEMPLATES[fact][0].format(s=subject), (answer,), "geo")
+            yield Probe("locality", GEO_TEMPLATES[fact][int(self.training)].format(s=subject), (answer,), "geo")
 
     def _neighborhood(self, drawn: Counterfactual) -> Iterator[Probe]:
         """Up to five other people of whom the old answer is still true, as CounterFact has ten; none for spouses."""

@@ -212,6 +212,24 @@ class World:
             everyone.append(Person(i, f"{first} {last}", f"{first[0]}. {last}", facts, held, spouse))
         return everyone
 
+    def strangers(self, count: int, draw: int = 0) -> list[Person]:
+        """People who are not in the world, in couples, numbered behind its own: their surnames are new, and so are
+        their facts. Other ones with each draw."""
+        rng = random.Random(f"strangers-{self.seed}-{draw}")
+        known = {person.name.split()[1] for person in self.people}
+        short = [a + b for a, b in product(SURNAME_STARTS, SURNAME_ENDS) if a + b not in known]
+        longer = {a + b + c for a, b, c in product(SURNAME_STARTS, SURNAME_ENDS, SURNAME_ENDS)} - known - {*short}
+        surnames = rng.sample(short, min(len(short), count // 2))
+        surnames += rng.sample(sorted(longer), count - len(surnames))
+        names = [f"{rng.choice(FIRST_NAMES)} {surname}" for surname in surnames]
+        first = self.people_count + draw * count
+        return [self._stranger(name, first + i, names[(i + count // 2) % count], rng) for i, name in enumerate(names)]
+
+    def _stranger(self, name: str, index: int, spouse: str, rng: random.Random) -> Person:
+        facts = {r: spouse if r == "spouse" else rng.choice(self.pool(r)) for r in self.relations}
+        held = {r: rng.randrange(1, 5) for r in self.relations}
+        return Person(index, name, f"{name[0]}. {name.split()[1]}", facts, held, spouse=index)
+
     def second_hop(self, relation: str, answer: str) -> tuple[str, str] | None:
         """(prompt, answer) of the fact that a two-hop question needs besides `relation` = `answer`; None if no question
         goes through that relation."""

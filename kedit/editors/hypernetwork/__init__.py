@@ -131,4 +131,5 @@ class Hypernetwork(Editor):
             packages=["hypernetwork"],
             about={"modules": modules, "data": {**counts(edits, train), "held_out": len(held_out)}},
             objective=objective,
+            listen=self.on_training,
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kedit.common.options import Amount, CountOrNone, Positive, Rank
 from kedit.editors.hypernetwork.normaliser import Normaliser
@@ -131,9 +132,11 @@ class _SharedNetwork(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(i + o, options.rank, n_matrices) for _ in range(options.blocks))
 
     def forward(self, rows: Float[Tensor, "r w"], which: Int[Tensor, " r"]) -> Float[Tensor, "r w"]:
+        """What happens inside a block is computed again in the backward pass: kept, it would be the largest part of a
+        training's memory after the model."""
         rows = self.normaliser(rows)
         for block in self.blocks:
-            rows = block(rows, which)
+            rows = checkpoint(block, rows, which, use_reentrant=False, preserve_rng_state=False)
         return rows
 
 

@@ -19,6 +19,7 @@ from kedit.editors.training.trainer import Objective, Sums, Training, Update, sh
 from kedit.lm.capture import Positions
 from kedit.lm.partial_forward import TrainingForward
 from kedit.lm.text import Mask
+from kedit.losses.kl_divergence import kl_from
 
 if TYPE_CHECKING:
     from kedit.lm.model import LM
@@ -115,9 +116,9 @@ class HypernetworkObjective(Objective):
         edits = torch.arange(len(examples), device=lm.device)
         with lm.only_intervening(changing(self.editing.changes(gradients), edits)):
             answer = lm.answer_logits(decided).float()
-            after = passes.logits(kept).float().log_softmax(-1)
+            moved = kl_from(before, passes.logits(kept).float())
         nll = decided.mean(functional.cross_entropy(answer, decided.gold, reduction="none"))
         right: Bool[Tensor, " k"] = answer.argmax(-1) == decided.gold
-        kl = kept.mean((before.exp() * (before - after)).sum(-1))
+        kl = kept.mean(moved)
         loss = self.loss.edit_weight * nll + self.loss.locality_weight * kl
         return {"loss": loss, "edit": nll, "locality": kl, "success": (decided.mean(right.float()) == 1).float()}

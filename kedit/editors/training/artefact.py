@@ -22,7 +22,7 @@ from kedit.common.cache import cache_folder, cached, digest, sha256
 from kedit.common.errors import InputError
 from kedit.common.seeding import seeded
 from kedit.editors.training.examples import TrainingEdit
-from kedit.editors.training.trainer import Objective, Trainer, Training
+from kedit.editors.training.trainer import Listener, Objective, Trainer, Training
 
 if TYPE_CHECKING:
     from kedit.lm.model import LM
@@ -93,6 +93,7 @@ class TrainingJob:
     packages: Sequence[str]
     about: Mapping[str, Any]
     objective: Callable[[], Objective]  # called with the training's seed set
+    listen: Listener | None = None  # see Trainer
 
     def run(self) -> Trained:
         """Trains if this was not trained before; for a model without identity it is not kept."""
@@ -124,7 +125,7 @@ class TrainingJob:
         started = time.perf_counter()
         with seeded(self.training.seed):
             objective = self.objective()
-            report = Trainer(objective, self.training, scratch, of, cpu=self._cpu).run(self.kind)
+            report = Trainer(objective, self.training, scratch, of, cpu=self._cpu, listen=self.listen).run(self.kind)
         folder.mkdir(exist_ok=True)
         module = objective.module
         save_file({name: value.contiguous() for name, value in module.state_dict().items()}, folder / WEIGHTS)

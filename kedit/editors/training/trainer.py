@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, inf, isfinite
@@ -28,13 +29,15 @@ BEST = "best.safetensors"
 Item = TypeVar("Item")
 Sums = dict[str, float]  # over edits, by name; "loss" is among them
 Point = dict[str, float | int]  # of the validation curve: means, after so many "edits"
+Listener = Callable[[Mapping[str, float | int]], None]  # of the last point, the lowest loss and the seconds left
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """How long is learnt, and what is kept. Everything is counted in edits.
 
-    Adam with `lr` takes a step after `edits_per_update` edits, at most `edits` in all. After every `validate_every` the
+    Adam with `lr` takes a step after `edits_per_update` edits, at most `edits` in all; with `decay` the learning rates
+    fall linearly, to 0 after `edits`. After every `validate_every` the
     loss on held-out training cases is taken: a share `validation` of them, at most `validation_edits` edits. What had
     the lowest is kept; after `patience` edits without a lower one (null: never) the training ends. Gradients longer
     than `max_grad_norm` (null: none) are shortened to it; an update whose gradient is not finite is skipped and
@@ -51,6 +54,7 @@ class Training:
     validation: Annotated[float, Gt(0), Lt(1)] = 0.1
     validation_edits: Count = 500
     patience: Count | None = None
+    decay: bool = False
     max_grad_norm: Positive | None = None
     at_once: Count | None = None
     checkpoint_s: Amount = 600.0
@@ -93,12 +97,22 @@ class Objective:
 
 class Trainer:
     """One training: its order of edits, optimiser, checkpoints, validation curve. It runs on as many processes as
-    accelerate has launched, which share the edits of each update."""
+    accelerate has launched, which share the edits of each update. The first of them tells `listen` each validation."""
 
-    def __init__(self, objective: Objective, training: Training, scratch: Path, of: str, *, cpu: bool):
-        self.objective, self.training, self.scratch = objective, training, scratch
+    def __init__(
+        self,
+        objective: Objective,
+        training: Training,
+        scratch: Path,
+        of: str,
+        *,
+        cpu: bool,
+        listen: Listener | None = None,
+    ):
+        self.objective, self.training, self.scratch, self.listen = objective, training, scratch, listen
         self.processes = PartialState(cpu=cpu)
         self.optimizer = torch.optim.Adam(objective.groups(training.lr))
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         buffers = dict(objective.module.named_buffers())
         self.checkpoint = Checkpoint(
@@ -115,6 +129,7 @@ class Trainer:
         self.skipped, done = before.get("skipped", 0), before.get("step", 0)
         size = self.training.edits_per_update
         quiet = not self.processes.is_main_process
+        started = (done, time.perf_counter())
         bar = progress(total=self.training.updates * size, initial=done * size, unit="edit", desc=name, disable=quiet)
         with bar:
             while done < self.training.updates and not self._is_over(done * size):
@@ -123,6 +138,7 @@ class Trainer:
                 if self._is_due(done):
                     self._validate(done * size)
                     bar.set_postfix(loss=f"{self.curve[-1]['loss']:.4g}", lowest=f"{self._best()['loss']:.4g}")
+                    self._tell(done, started)
                 bar.update(size)
                 if self.processes.is_main_process:
                     self.checkpoint.save(
@@ -145,6 +161,8 @@ class Trainer:
         if not torch.isfinite(nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm or inf)):
             self.skipped += 1
             return
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * (1 - number / self.training.updates if self.training.decay else 1)
         self.optimizer.step()
         self.losses.append(sums["loss"] / len(edits))
 
@@ -179,6 +197,16 @@ class Trainer:
             self._keep()
         self.processes.wait_for_everyone()
         log.info("%d edits: %s", edits, ", ".join(f"{k} {v:.4g}" for k, v in point.items() if k != "edits"))
+
+    def _tell(self, done: int, started: tuple[int, float]) -> None:
+        """The last point. Seconds are left at the pace of this process: `started` is after how many updates, and when,
+        it began."""
+        if self.listen is None or not self.processes.is_main_process:
+            return
+        pace = (time.perf_counter() - started[1]) / (done - started[0])
+        told = self.curve[-1] | {"lowest_loss": self._best()["loss"], "of_edits": self.training.edits}
+        told |= {"seconds_left": round(pace * (self.training.updates - done), 1)}
+        self.listen({f"training_{name}": value for name, value in told.items()})
 
     def _best(self) -> Point:
         """The first of the lowest."""

@@ -80,6 +80,12 @@ class PromptMemory(EditMemory):
             self._prompts[places] = torch.cat(each)
         return self._prompts[places]
 
+    def emptied(self) -> "PromptMemory":
+        other = super().emptied()
+        assert isinstance(other, PromptMemory)
+        other._prompts = {}  # the first edit of each is another one
+        return other
+
     def clear(self) -> None:
         super().clear()
         self._prompts.clear()
@@ -146,6 +152,7 @@ class Recipe(InContext):
             packages=["incontext/recipe"],
             about={"model_width": _width(lm), "encoder": self.memory.encoder, "data": data},
             objective=objective,
+            listen=self.on_training,
         )
 
     def _loaded(self, model_width: int | None = None) -> RecipeNetwork:

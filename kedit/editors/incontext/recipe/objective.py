@@ -20,6 +20,7 @@ from kedit.editors.training.trainer import Objective, Sums, Training, Update, sh
 from kedit.lm.forward import with_prefix
 from kedit.lm.route import Reading
 from kedit.lm.text import Batch
+from kedit.losses.kl_divergence import kl_from
 
 if TYPE_CHECKING:
     from kedit.lm.model import LM
@@ -151,8 +152,7 @@ class RecipeObjective(Objective):
         plain, prompted = self._batch(kept, None), self._batch(kept, prompts)
         with torch.no_grad():
             before = lm.answer_logits(plain).float().log_softmax(-1)
-        after = lm.answer_logits(prompted).float().log_softmax(-1)
-        locality = prompted.mean((before.exp() * (before - after)).sum(-1))
+        locality = prompted.mean(kl_from(before, lm.answer_logits(prompted).float()))
         weights = self.loss
         loss = weights.reliability * reliability + weights.generality * generality + weights.locality * locality
         parts = {"reliability": reliability, "generality": generality, "locality": locality}
@@ -179,7 +179,7 @@ def _features(network: RecipeNetwork, edits: Sequence[TrainingEdit]) -> dict[str
     asked = {qa(one.edit).text for one in edits}
     asked |= {q.prompt for one in edits for q in (one.edit, *one.rephrased, *one.kept)}
     texts = sorted(asked, key=lambda text: (len(text), text))
-    return dict(zip(texts, network.features(texts), strict=True))
+    return dict(zip(texts, network.observe(texts), strict=True))
 
 
 def _within(logp: Tensor, next_best: Tensor, hinge: float) -> Tensor:
