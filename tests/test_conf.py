@@ -7,6 +7,7 @@ nothing from the model. Everything else that must be given (`???`) is given a pa
 import re
 from collections.abc import Iterator
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -293,11 +294,47 @@ def test_a_cells_directory_is_named_by_its_choices() -> None:
     assert names_of(whole("editor=ft_m").hydra)["editor"] == "ft_m"
 
 
-@pytest.mark.parametrize("text", ["dataset.path=/data/x.json", "a=" + "x" * 99, "a=" + "é" * 79, "a=b\nc", "a=\0"])
-def test_long_overrides_and_those_with_characters_of_paths_are_hashed(text: str) -> None:
+LONG = "data/" * 30
+READABLE = {  # overrides -> the folder's name; "#": six digits of a hash
+    "dataset.path=/data/x.json": "dataset.path=%data%x.json",
+    "editor/loss=overtone": "editor-loss=overtone",
+    "editor.lr=0.001,editor/loss=overtone": "editor.lr=0.001,editor-loss=overtone",
+    f"dataset.path=/{LONG}x.json": "dataset.path=x.json~#",
+    f"dataset.path=[/{LONG}x.json,/{LONG}y.json],editor.lr=0.1": "dataset.path=[x.json,y.json],editor.lr=0.1~#",
+    f"model.path=/{LONG}": "model.path=data%~#",
+    "a=" + "x" * 99: "a=xxxxxxxxxxx..xxxxxxxxxxx~#",
+    "a=" + "é" * 99: "a=___________..___________~#",
+    "a=b\nc": "a=b_c~#",
+    "a=\0": "a=_~#",
+    "a=50%,path=x/y": "a=50%,path=y~#",  # not told from path=x%y
+    "x-y=1,a/b=2": "x-y=1,a-b=2~#",
+    ",".join(f"eval.measures.lm_eval.option{i}=value{i}" for i in range(4)): (
+        "option0=value0,option1=value1,option2=value2,option3=value3~#"
+    ),
+    ",".join(f"option{i}=value{i}" for i in range(9)): (
+        "option0=value0,option1=value1,option2=value2,option3=value3,option4=val..~#"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", READABLE)
+def test_long_overrides_and_paths_have_readable_names(text: str) -> None:
     directory = cell_directory(Path("runs"), NAMES | {"overrides": text}, 5, 7)
-    assert re.fullmatch("[0-9a-f]{12}", directory.name)
+    assert re.sub("(?<=~)[0-9a-f]{6}$", "#", directory.name) == READABLE[text]
+    assert len(directory.name) <= 80
     assert directory.parent.name == "seed7"
+
+
+def test_two_paths_with_one_last_part_are_two_cells() -> None:
+    names = (NAMES | {"overrides": f"dataset.path=/{LONG}{folder}/x.json"} for folder in "ab")
+    assert len({cell_directory(Path("runs"), name, 5, 7) for name in names}) == 2
+
+
+def test_a_cell_whose_directory_an_older_kedit_named_by_a_hash_is_continued_there(tmp_path: Path) -> None:
+    text = "dataset.path=/data/x.json"
+    older = tmp_path / "adhoc/world/world/kdpo/sequential-T5/seed7" / sha256(text.encode()).hexdigest()[:12]
+    older.mkdir(parents=True)
+    assert cell_directory(tmp_path, NAMES | {"overrides": text}, 5, 7) == older
 
 
 WRONG = ["..", "../..", "../x", "a/../../b", "/etc", "~", "~/x", "", ".", "a\nb", "a\0", "a//b"]

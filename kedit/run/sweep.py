@@ -151,7 +151,7 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
 
 def _entry(cfg: DictConfig) -> dict[str, Any]:
     names = names_of(cfg.hydra)
-    directory = cell_directory(Path(), names, cfg.T, cfg.seed).relative_to(names["sweeps"])
+    directory = cell_directory(Path(cfg.runs), names, cfg.T, cfg.seed).relative_to(Path(cfg.runs) / names["sweeps"])
     chosen = {group: names[group] for group in GROUPS}
     entry = {"directory": str(directory), **chosen, "T": cfg.T, "seed": cfg.seed}
     return entry | {"overrides": list(cfg.hydra.overrides.task)}
