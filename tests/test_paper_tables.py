@@ -90,8 +90,8 @@ def test_lines_and_columns_stand_in_the_order_of_the_print() -> None:
     three = ["Edit Succ.", "Locality", "Fluency"]
     datasets = {"zsre": four, "wikibio": three, "wikidata_counterfact": four, "wikidata_recent": four, "Average": four}
     assert [line.head for line in grid.lines] == [(name, metric) for name, some in datasets.items() for metric in some]
-    six = ["adalora", "rome", "memit", "ft_l", "ft_m", "kdpo"]
-    five = [editor for editor in six if editor != "memit"]
+    six = ["AdaLoRA", "ROME", "MEMIT", "FT-L", "FT-M", "KDPO"]
+    five = [editor for editor in six if editor != "MEMIT"]
     models = {"llama3-8b": five, "qwen1.5-7b": five, "llama2-7b": six}
     assert list(grid.columns) == [(model, editor) for model, some in models.items() for editor in some]
     assert grid.title == "KDPO, Table 1: the paper"
@@ -126,8 +126,8 @@ def test_less_time_is_better_and_the_unedited_model_takes_no_part() -> None:
     costs = Layout("kedas_table7", "kedas", 7, ("editor",), ("metric",))
     [grid] = views.paper(costs)
     bold = {line.head[0]: [e.text for e in line.entries if e.bold] for line in grid.lines}
-    assert bold["lte"] == ["1.490", "25.5"]
-    assert bold["kedas"] == ["86.7"]
+    assert bold["LTE"] == ["1.490", "25.5"]
+    assert bold["KEDAS"] == ["86.7"]
     mass = Layout("ft_editing_table2", "ft_editing", 2, ("editor",), ("dataset", "metric"))
     [grid] = views.paper(mass)
     assert grid.lines[0].head == ("(unedited)",)
@@ -250,17 +250,17 @@ def test_ours_stands_in_the_papers_layout_with_what_fills_the_rest(tmp_path: Pat
     [grid] = paper_table(KDPO, kdpo_cells(tmp_path), "ours").grids
     assert grid.columns == views.paper(KDPO)[0].columns
     at = places(grid)
-    mine = at[("zsre", "Locality"), ("llama2-7b", "kdpo")]
+    mine = at[("zsre", "Locality"), ("llama2-7b", "KDPO")]
     assert re.fullmatch(r"75\.0 \(\d+\.\d\)", mine.text)
     assert mine.bold
     assert "N=4 cases, 95 % interval" in mine.hint
     assert mine.link.endswith("llama2-7b/zsre/kdpo/sequential-T100/seed101/")
-    missing = at[("zsre", "Locality"), ("llama3-8b", "kdpo")]
+    missing = at[("zsre", "Locality"), ("llama3-8b", "KDPO")]
     assert (missing.text, missing.hint) == (
         "-",
         "kedit sweeps=kdpo_table1 model=llama3-8b dataset=zsre editor=kdpo T=100",
     )
-    assert at[("zsre", "Locality"), ("llama3-8b", "adalora")].hint.endswith("editor=adalora_released T=100")
+    assert at[("zsre", "Locality"), ("llama3-8b", "AdaLoRA")].hint.endswith("editor=adalora_released T=100")
     assert grid.commands == ("kedit sweeps=kdpo_table1",)
     assert "1 edit of kdpo failed and was undone" in grid.caption
     assert "effective T=100 (4 on zsre); N=4 cases; teacher-forced token match" in grid.caption
@@ -282,9 +282,9 @@ def test_the_command_names_only_what_is_missing(tmp_path: Path) -> None:
 def test_the_difference_is_ours_less_the_papers(tmp_path: Path) -> None:
     [grid] = paper_table(KDPO, kdpo_cells(tmp_path), "difference").grids
     at = places(grid)
-    assert at[("zsre", "Edit Succ."), ("llama2-7b", "kdpo")].text.startswith("-28.9 (")  # 62.5 - 91.4
-    assert at[("zsre", "Locality"), ("llama2-7b", "kdpo")].text.startswith("+29.4 (")
-    assert at[("zsre", "Locality"), ("llama3-8b", "kdpo")].text == "-"
+    assert at[("zsre", "Edit Succ."), ("llama2-7b", "KDPO")].text.startswith("-28.9 (")  # 62.5 - 91.4
+    assert at[("zsre", "Locality"), ("llama2-7b", "KDPO")].text.startswith("+29.4 (")
+    assert at[("zsre", "Locality"), ("llama3-8b", "KDPO")].text == "-"
 
 
 def test_what_the_paper_does_not_have_stands_in_a_table_of_its_own(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_what_the_paper_does_not_have_stands_in_a_table_of_its_own(tmp_path: Pat
     made = paper_table(KDPO, world)
     first, second = made.views["ours"]
     assert [grid.title for grid in (first, second)] == ["KDPO, Table 1: ours (T=2)", "KDPO, Table 1: ours (T=4)"]
-    assert second.columns == (("world", "ft_m"), ("world", "kdpo"))  # in the paper's order
+    assert second.columns == (("world", "FT-M"), ("world", "KDPO"))  # in the paper's order
     assert [line.head for line in second.lines] == [("world", "Edit Succ."), ("world", "Locality")]
     assert len(made.views["paper"]) == 1
     assert made.views["difference"][0].lines == ()
@@ -306,7 +306,7 @@ def test_a_gap_of_the_world_has_its_command(tmp_path: Path) -> None:
     cells = [make_cell(tmp_path, FOUR, editor="dpo", T=T, seed=s) for T in (2, 4) for s in (101, 102)]
     cells += [make_cell(tmp_path, FOUR, editor="kdpo", T=4, seed=s) for s in (101, 102)]
     [grid] = paper_table(known, cells, "ours").grids
-    empty = places(grid)[("world", "Locality"), ("T=2", "world", "kdpo")]
+    empty = places(grid)[("world", "Locality"), ("T=2", "world", "KDPO")]
     assert empty.hint == "kedit sweeps=kdpo_table6 model=world dataset=world editor=kdpo T=2 seed=101,102"
     assert grid.commands[0] == empty.hint
 
@@ -330,7 +330,7 @@ def test_a_gaps_command_has_the_options_of_the_cells_beside_it(tmp_path: Path) -
 def test_another_way_of_scoring_is_from_the_same_rows_or_says_what_it_needs(tmp_path: Path) -> None:
     cells = kdpo_cells(tmp_path)
     [grid] = paper_table(KDPO, cells, "ours", "exact").grids
-    assert places(grid)[("zsre", "Edit Succ."), ("llama2-7b", "kdpo")].text.startswith("50.0 (")  # 4 of 8 are exact
+    assert places(grid)[("zsre", "Edit Succ."), ("llama2-7b", "KDPO")].text.startswith("50.0 (")  # 4 of 8 are exact
     assert "teacher-forced exact match" in grid.caption
     with pytest.raises(InputError, match=r"no run of kdpo_table1 has rows for --scoring generate; run it with 'eval.s"):
         paper_table(KDPO, cells, "ours", "generate")

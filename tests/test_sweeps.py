@@ -4,6 +4,9 @@ import inspect
 import json
 import pickle
 import random
+import re
+import subprocess
+import venv
 from collections.abc import Callable, Iterator
 from functools import cache
 from math import prod
@@ -308,6 +311,32 @@ def test_a_line_of_wandbs_is_a_cell_of_ours(name: str) -> None:
         ):
             assert OmegaConf.select(cfg, parameter) == value
     assert "," not in " ".join(overrides)
+
+
+@pytest.mark.parametrize("name", ["wandb_grid", "wandb_bayes"])
+def test_wandb_takes_the_names_of_parameters(name: str) -> None:
+    """As the schema of wandb's package `sweeps` has them: no slash, so no choice of a group within a group."""
+    names = yaml.safe_load((ROOT / "sweeps" / f"{name}.yaml").read_text())["parameters"]
+    assert all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", parameter) for parameter in names)
+
+
+SCHEMA = """
+import json, pathlib, sys, jsonschema, sweeps, yaml
+[path] = pathlib.Path(sweeps.__file__).parent.rglob("schema.json")
+for name in sys.argv[1:]:
+    jsonschema.Draft7Validator(json.loads(path.read_text())).validate(yaml.safe_load(open(name)))
+"""
+
+
+@pytest.mark.acceptance
+def test_wandbs_own_schema_takes_both_files(tmp_path: Path) -> None:
+    """In an environment of its own, from the package index."""
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "sweeps", "jsonschema", "pyyaml"], check=True)
+    files = [ROOT / "sweeps" / f"wandb_{name}.yaml" for name in ("grid", "bayes")]
+    done = subprocess.run([python, "-c", SCHEMA, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def draw(how: dict[str, Any], rng: random.Random) -> Any:

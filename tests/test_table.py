@@ -99,7 +99,7 @@ def test_the_table_has_the_floor_first_and_both_T(sweep: Path) -> None:
 
 def test_the_default_table_has_its_columns_and_caption(sweep: Path) -> None:
     [(caption, table)] = tables(find(sweep / "runs/quickstart"))
-    header = "| model | T | edit success | generality | portability | locality | fluency | HM | N | seconds |"
+    header = "| editor | T | edit success | generality | portability | locality | fluency | HM | N | seconds |"
     assert markdown(caption, table).splitlines()[0] == header
     assert (
         "teacher-forced token match x100, case_macro, N cases; edit success = reliability; locality = agreement with "

@@ -16,8 +16,15 @@ import wandb
 from conftest import TESTS, run_kedit
 from test_run import QUICK
 
-from kedit.loop.tracker import TABLE_ROWS, _parts, _table
+from kedit.editors import Editor
+from kedit.evaluation.evaluator import Evaluator
+from kedit.lm import LM
+from kedit.loop.in_memory_journal import InMemoryJournal
+from kedit.loop.runner import Run
+from kedit.loop.step_runner import StepRunner
+from kedit.loop.tracker import EDITS, TABLE_ROWS, Report, Tracker, Wandb, _parts, _table, mode_of, run_id
 from kedit.reports.dashboard import flat_config, plain
+from kedit.reports.wandb_workspace import SCORES, as_json, workspace
 
 KEY = "0" * 40
 Server = Callable[..., str]
@@ -94,7 +101,7 @@ def test_wandbs_summary_has_the_tables_numbers_by_name(cell: Path, records: dict
 def test_wandb_knows_what_the_run_is(records: dict[str, list[Any]]) -> None:
     [run] = records["run"]
     assert run["run_group"] == "quickstart"
-    assert set(run["tags"]) == {"model:world", "dataset:world", "editor:ft_m", "setting:sequential"}
+    assert set(run["tags"]) == {"model:world", "dataset:world", "editor:ft_m", "setting:sequential", "T:4", "seed:101"}
     config = run["config"]["update"]
     known = {
         "editor": "ft_m",
@@ -108,6 +115,82 @@ def test_wandb_knows_what_the_run_is(records: dict[str, list[Any]]) -> None:
     assert config["data.sha256"]
     assert not any(isinstance(value, dict) for key, value in config.items() if key != "_wandb")
     assert not any(key.startswith(("tracker", "runs", "threads")) for key in config)
+
+
+def test_wandb_knows_over_what_a_history_is_drawn(records: dict[str, list[Any]]) -> None:
+    """The number of edits; a summary has the last test's scores, and the mean over edits of their own."""
+    defined = {one.get("name") or one.get("glob_name"): one for one in records["metric"]}
+    assert {"edit/*", "test/*", "*", EDITS} <= {*defined}
+    assert all(defined[name]["step_metric"] == EDITS for name in ("*", "edit/*", "test/*"))
+    assert defined["test/*"]["summary"] == {"last": True}
+    assert defined["edit/*"]["summary"] == {"mean": True}
+    assert [one["item"].get(EDITS) for one in records["history"][:5]] == [0, 1, 2, 3, 4]
+
+
+def test_a_continued_run_goes_on_counting_its_edits(lm: LM) -> None:
+    journal = InMemoryJournal()
+    journal.write({"step": 1, "edits": 3, "cases": ["a"]}, [])
+    journal.write({"step": 2, "cases": ["b", "c"]}, [])  # of an older kedit
+    editor, evaluator = Editor(), Evaluator()
+    assert Run(lm, editor, StepRunner(lm, editor, evaluator, {}), journal, Tracker(), 9).edits == 5
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode"),
+    [
+        ({}, "offline"),
+        ({"WANDB_MODE": "disabled"}, "disabled"),
+        ({"WANDB_MODE": "online"}, "online"),
+        ({"WANDB_MODE": "dryrun"}, "offline"),
+        ({"WANDB_MODE": "nonsense"}, "offline"),
+        ({"WANDB_DISABLED": "true"}, "disabled"),
+        ({"WANDB_DISABLED": "1", "WANDB_MODE": "online"}, "disabled"),
+        ({"WANDB_DISABLED": "false"}, "offline"),
+        ({"WANDB_DISABLED": ""}, "offline"),
+    ],
+)
+def test_wandbs_own_variables_come_before_the_option(environment: dict[str, str], mode: str) -> None:
+    assert mode_of(environment, "offline") == mode
+
+
+@pytest.mark.parametrize(("variable", "value"), [("WANDB_MODE", "disabled"), ("WANDB_DISABLED", "true")])
+def test_a_disabled_tracker_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    tracker = Wandb(mode="online")
+    tracker.start(directory=tmp_path, name="a", group="b", config={})
+    tracker.log(1, {"x": 1})
+    tracker.finish(Report())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_id_given_by_hand_is_one_cells() -> None:
+    """The agent's or the user's for a cell alone; in a grid each cell has its own, the same when it is continued."""
+    assert run_id("adhoc/x", "mine", alone=True) == "mine"
+    ids = [run_id(f"adhoc/{name}", given, alone=False) for name in "xy" for given in ("mine", "other", "")]
+    assert len(set(ids)) == 6
+    assert run_id("adhoc/x", "mine", alone=False) == ids[0]
+    assert run_id("adhoc/x", "", alone=True) == run_id("adhoc/x", "", alone=False)
+
+
+def test_a_dashboard_shows_what_runs_have() -> None:
+    view = json.loads(as_json(workspace("us", sweep="quickstart")))
+    text = json.dumps(view)
+    assert [section["name"] for section in view["spec"]["section"]["panelBankConfig"]["sections"]][:2] == [
+        "Scores of the last test",
+        "Over the edits",
+    ]
+    for name in (EDITS, "edit/edit_success", "test/locality", "hm", "radar", "quickstart", "all cells"):
+        assert f'"{name}"' in text
+
+
+def test_a_dashboard_names_only_what_a_cell_tracks(cell: Path, records: dict[str, list[Any]]) -> None:
+    summary = {key for one in records["summary"] for key in one["update"]}
+    history = {key for one in records["history"] for key in one["item"]}
+    assert {*SCORES} <= summary
+    assert {EDITS, "edit/edit_success", "test/locality", "test/generality", "perplexity", "weight_change"} <= history
+    assert {"editor.lr", "editor.steps"} <= {*records["run"][0]["config"]["update"]}
 
 
 def test_wandb_has_the_rows_and_the_pictures(tracked: Path, cell: Path, records: dict[str, list[Any]]) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kedit.cases import Case
@@ -16,7 +16,7 @@ from kedit.loop.episodes import Episode, GroupSizes, Parallel, episodes
 from kedit.loop.in_memory_journal import InMemoryJournal
 from kedit.loop.settings import Step
 from kedit.loop.step_runner import StepResult, StepRunner, Turn, all_questions, seed_step
-from kedit.loop.tracker import Tracker
+from kedit.loop.tracker import EDITS, Tracker
 from kedit.results.cell_files import BENCHMARKS
 from kedit.results.columns import COLUMNS
 from kedit.results.scores import mean_scores
@@ -84,6 +84,7 @@ class Run:
     ):
         self.lm, self.editor, self.runner = lm, editor, runner
         self.journal, self.tracker, self.last = journal, tracker, last
+        self.edits = sum(map(edits_of, journal.steps))  # before a kill, too
 
     def alone(self, episode: Episode, done: int, progressed: Any) -> None:
         """One episode, from the step after `done` on; each step is written when it is made."""
@@ -140,7 +141,13 @@ class Run:
         self.journal.trace(result.traced)
         self.journal.trace(result.items, BENCHMARKS)
         self.journal.write(result.record, result.rows)
-        self.tracker.log(result.record["step"], metrics(result))
+        self.edits += edits_of(result.record)
+        self.tracker.log(result.record["step"], metrics(result) | {EDITS: self.edits})
+
+
+def edits_of(step: Mapping[str, Any]) -> int:
+    """How many edits a step made. Cases had one each before steps said so."""
+    return int(step.get("edits", len(step.get("cases", ()))))
 
 
 def metrics(result: StepResult) -> dict[str, Any]:

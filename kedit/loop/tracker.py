@@ -6,8 +6,9 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -20,6 +21,16 @@ log = logging.getLogger(__name__)
 
 Mode = Literal["offline", "online", "disabled"]
 TABLE_ROWS = 10_000  # that wandb shows of one table
+EDITS = "edits_made"  # by this run so far, restored ones too: what a history is drawn over
+METRICS: Mapping[
+    str, Mapping[str, Any]
+] = {  # of a history, as wandb is told: over what it is drawn, what a summary has
+    EDITS: {"hidden": True},
+    "*": {"step_metric": EDITS},
+    "edit/*": {"step_metric": EDITS, "summary": "mean"},
+    "test/*": {"step_metric": EDITS, "summary": "last"},
+}
+YES = ("1", "true", "t", "yes", "y", "on")  # as wandb reads WANDB_DISABLED
 
 
 @dataclass(frozen=True)
@@ -35,9 +46,16 @@ class Tracker:
     """Tracks nothing: the interface."""
 
     def start(
-        self, *, directory: Path, name: str, group: str, config: Mapping[str, Any], tags: Sequence[str] = ()
+        self,
+        *,
+        directory: Path,
+        name: str,
+        group: str,
+        config: Mapping[str, Any],
+        tags: Sequence[str] = (),
+        alone: bool = True,
     ) -> None:
-        """Before the first step."""
+        """Before the first step. `alone`: this command runs one cell, not those of a grid."""
 
     def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """The metrics of one step (the run's step number, counted from 1; 0 is the unedited model)."""
@@ -51,9 +69,11 @@ class Tracker:
 
 class Wandb(Tracker):
     """One wandb run for each cell, in the cell's directory; its id is made from the cell's name, so a continued run
-    is the same run (under `wandb agent` it is the agent's).
+    is the same run. WANDB_RUN_ID (an agent's, or given by hand) is the id of a cell that runs alone; of a grid's cells
+    each has an id made of it and the cell's name.
 
-    `mode`: offline (default; `python -m kedit.sync` uploads later), online, disabled. Anything that goes wrong is said
+    `mode`: offline (default; `python -m kedit.sync` uploads later), online, disabled; WANDB_MODE and WANDB_DISABLED
+    come before it. Anything that goes wrong is said
     once, and the run goes on without; a server that does not answer costs `init_timeout` seconds, and once only: this
     process stays offline then. One that dies costs at most `finish_timeout` at the end.
     """
@@ -76,13 +96,24 @@ class Wandb(Tracker):
         self._step: int | None = None
 
     def start(
-        self, *, directory: Path, name: str, group: str, config: Mapping[str, Any], tags: Sequence[str] = ()
+        self,
+        *,
+        directory: Path,
+        name: str,
+        group: str,
+        config: Mapping[str, Any],
+        tags: Sequence[str] = (),
+        alone: bool = True,
     ) -> None:
+        self.mode = mode_of(os.environ, self.mode)
+        if self.mode == "disabled":
+            return
         self.directory = directory
         for empty in directory.glob("wandb/*/*.wandb"):
             if not empty.stat().st_size:  # left by a killed run; it would make `wandb sync` of this run fail as a whole
                 empty.unlink()
         self._identity = {"name": name, "group": group, "config": dict(config), "tags": [tag[:64] for tag in tags]}
+        self._identity["id"] = run_id(f"{group}/{name}", os.environ.get("WANDB_RUN_ID", ""), alone)
         for mode in dict.fromkeys([self._possible(), "offline"]):
             try:
                 self._run, self._online = self._start(mode, self._identity), mode == "online"
@@ -114,16 +145,17 @@ class Wandb(Tracker):
             finish_timeout_raises=True,
             reinit="create_new",  # never the run of an earlier cell that a lost server kept open
         )
-        run_id = hashlib.sha256(f"{identity['group']}/{identity['name']}".encode()).hexdigest()[:16]
-        return wandb.init(
+        run = wandb.init(
             **identity,
             project=self.project,
             dir=self.directory,
-            id=os.environ.get("WANDB_RUN_ID", run_id),
             mode=mode,  # type: ignore[arg-type]
             resume="allow",
             settings=settings,
         )
+        for name, how in METRICS.items():
+            run.define_metric(name, **how)
+        return run
 
     def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
         self._step = step
@@ -183,16 +215,52 @@ class Wandb(Tracker):
             self._run = None
 
 
+def mode_of(environment: Mapping[str, str], mode: Mode) -> Mode:
+    """What WANDB_DISABLED and WANDB_MODE say, else `mode`."""
+    if environment.get("WANDB_DISABLED", "").lower() in YES:
+        return "disabled"
+    given = environment.get("WANDB_MODE", "").lower()
+    given = {"dryrun": "offline", "run": "online", "shared": "online"}.get(given, given)  # wandb's other words
+    if given and given not in get_args(Mode):
+        log.warning("WANDB_MODE=%s: choose from %s; tracker.mode=%s it is", given, ", ".join(get_args(Mode)), mode)
+    return given if given in get_args(Mode) else mode  # type: ignore[return-value]
+
+
+def run_id(name: str, given: str, alone: bool) -> str:
+    """The id of a cell's run: the one that was given for it, else one that follows from its name (and, in a grid, from
+    the one that was given for all)."""
+    if given and alone:
+        return given
+    return hashlib.sha256(f"{given}/{name}".removeprefix("/").encode()).hexdigest()[:16]
+
+
 def _table(frame: "pd.DataFrame") -> Any:
     """A wandb.Table of columns of numbers and of texts. Its values are given at once: wandb would check every row's
     types, which takes a second for some thousand."""
-    import wandb
     from pandas.api.types import is_numeric_dtype
 
     types = [float if is_numeric_dtype(column) else str for _, column in frame.items()]
-    table = wandb.Table(columns=list(map(str, frame)), data=[], dtype=types, optional=True)
+    table = _table_of_json()(columns=list(map(str, frame)), data=[], dtype=types, optional=True)
     table.data = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
     return table
+
+
+@cache
+def _table_of_json() -> type:
+    """A wandb.Table of numbers, texts and None. wandb looks at each value for one that JSON does not have; here there
+    is none."""
+    import wandb
+
+    class TableOfJson(wandb.Table):
+        def to_json(self, run_or_artifact: Any) -> dict[str, Any]:
+            rows, self.data = self.data, []
+            try:
+                made = super().to_json(run_or_artifact)
+            finally:
+                self.data = rows
+            return made | {"nrows": len(rows)} | ({"data": rows} if "data" in made else {})
+
+    return TableOfJson
 
 
 def _parts(name: str, frame: "pd.DataFrame") -> list[tuple[str, "pd.DataFrame"]]:

@@ -1,8 +1,9 @@
 """What the runs measured, as a tidy frame beside the papers' numbers: one line a number, with its interval.
 
 Columns are those of kedit.papers, `low` and `high` (ends of the 95 % bootstrap interval; `ci` is half their distance),
-`n` (cases), `seeds`, `failed` (edits), `directories` (of the cells it rests on) and `replicates`: the bootstrap's, from
-which the interval of any function of several numbers follows, paired where they are of the same cases.
+`n` (cases, of all seeds together), `seeds` (how many), `by_seed` (each one's number), `failed` (edits), `directories` (of
+the cells it rests on) and `replicates`: the bootstrap's, from which the interval of any function of several numbers
+follows, paired where they are of the same cases.
 """
 
 import math
@@ -19,7 +20,7 @@ from kedit.results.samples import Sample, SampleKey, samples
 from kedit.results.scores import PAPER, Score
 
 COLUMNS = "paper table model setting T dataset editor metric value ci note printed_as".split()
-MORE = "low high n seeds failed directories replicates".split()
+MORE = "low high n seeds by_seed failed directories replicates".split()
 AVERAGE = "average"
 KNOWEDIT_SETS = ("zsre", "wikibio", "wikidata_counterfact", "wikidata_recent")
 WITHOUT = {("wikibio", "portability")}  # KnowEdit has no such questions: an average is over the others
@@ -52,7 +53,9 @@ def _lines(sample: Sample) -> Iterator[dict[str, Any]]:
     for i, metric in enumerate(sample.metrics):
         if math.isfinite(sample.values[i]):
             drawn = sample.replicates[:, i] if sample.n[i] > 1 else None
-            yield sample.key._asdict() | known | number(metric, sample.values[i], drawn, sample.n[i])
+            by_seed = {seed: float(values[i]) for seed, values in sample.of_seeds.items()}
+            found = number(metric, sample.values[i], drawn, sample.n[i])
+            yield sample.key._asdict() | known | {"by_seed": by_seed} | found
     for metric, value in sample.costs.items():
         yield sample.key._asdict() | known | number(metric, value, None, max(sample.n))
 

@@ -46,9 +46,13 @@ class Sample:
     @cached_property
     def values(self) -> np.ndarray:
         """Of each metric: the mean over seeds of the score of each."""
+        return np.mean(list(self.of_seeds.values()), axis=0)
+
+    @cached_property
+    def of_seeds(self) -> dict[int, np.ndarray]:
+        """Of each seed: its score of each metric."""
         with np.errstate(all="ignore"):
-            means = [self._scores(values.mean().to_numpy()[None]) for values in self.seeds.values()]
-        return np.mean(means, axis=0)[0]
+            return {seed: self._scores(values.mean().to_numpy()[None])[0] for seed, values in self.seeds.items()}
 
     @cached_property
     def replicates(self) -> np.ndarray:
@@ -113,6 +117,12 @@ def asked_T(cell: Cell) -> int:
     """The T that the cell was asked for; the effective one where it was asked for all."""
     T = cell.meta["T"]
     return T if isinstance(T, int) else cell.meta["effective_T"]
+
+
+def tested_T(sample: "Sample") -> int:
+    """The T of a sample's rows: the effective one where a dataset is shorter than the T that was asked for."""
+    cell = sample.cells[0]
+    return cell.meta["effective_T"] if asked_T(cell) == sample.key.T else int(sample.key.T or 0)
 
 
 def _tests(cell: Cell, same_as: Mapping[str, str]) -> Iterator[tuple[SampleKey, Test]]:

@@ -39,10 +39,10 @@ _LAST_MODEL: dict[str, Any] = {}  # the model of this process's last cell, by it
 IS_WORKER = os.environ.get("RANK", "0") != "0"  # one of several processes that accelerate launched, and not the first
 
 
-def run(cfg: DictConfig, names: Mapping[str, str], files: Files | None = None) -> Path:
+def run(cfg: DictConfig, names: Mapping[str, str], files: Files | None = None, *, alone: bool = True) -> Path:
     """Run a cell, continue it, or leave it alone when it is finished; returns its directory.
 
-    `files`: those of conf/hparams that its config is made of (None: not known).
+    `files`: those of conf/hparams that its config is made of (None: not known). `alone`: it is no cell of a grid.
     """
     config = resolved(cfg, names)
     check_general(config)
@@ -69,7 +69,7 @@ def run(cfg: DictConfig, names: Mapping[str, str], files: Files | None = None) -
         log.info("%s: %d steps", directory, len(parts.steps))
         for line in said(names, numbers) if numbers else ():
             log.info("%s", line)
-        compute(cfg, {**names, **numbers}, journal, parts, lm, started)
+        compute(cfg, {**names, **numbers}, journal, parts, lm, started, alone)
     return directory
 
 
@@ -133,7 +133,9 @@ def checked_model(cfg: DictConfig, parts: Parts) -> Any:
     return lm
 
 
-def compute(cfg: DictConfig, names: Mapping[str, Any], journal: Journal, parts: Parts, lm: Any, started: float) -> None:
+def compute(
+    cfg: DictConfig, names: Mapping[str, Any], journal: Journal, parts: Parts, lm: Any, started: float, alone: bool
+) -> None:
     """The part that makes the cell's directory. `started`: when the model began to load (time.perf_counter)."""
     from kedit.loop.provenance import costs, describe, n_probes, named_files
     from kedit.loop.tracker import Report
@@ -150,8 +152,9 @@ def compute(cfg: DictConfig, names: Mapping[str, Any], journal: Journal, parts: 
         directory=journal.directory,
         name=str(journal.directory.relative_to(Path(cfg.runs) / names["sweeps"])),
         group=names["sweeps"],
-        tags=[f"{group}:{names[group]}" for group in GROUPS],
+        tags=tags_of(cell, OmegaConf.select(cfg, "table.paper")),
         config=flat_config(without(config, BOOKKEEPING), meta),
+        alone=alone,
     )
     experiment_of(cfg, parts, lm, journal, parts.tracker)
     journal.describe(meta | costs(journal.steps, n_probes(journal.rows), load_s, time.perf_counter() - started))
@@ -163,6 +166,11 @@ def compute(cfg: DictConfig, names: Mapping[str, Any], journal: Journal, parts: 
         results = report(Cell(journal.directory), table)
     parts.tracker.finish(results)
     journal.finish()
+
+
+def tags_of(cell: Mapping[str, Any], paper: str | None) -> list[str]:
+    """What runs of a tracker are filtered by: a cell's choices, T and seed, and the paper whose table it fills."""
+    return [f"{name}:{cell[name]}" for name in (*GROUPS, "T", "seed")] + ([f"paper:{paper}"] if paper else [])
 
 
 def load_model(cfg: DictConfig) -> Any:

@@ -58,7 +58,7 @@ def cell(cfg: DictConfig) -> None:
                 return
             if not alone and is_blocked(Path(job.sweep.dir), directory):  # the sweep has said so
                 return
-            run(cfg, names, number_files(job))
+            run(cfg, names, number_files(job), alone=alone)
     except Exception as error:
         if alone and isinstance(error, HydraException) and not RAW:
             sys.exit(message(error))

@@ -258,5 +258,7 @@ def track(cfg: DictConfig, made: Sequence[Any]) -> None:
     cells = find(directory)
     if is_new(directory, cells):
         tracker = instantiate(cfg.tracker, _convert_="all")
-        tracker.start(directory=directory, name="all cells", group=sweep, tags=["all cells"], config={"sweeps": sweep})
+        paper = OmegaConf.select(cfg, "table.paper")
+        tags, whole = ["all cells", *([f"paper:{paper}"] if paper else [])], {"sweeps": sweep}
+        tracker.start(directory=directory, name="all cells", group=sweep, tags=tags, config=whole, alone=False)
         tracker.finish(sweep_report(cells, made, directory))

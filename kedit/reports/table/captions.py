@@ -17,7 +17,9 @@ def facts(frame: pd.DataFrame, cells: Sequence[Cell], score: Score) -> list[str]
     """Of these measured numbers; an average's are those of its datasets."""
     own = _own(frame)
     settings = ", ".join(map(str, dict.fromkeys(own["setting"])))
-    said = [f"{settings}, {_horizons(own, cells)}", f"N={_counts(own)} cases", metrics()[score].caption]
+    seeds = sorted({cell.meta["seed"] for cell in cells})
+    each = f" in each of the edit seeds {', '.join(map(str, seeds))}" if own["seeds"].max() > 1 else ""
+    said = [f"{settings}, {_horizons(own, cells)}", f"N={_counts(own)} cases{each}", metrics()[score].caption]
     return said + _of_cells(cells)
 
 
@@ -94,8 +96,10 @@ def _horizons(frame: pd.DataFrame, cells: Sequence[Cell]) -> str:
 
 
 def _counts(frame: pd.DataFrame) -> str:
-    """Cases of each dataset, over all seeds; several numbers where not all editors have the same."""
-    largest = frame.groupby(["dataset", "editor", "T"], sort=False, dropna=False)["n"].max().astype(int)
+    """Cases of each dataset in a seed; several numbers where not all editors have the same."""
+    seeds = frame["seeds"].clip(lower=1)
+    groups = frame.assign(n=frame["n"] / seeds).groupby(["dataset", "editor", "T"], sort=False, dropna=False)
+    largest = groups["n"].max().round().astype(int)
     each = largest.groupby(level="dataset", sort=False).agg(lambda counts: "/".join(map(str, sorted(set(counts)))))
     if each.nunique() == 1:
         return str(each.iloc[0])

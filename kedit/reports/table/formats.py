@@ -30,6 +30,7 @@ class TableCell:
     text: str = DASH
     bold: bool = False
     underline: bool = False
+    mark: str = ""  # raised behind the text: of significance, of a footnote
     hint: str = ""
     link: str = ""
 
@@ -86,7 +87,7 @@ def markdown(grid: Grid) -> str:
 def _markdown(entry: TableCell) -> str:
     text = plain_markdown(entry.text)
     text = f"<u>{text}</u>" if entry.underline else text
-    return f"**{text}**" if entry.bold else text
+    return (f"**{text}**" if entry.bold else text) + entry.mark
 
 
 def plain_markdown(text: str) -> str:
@@ -102,6 +103,8 @@ _SPECIAL = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
+    "†": r"$^\dagger$",
+    "⊕": r"$\oplus$",
     "·": r"$\cdot$",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
@@ -144,7 +147,8 @@ def _multicolumn(name: str, n: int) -> str:
 def _tex(entry: TableCell) -> str:
     text = re.sub(r"(?<!\w)-(?=\d)", "$-$", _escape(entry.text))
     text = rf"\underline{{{text}}}" if entry.underline else text
-    return rf"\textbf{{{text}}}" if entry.bold else text
+    text = rf"\textbf{{{text}}}" if entry.bold else text
+    return text + "".join(_escape(mark) if mark in _SPECIAL else rf"$^{{{mark}}}$" for mark in entry.mark)
 
 
 def _escape(text: str) -> str:
@@ -191,10 +195,11 @@ def _rich(grid: Grid) -> Table:
         else:
             table.add_column(Text(name), justify="right", no_wrap=True)
     above: tuple[str, ...] = ()
+    marks = [max((len(line.entries[i].mark) for line in grid.lines), default=0) for i in range(len(grid.columns))]
     for line in grid.lines:
         head = [("" if line.head[: i + 1] == above[: i + 1] else text) for i, text in enumerate(line.head[:-1])]
         above = line.head
-        table.add_row(*map(Text, [*head, *line.head[-1:]]), *map(_text, line.entries))
+        table.add_row(*map(Text, [*head, *line.head[-1:]]), *map(_text, line.entries, marks))
     return table
 
 
@@ -219,8 +224,10 @@ def _broken(name: str) -> str:
     return BROKEN.get(name, name.replace(" ", "\n"))
 
 
-def _text(entry: TableCell) -> Text:
-    return Text(entry.text, style=" ".join(["bold"] * entry.bold + ["underline"] * entry.underline))
+def _text(entry: TableCell, room: int = 0) -> Text:
+    """`room`: for the marks of the entry's column, so that its numbers stand below each other."""
+    text = Text(entry.text, style=" ".join(["bold"] * entry.bold + ["underline"] * entry.underline))
+    return text.append(entry.mark.ljust(room), style="not bold not underline")
 
 
 def _width(table: Table) -> int:

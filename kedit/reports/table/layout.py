@@ -15,6 +15,7 @@ from kedit.common.errors import InputError, named_in
 from kedit.common.paths import ROOT, runs
 from kedit.papers import KEYS, PAPERS, as_text, printed
 from kedit.results.cell_files import is_finished, requested_cells
+from kedit.results.names import display_name
 from kedit.results.scores import profiles
 
 SPLIT = (
@@ -236,11 +237,14 @@ METRICS: dict[str, Mapping[str, str]] = {
 
 
 def named(key: str, value: Any, paper: str = "") -> str:
-    """A key's value as a header has it: names of conf/ as they are, metrics in the paper's words."""
+    """A key's value as a header has it: editors by their display names, metrics in the paper's words, other names of
+    conf/ as they are."""
     if pd.isna(value) or value == "":
         return ""
     if key == "T":
         return f"T={value}"
     if key == "metric":
         return METRICS.get(paper, {}).get(value, str(value).replace("_", " ").capitalize())
+    if key == "editor" and value not in _WORDS:
+        return display_name(value)
     return _WORDS.get(str(value), str(value))

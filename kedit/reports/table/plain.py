@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -11,11 +12,17 @@ from kedit.evaluation.metrics import metrics
 from kedit.reports.table import formats
 from kedit.reports.table.captions import encoders, noise, numbers
 from kedit.reports.table.formats import Grid, Line, TableCell
+from kedit.reports.table.significance import MARK, tied
+from kedit.reports.table.significance import SAID as SIGNIFICANCE
 from kedit.results.cells import SAME, Cell
 from kedit.results.columns import COLUMNS, SCORE, meanings
+from kedit.results.names import both_names
+from kedit.results.samples import UNEDITED, samples, tested_T
 from kedit.results.scores import UNEDITED_ROW, Merge, Score, summary
 
 SUCCESS = "efficacy, paraphrase, neighborhood = is the right object likelier than the competing one, if one competes"
+BEST, TIED = "best", "tied"
+BOLD = "bold: the best editor of its T"
 BRACKETS = "in brackets: half-width of the mean's 95 % confidence interval"
 
 
@@ -25,7 +32,10 @@ def tables(
     """(caption, table) for each set of cells that may stand together: same model, data, setting, options, versions."""
     for group in together(cells):
         lines = pd.concat([_lines(cell, score, merge) for cell in group])
-        yield _caption(group, lines, score, merge), _pool(lines)
+        table = _pool(lines)
+        if merge == "case_macro":
+            table = _with_ties(table, group, score)
+        yield _caption(group, lines, score, merge), table
 
 
 def together(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -73,11 +83,39 @@ def _pool(lines: pd.DataFrame) -> pd.DataFrame:
     return pooled[[name for name in order if name in pooled]].reset_index()
 
 
+def _with_ties(table: pd.DataFrame, cells: Sequence[Cell], score: Score) -> pd.DataFrame:
+    """With columns tied_<score>: is an editor's score not significantly worse than the best one's of its T?"""
+    if len({cell.meta["editor"] for cell in cells}) < 2:
+        return table
+    numbers: dict[tuple[int, str], dict[str, tuple[float, Any]]] = {}
+    for sample in samples(cells, scoring=score):
+        if sample.key.editor != UNEDITED:
+            for i, metric in enumerate(sample.metrics):
+                drawn = sample.replicates[:, i] if sample.n[i] > 1 else None
+                place = (tested_T(sample), metric)
+                numbers.setdefault(place, {})[sample.key.editor] = (float(sample.values[i]), drawn)
+    close = {place: tied(found) for place, found in numbers.items()}
+    marks = {
+        f"tied_{name}": [
+            m in close.get((T, _metric(name)), ()) for m, T in zip(table["model"], table["T"], strict=True)
+        ]
+        for name in (*COLUMNS.values(), "HM")
+        if name in table
+    }
+    at = list(table).index("perplexity")
+    return pd.concat([table.iloc[:, :at], pd.DataFrame(marks), table.iloc[:, at:]], axis=1)
+
+
+def _metric(column: str) -> str:
+    """A column's name among the metrics of no paper."""
+    return column.lower().replace(" ", "_")
+
+
 def _caption(cells: Sequence[Cell], lines: pd.DataFrame, score: Score, merge: Merge) -> str:
     meta, rome = cells[0].meta, any(kind in lines for kind in SCORE)
     parts = [
         place(cells),
-        f"{metrics()[score].caption} x100, {merge}, N cases",
+        f"{metrics()[score].caption} x100, {merge}, N cases{_of_seeds(cells)}",
         *([SUCCESS] if score == "token" and rome else []),
         *(said for name, said in meanings().items() if name in lines),
         *([BRACKETS] if rome else []),
@@ -90,6 +128,11 @@ def _caption(cells: Sequence[Cell], lines: pd.DataFrame, score: Score, merge: Me
     if meta["overrides"]:
         parts.append(f"options: {meta['overrides']}")
     return "; ".join(parts)
+
+
+def _of_seeds(cells: Sequence[Cell]) -> str:
+    seeds = sorted({cell.meta["seed"] for cell in cells})
+    return f" in each of the edit seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else ""
 
 
 def place(cells: Sequence[Cell]) -> str:
@@ -148,6 +191,7 @@ def _alarms(cells: Sequence[Cell], lines: pd.DataFrame) -> list[str]:
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """Numbers as printed: one decimal, a dash where there is none, half-widths behind, no columns that say nothing."""
     hidden = {"perplexity", *(f"{part}_{kind}" for part in ("n", "ci") for kind in COLUMNS)}
+    hidden |= {name for name in table if name.startswith("tied_")}
     hidden |= {"seeds"} if table["seeds"].max() == 1 else set()
     texts = {name: _texts(table[name]) for name in table if name not in hidden}
     for kind, name in COLUMNS.items():
@@ -164,10 +208,32 @@ def _texts(column: pd.Series) -> list[str]:
 
 
 def grid(caption: str, table: pd.DataFrame) -> Grid:
-    """As the table is printed: each line's model, then its numbers."""
+    """As the table is printed: each line's editor, then its numbers; the best editor's of each T is bold."""
     text = shown(table)
-    lines = [Line((head,), tuple(map(TableCell, entries))) for head, *entries in text.to_numpy().tolist()]
-    return Grid("", ("model",), tuple((name,) for name in text if name != "model"), tuple(lines), f"{caption}.")
+    names = [name for name in text if name != "model"]
+    marks = {name: _marks(table, name) for name in names}
+    lines = []
+    for i, record in enumerate(text.to_dict("records")):
+        entries = [
+            TableCell(record[name], bold=marks[name][i] == BEST, mark=MARK * (marks[name][i] == TIED)) for name in names
+        ]
+        lines.append(Line((both_names(record["model"]),), tuple(entries)))
+    said = [BOLD, SIGNIFICANCE] if any(MARK in entry.mark for line in lines for entry in line.entries) else []
+    said = said or ([BOLD] if any(entry.bold for line in lines for entry in line.entries) else [])
+    return Grid("", ("editor",), tuple((name,) for name in names), tuple(lines), "; ".join([caption, *said]) + ".")
+
+
+def _marks(table: pd.DataFrame, name: str) -> list[str]:
+    """Of each line: is its number the best of its T, or tied with it? By the digits shown; of several editors."""
+    if name not in (*COLUMNS.values(), "HM", "Score"):
+        return [""] * len(table)
+    ties = table[f"tied_{name}"] if f"tied_{name}" in table else [False] * len(table)
+    edited = table["model"] != UNEDITED_ROW
+    values = table[name].round(1)
+    best = values.where(edited).groupby(table["T"]).transform("max")
+    rivals = edited.groupby(table["T"]).transform("sum") > 1
+    top = edited & rivals & (values == best)
+    return [BEST if is_top else TIED if is_tied else "" for is_top, is_tied in zip(top, ties, strict=True)]
 
 
 def markdown(caption: str, table: pd.DataFrame) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from kedit.reports.table.formats import TableCell
 from kedit.reports.table.layout import Block, Position
+from kedit.reports.table.significance import MARK, tied
 from kedit.results.samples import COSTS, UNEDITED
 
 TidyRow = Mapping[str, Any]
@@ -22,19 +23,23 @@ BOLD = (
 def ranked(
     block: Block, entry: Callable[[TidyRow], TableCell], text: Callable[[TidyRow], str]
 ) -> dict[tuple[Position, Position], TableCell]:
-    """Each place's entry, marked; `text` is what is compared, empty where there is no number."""
+    """Each place's entry, marked: the best, the second best, those that are not significantly worse than the best.
+    `text` is what is compared, empty where there is no number."""
     groups: dict[Position, list[tuple[Position, Position]]] = {}
     for at, record in block.records.items():
         if text(record) and record["editor"] != UNEDITED:
             group = tuple(None if pd.isna(record[key]) else record[key] for key in GROUP)
             groups.setdefault(group, []).append(at)
     marks: dict[tuple[Position, Position], tuple[bool, bool]] = {}
+    close: set[tuple[Position, Position]] = set()
     for group, places in groups.items():
         sign = -1 if group[-1] in COSTS else 1  # of a cost, less is better
         marks |= zip(places, ranks([sign * float(text(block.records[at])) for at in places]), strict=True)
+        numbers = {at: (block.records[at]["value"], block.records[at].get("replicates")) for at in places}
+        close |= {at for at in tied(numbers, sign) if not marks[at][0]}
     found = {at: entry(record) for at, record in block.records.items()}
     for at, (best, second) in marks.items():
-        found[at] = replace(found[at], bold=best, underline=second)
+        found[at] = replace(found[at], bold=best, underline=second, mark=MARK if at in close else "")
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
+from statistics import stdev
 from typing import Any
 
 import pandas as pd
@@ -128,10 +129,27 @@ def _bracket(width: float, digits: int) -> str:
 
 def _behind(given: Shown, record: TidyRow) -> str:
     """N and the interval of one number."""
-    seeds = f" of {int(record['seeds'])} seeds" if record["seeds"] > 1 else ""
     ends = f", 95 % interval {record['low']:.2f} to {record['high']:.2f}" if math.isfinite(record["ci"]) else ""
     failed = f", {int(record['failed'])} edits failed" if record["failed"] else ""
-    return f"N={int(record['n'])} {given.layout.unit}{seeds}{ends}{failed}"
+    return f"N={counted(record)} {given.layout.unit}{of_each_seed(record)}{ends}{failed}"
+
+
+def of_each_seed(record: TidyRow) -> str:
+    """How many seeds a number is the mean of, and each one's own number with their standard deviation."""
+    if not record["seeds"] > 1:
+        return ""
+    said = f" in each of {int(record['seeds'])} seeds"
+    by_seed = record.get("by_seed")
+    if not isinstance(by_seed, Mapping):
+        return said
+    each = ", ".join(f"{seed}: {value:.2f}" for seed, value in by_seed.items())
+    return f"{said} ({each}; standard deviation {stdev(by_seed.values()):.2f})"
+
+
+def counted(record: TidyRow) -> str:
+    """Cases of each seed; their mean if seeds have different numbers of them."""
+    each = record["n"] / max(1, record["seeds"])
+    return f"{each:.0f}" if each == int(each) else f"{each:.1f}"
 
 
 def of_paper(record: TidyRow) -> bool:

@@ -10,6 +10,7 @@ from kedit.reports.table.captions import ability_facts, facts, failures, over_se
 from kedit.reports.table.formats import DASH, Grid, Line, TableCell
 from kedit.reports.table.layout import Block, Layout, Position, blocks, named
 from kedit.reports.table.ranking import BOLD, ranked
+from kedit.reports.table.significance import SAID as SIGNIFICANCE
 from kedit.reports.table.table_cells import (
     Shown,
     TidyRow,
@@ -21,6 +22,7 @@ from kedit.reports.table.table_cells import (
     of_paper,
     text_of,
 )
+from kedit.results.names import said as editor_names
 from kedit.results.scores import PAPER
 
 WIDTH = "in brackets: half-width of the 95 % bootstrap interval over cases"
@@ -39,6 +41,7 @@ def paper(layout: Layout) -> list[Grid]:
         hint = "; ".join(filter(None, [record["note"], record["printed_as"]]))
         return TableCell(text if record["text"] else DASH, hint=hint)
 
+    texts = "; ".join([texts, *editor_names(layout.printed["editor"])])
     return [
         _grid(block, layout, "the paper", ranked(block, entry, lambda record: record["text"]), f"{texts}.")
         for block in blocks(layout.printed, layout)
@@ -101,7 +104,9 @@ def _ours(given: Shown, block: Block, frame: pd.DataFrame) -> Grid:
         commands = tuple(dict.fromkeys(beyond or filled))
         sentences = [f"{DASH}: not run{fill.how(commands, reasons, given.layout)}"]
     width = _width(given) + ("" if given.layout.benchmarks else over_seeds(given.seeds))
-    caption = "; ".join([_facts(given, _there(block, frame)), width, BOLD, *sentences])
+    close = [SIGNIFICANCE] if any(entry.mark for entry in entries.values()) else []
+    names = editor_names(record["editor"] for record in block.records.values())
+    caption = "; ".join([_facts(given, _there(block, frame)), width, BOLD, *close, *sentences, *names])
     return _grid(block, given.layout, "ours", entries, f"{caption}.", commands)
 
 
@@ -178,5 +183,10 @@ def tidy(given: Shown) -> pd.DataFrame:
     return (
         frame.drop(columns=["dash", "replicates"])
         .assign(difference=frame["value"] - frame["theirs"], fill=commands, directories=directories)
+        .assign(by_seed=[_seeds_text(value) for value in frame["by_seed"]])
         .rename(columns=named_so)
     )
+
+
+def _seeds_text(by_seed: object) -> str:
+    return "; ".join(f"{seed}: {value:g}" for seed, value in by_seed.items()) if isinstance(by_seed, Mapping) else ""
