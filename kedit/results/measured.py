@@ -1,8 +1,8 @@
 """What the runs measured, as a tidy frame beside the papers' numbers: one line a number, with its interval.
 
 Columns are those of kedit.papers, `low` and `high` (ends of the 95 % bootstrap interval; `ci` is half their distance),
-`n` (cases, of all seeds together), `seeds` (how many), `by_seed` (each one's number), `failed` (edits), `directories` (of
-the cells it rests on) and `replicates`: the bootstrap's, from which the interval of any function of several numbers
+`n` (cases, of all seeds together), `seeds` (how many), `by_seed` (each one's number), `failed` (edits), `directories`
+(of the cells it rests on) and `replicates`: the bootstrap's, from which the interval of any function of several numbers
 follows, paired where they are of the same cases.
 """
 
