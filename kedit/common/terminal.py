@@ -10,7 +10,7 @@ from unicodedata import normalize
 from kedit.common.errors import InputError
 
 HANDLER = "kedit.plain"
-PLAIN = dict(zip("✓✗─…·±\u2013\u2014\u2018\u2019\u201c\u201d", "vx-..~--''\"\"", strict=True))
+PLAIN = dict(zip("†⊕✓✗─…·±\u2013\u2014\u2018\u2019\u201c\u201d", "++vx-..~--''\"\"", strict=True))
 
 
 def use_safe_output() -> None:

@@ -25,12 +25,16 @@ def showing(place: str | Path) -> Iterator[None]:
 
 
 def show_cells(directories: Sequence[Path]) -> None:
-    """Print the tables of these cells."""
+    """Print the tables of these cells; of several, one with all of them side by side."""
+    from kedit.reports import compare
     from kedit.reports.table import ability_table, formats, plain, routing_table
     from kedit.results.cells import readable, tested
 
     cells = tested(readable(directories))
-    plain.show(list(plain.tables(cells)))
+    if len(cells) > 1:
+        compare.show(cells)
+    else:
+        plain.show(list(plain.tables(cells)))
     formats.show([ability_table.grid(*one) for one in ability_table.tables(cells)])
     formats.show([routing_table.grid(*one) for one in routing_table.tables(cells)])
 
