@@ -1,15 +1,17 @@
 """Any cells or sweeps side by side, one line each: python -m kedit.reports.compare A B ...
 
-Its columns are the options in which they differ (lr=1e-3 beside lr=2e-3), then the scores of each one's last test. Needs
-no GPU and no model. Seeds of the same options are one line.
+Its columns are the options in which they differ (lr=1e-3 beside lr=2e-3), then the scores of each one's last test.
+Needs no GPU and no model. Seeds of the same options are one line.
 """
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ class Scored:
     def unedited(self) -> bool:
         return self.sample.key.editor == UNEDITED
 
-    @property
+    @cached_property
     def rivals(self) -> tuple[Any, ...]:
         """Lines of one such key are compared: the same cases of the same seeds, after as many edits."""
         place = self.sample.key._replace(editor="")
@@ -63,14 +65,18 @@ class Scored:
         spent = [float(cell.steps_to(T)["edit_s"].sum()) for cell in self.sample.cells]
         return sum(spent) / len(spent)
 
-    def number(self, metric: str) -> dict[str, Any]:
-        """Value, interval, cases and seeds of one score; value NaN if it has none."""
-        i = self.sample.metrics.index(metric)
-        drawn = self.sample.replicates[:, i] if self.sample.n[i] > 1 else None
-        low, high = (math.nan, math.nan) if drawn is None else interval(drawn)
-        by_seed = {seed: float(values[i]) for seed, values in self.sample.of_seeds.items()}
-        known = {"value": float(self.sample.values[i]), "low": low, "high": high, "replicates": drawn}
-        return known | {"n": self.sample.n[i], "seeds": len(self.sample.seeds), "by_seed": by_seed}
+    @cached_property
+    def numbers(self) -> dict[str, dict[str, Any]]:
+        """Of each metric that it has: value, interval, cases, seeds, bootstrap replicates."""
+        sample, found = self.sample, {}
+        for i, metric in enumerate(sample.metrics):
+            if math.isfinite(sample.values[i]):
+                drawn = sample.replicates[:, i] if sample.n[i] > 1 else None
+                low, high = (math.nan, math.nan) if drawn is None else interval(drawn)
+                by_seed = {seed: float(values[i]) for seed, values in sample.of_seeds.items()}
+                known = {"value": float(sample.values[i]), "low": low, "high": high, "replicates": drawn}
+                found[metric] = known | {"n": sample.n[i], "seeds": len(sample.seeds), "by_seed": by_seed}
+        return found
 
 
 def side_by_side(cells: Sequence[Cell], score: Score = "token", *, checkpoints: bool = False) -> list[Scored]:
@@ -113,11 +119,12 @@ def _natural(text: str) -> list[tuple[int, float, str]]:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def grid(lines: Sequence[Scored], score: Score = "token", *, intervals: bool = False) -> Grid:
-    """The lines as a table; without anything that differs, an editor's name tells what a line is."""
+def grid(lines: Sequence[Scored], score: Score = "token", *, intervals: bool = False, home: Path | None = None) -> Grid:
+    """The lines as a table; without anything that differs, an editor's name tells what a line is. `home`: the folder
+    of a page, whose numbers link to their cells."""
     edited = [line.row for line in lines if not line.unedited]
     names = differing(edited) or ["editor"]
-    shown = [metric for metric in SCORES if any(_has(line, metric) for line in lines)]
+    shown = [metric for metric in SCORES if any(metric in line.numbers for line in lines)]
     numbers = {metric: _entries(lines, metric, intervals) for metric in shown}
     several = any(len(line.sample.seeds) > 1 for line in lines)
     columns = [*(SCORES[metric] for metric in shown), "N", *(["seeds"] if several else []), "seconds"]
@@ -126,7 +133,9 @@ def grid(lines: Sequence[Scored], score: Score = "token", *, intervals: bool = F
         seeds = len(line.sample.seeds)
         costs = [counted({"n": _cases(line.sample), "seeds": seeds}), *([str(seeds)] if several else [])]
         costs.append(DASH if math.isnan(line.seconds) else f"{line.seconds:.1f}")
-        entries = (*(numbers[metric][i] for metric in shown), *map(TableCell, costs))
+        entries = tuple([*(numbers[metric][i] for metric in shown), *map(TableCell, costs)])
+        if home and not line.unedited:
+            entries = tuple(replace(entry, link=_link(line.row, home)) for entry in entries)
         made.append(Line(_head(line, names, edited), entries))
     return Grid(
         "",
@@ -137,8 +146,11 @@ def grid(lines: Sequence[Scored], score: Score = "token", *, intervals: bool = F
     )
 
 
-def _has(line: Scored, metric: str) -> bool:
-    return metric in line.sample.metrics and math.isfinite(line.number(metric)["value"])
+def _link(row: Row, home: Path) -> str:
+    """To the cell; of several to the folder that holds them."""
+    paths = [cell.directory.resolve() for cell in row.cells]
+    common = paths[0] if len(paths) == 1 else os.path.commonpath(paths)
+    return Path(os.path.relpath(common, home.resolve())).as_posix() + "/"
 
 
 def _head(line: Scored, names: Sequence[str], edited: Sequence[Row]) -> tuple[str, ...]:
@@ -154,7 +166,7 @@ def _head(line: Scored, names: Sequence[str], edited: Sequence[Row]) -> tuple[st
 
 def _entries(lines: Sequence[Scored], metric: str, intervals: bool) -> list[TableCell]:
     """One column; the best of each set of rivals is bold, what is not significantly worse is marked."""
-    numbers = {i: line.number(metric) for i, line in enumerate(lines) if _has(line, metric)}
+    numbers = {i: line.numbers[metric] for i, line in enumerate(lines) if metric in line.numbers}
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i in numbers:
         if not lines[i].unedited:
@@ -209,8 +221,8 @@ def _numbers(line: Scored, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
     for name in names:
         yield name, UNEDITED_ROW if line.unedited and name == "editor" else line.row[name]
     for metric, column in SCORES.items():
-        if _has(line, metric):
-            number = line.number(metric)
+        if metric in line.numbers:
+            number = line.numbers[metric]
             yield column, number["value"]
             yield f"low_{column}", number["low"]
             yield f"high_{column}", number["high"]

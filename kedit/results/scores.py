@@ -276,7 +276,12 @@ PLAIN = PaperMetrics({name.replace(" ", "_"): kind for kind, name in COLUMNS.ite
 
 def by_case(rows: pd.DataFrame, measures: PaperMetrics, score: Score = "token") -> pd.DataFrame:
     """One line a case, one column a metric; NaN where a case has no probe of it. What a bootstrap draws from."""
-    found = {name: per_case(rows, kind, measures.scored.get(name, score)) for name, kind in measures.kinds.items()}
+    asked = {*rows["kind"]}
+    found = {
+        name: per_case(rows, kind, measures.scored.get(name, score))
+        for name, kind in measures.kinds.items()
+        if not asked.isdisjoint([kind] if isinstance(kind, str) else kind)
+    }
     columns = {
         name: values.droplevel("step") * measures.scale.get(name, 1) for name, values in found.items() if len(values)
     }

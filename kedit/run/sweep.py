@@ -219,7 +219,8 @@ class Sweep(Callback):
             sys.exit(f"{failed} of {len(self.planned)} cells did not finish: python -m kedit.status {name}")
 
     def _show(self, config: DictConfig, home: Path, name: str) -> None:
-        """A paper's table in its layout, and as a page; the table of another sweep or of no sweep as it is."""
+        """A paper's table in its layout, that of another sweep or of no sweep as it is; a named sweep's page."""
+        from kedit.reports.page.build import write_page
         from kedit.reports.table.plain import show
         from kedit.reports.table.show import show_sweep
 
@@ -230,11 +231,13 @@ class Sweep(Callback):
         with showing(home):
             track(config, made)
         try:
-            page = show_sweep(name, home)
+            is_shown = show_sweep(name, home)
         except InputError as error:
             log.warning("not in the paper's layout: %s", error)
-            page = None
-        log.info("%s", page) if page else show(made)
+            is_shown = False
+        if not is_shown:
+            show(made)
+        log.info("%s", write_page(home))
 
     def _check(self, config: DictConfig, folder: str) -> None:
         """Hydra would only warn of an exception."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import groupby
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 DASH = "-"
+RAISED = str.maketrans("abcdefghijklmnoprstuvwxyz,", "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ˒")
 # headers that would not fit 80 columns
 BROKEN = {
     "generality": "gener-\nality",
@@ -69,6 +70,11 @@ def spans(columns: Sequence[tuple[str, ...]], level: int) -> Iterator[tuple[str,
         yield names[-1], len(list(group))
 
 
+def raised(mark: str) -> str:
+    """Letters of footnotes as small raised ones, for text without another way to raise them."""
+    return mark.translate(RAISED)
+
+
 # --- Markdown --------------------------------------------------------------------------------------------------------
 
 
@@ -87,7 +93,7 @@ def markdown(grid: Grid) -> str:
 def _markdown(entry: TableCell) -> str:
     text = plain_markdown(entry.text)
     text = f"<u>{text}</u>" if entry.underline else text
-    return (f"**{text}**" if entry.bold else text) + entry.mark
+    return (f"**{text}**" if entry.bold else text) + raised(entry.mark)
 
 
 def plain_markdown(text: str) -> str:
@@ -113,6 +119,14 @@ _SPECIAL = {
 
 def latex(grid: Grid) -> str:
     """A table environment; it needs the package booktabs."""
+    title = rf"\textbf{{{_escape(grid.title)}.}} " if grid.title else ""
+    commands = [f"% {command}" for command in grid.commands]
+    body = _tabular(grid) if grid.lines else []
+    inside = [r"\centering", *body, rf"\caption{{{title}{_escape(grid.caption)}}}"]
+    return "\n".join([r"% needs \usepackage{booktabs}", *commands, r"\begin{table}", *inside, r"\end{table}"]) + "\n"
+
+
+def _tabular(grid: Grid) -> list[str]:
     stubs = len(grid.stubs)
     head = []
     for level in range(grid.levels):
@@ -121,19 +135,34 @@ def latex(grid: Grid) -> str:
         head.append(_tex_line([*names, *(_multicolumn(name, n) for name, n in spans(grid.columns, level))]))
     body = [_tex_line([*map(_escape, line.head), *map(_tex, line.entries)]) for line in grid.lines]
     form = "l" * stubs + "".join("p{7cm}" if names[-1] in grid.prose else "r" for names in grid.columns)
-    tabular = [
-        rf"\begin{{tabular}}{{{form}}}",
-        r"\toprule",
-        *head,
-        r"\midrule",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}",
+    begin, end = rf"\begin{{tabular}}{{{form}}}", r"\end{tabular}"
+    return [begin, r"\toprule", *head, r"\midrule", *body, r"\bottomrule", end]
+
+
+NARROW = 8  # columns of numbers beside each other in one column of a page
+
+
+def narrow_latex(grid: Grid) -> str:
+    """A table for one column of a two-column page: small, without intervals, its outermost headers under each other if
+    they are too many, and a caption of one sentence."""
+    parts = [grid]
+    if grid.levels > 1 and len(grid.columns) > NARROW:
+        names = dict.fromkeys(names[0] for names in grid.columns)
+        parts = [_part(grid, name, last=False) for name in names]
+    inside = [r"\centering", r"\scriptsize", r"\setlength{\tabcolsep}{2.5pt}"]
+    inside += [line for part in parts if part.lines for line in (*_tabular(_without_brackets(part)), r"\par\smallskip")]
+    title = f"{grid.title}. " if grid.title else ""
+    first = grid.caption.partition("; ")[0].rstrip(".")
+    caption = rf"\caption{{{_escape(title + first)}.}}"
+    return "\n".join([r"% needs \usepackage{booktabs}", r"\begin{table}", *inside, caption, r"\end{table}"]) + "\n"
+
+
+def _without_brackets(grid: Grid) -> Grid:
+    lines = [
+        Line(line.head, tuple(replace(entry, text=re.sub(r" \([\d.]+\)$", "", entry.text)) for entry in line.entries))
+        for line in grid.lines
     ]
-    title = rf"\textbf{{{_escape(grid.title)}.}} " if grid.title else ""
-    commands = [f"% {command}" for command in grid.commands]
-    inside = [r"\centering", *(tabular if grid.lines else []), rf"\caption{{{title}{_escape(grid.caption)}}}"]
-    return "\n".join([r"% needs \usepackage{booktabs}", *commands, r"\begin{table}", *inside, r"\end{table}"]) + "\n"
+    return replace(grid, lines=tuple(lines))
 
 
 def _tex_line(texts: Sequence[str]) -> str:
@@ -148,7 +177,7 @@ def _tex(entry: TableCell) -> str:
     text = re.sub(r"(?<!\w)-(?=\d)", "$-$", _escape(entry.text))
     text = rf"\underline{{{text}}}" if entry.underline else text
     text = rf"\textbf{{{text}}}" if entry.bold else text
-    return text + "".join(_escape(mark) if mark in _SPECIAL else rf"$^{{{mark}}}$" for mark in entry.mark)
+    return text + (_SPECIAL.get(entry.mark, rf"$^{{{entry.mark}}}$") if entry.mark else "")
 
 
 def _escape(text: str) -> str:
@@ -227,7 +256,7 @@ def _broken(name: str) -> str:
 def _text(entry: TableCell, room: int = 0) -> Text:
     """`room`: for the marks of the entry's column, so that its numbers stand below each other."""
     text = Text(entry.text, style=" ".join(["bold"] * entry.bold + ["underline"] * entry.underline))
-    return text.append(entry.mark.ljust(room), style="not bold not underline")
+    return text.append(raised(entry.mark).ljust(room), style="not bold not underline")
 
 
 def _width(table: Table) -> int:

@@ -66,17 +66,13 @@ def output(given: Given) -> None:
     sys.stdout.write(f"{given.out}\n" if given.out else text)
 
 
-def show_sweep(sweep: str, home: Path) -> Path | None:
-    """Print what a sweep has measured in its paper's layout, and write the page with the paper's numbers beside it;
-    None where it defines no paper's table."""
+def show_sweep(sweep: str, home: Path) -> bool:
+    """Print what a sweep has measured in its paper's layout; False if it defines no paper's table."""
     known = layout(sweep)
     if known is None:
-        return None
-    page = home / "table.html"
-    made = paper_table(known, find(home), out=page)
-    formats.show(made.views["ours"])
-    page.write_text(rendered(made, "html"), encoding="utf-8")
-    return page
+        return False
+    formats.show(paper_table(known, find(home)).views["ours"])
+    return True
 
 
 def rendered(made: Made, form: str) -> str:

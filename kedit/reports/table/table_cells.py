@@ -73,8 +73,8 @@ def shown(layout: Layout, frame: pd.DataFrame, cells: Sequence[Cell], score: Sco
 
 def joined(given: Shown, frame: pd.DataFrame) -> pd.DataFrame:
     """Every place of the paper, with our number where there is one; then what we have beside it."""
-    wanted = given.layout.printed[[*KEYS, "text", "dash", "ci", "value"]]
-    printed = wanted.rename(columns={"value": "theirs", "ci": "their_ci"})
+    wanted = given.layout.printed[[*KEYS, "text", "dash", "ci", "value", "printed_as"]]
+    printed = wanted.rename(columns={"value": "theirs", "ci": "their_ci", "printed_as": "their_names"})
     mine = frame.drop(columns=["paper", "table", "note", "printed_as"])
     places = given.layout.printed[KEYS]
     joined = printed.merge(mine, on=KEYS, how="left").set_index(places.index)

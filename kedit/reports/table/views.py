@@ -7,6 +7,7 @@ import pandas as pd
 
 from kedit.reports.table import fill_commands as fill
 from kedit.reports.table.captions import ability_facts, facts, failures, over_seeds
+from kedit.reports.table.departures import noted
 from kedit.reports.table.formats import DASH, Grid, Line, TableCell
 from kedit.reports.table.layout import Block, Layout, Position, blocks, named
 from kedit.reports.table.ranking import BOLD, ranked
@@ -78,14 +79,16 @@ def difference(given: Shown) -> list[Grid]:
     said = (
         f"ours less the paper's number; {_width(given)} of ours; bold: the paper's number (its interval, where it "
         f"prints one; else what rounds to it) lies outside that interval; "
-        f"{_facts(given, given.inside)}."
+        f"{_facts(given, given.inside)}"
     )
-    return [
-        _grid(
-            block, given.layout, "difference", {at: difference_entry(given, r) for at, r in block.records.items()}, said
-        )
-        for block in blocks(both, given.layout)
-    ]
+    return [_difference(given, block, said) for block in blocks(both, given.layout)]
+
+
+def _difference(given: Shown, block: Block, said: str) -> Grid:
+    """One table of differences; letters say where a number is not defined as the paper's."""
+    marks, notes = noted(given, block.records)
+    entries = {at: replace(difference_entry(given, r), mark=marks.get(at, "")) for at, r in block.records.items()}
+    return _grid(block, given.layout, "difference", entries, "; ".join([said, *notes]) + ".")
 
 
 def _ours(given: Shown, block: Block, frame: pd.DataFrame) -> Grid:
