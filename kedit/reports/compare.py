@@ -82,7 +82,8 @@ class Scored:
 def side_by_side(cells: Sequence[Cell], score: Score = "token", *, checkpoints: bool = False) -> list[Scored]:
     """A line for each set of cells that differ in the seed alone, at its last test (`checkpoints`: at each of them);
     first the unedited model, once for each model and dataset."""
-    edited, unedited = [], {}
+    edited: list[Scored] = []
+    unedited: dict[tuple[str, str], Scored] = {}
     for row in rows_of(cells):
         found = samples(row.cells, scoring=score)
         last = max(sample.key.T or 0 for sample in found)

@@ -105,4 +105,6 @@ def provenance(rows: Sequence[Row]) -> list[str]:
 
 
 def _follows_meta(name: str, choice: str, known: Sequence[Mapping[str, Any]]) -> bool:
-    return len({(meta[choice], str(meta.get(name))) for meta in known}) == len({meta[choice] for meta in known})
+    """Is it told by the choice (and by the seed, which draws the world's edits)?"""
+    values = {(meta[choice], meta["seed"], str(meta.get(name))) for meta in known}
+    return len(values) == len({value[:2] for value in values})

@@ -226,6 +226,7 @@ class Sweep(Callback):
 
         if name == "adhoc":
             show_cells([cell.directory(home) for cell in self.planned])
+            log.info("as a page, with every answer and config: python -m kedit.reports.page %s", home)
             return
         made = present_cells(home)
         with showing(home):

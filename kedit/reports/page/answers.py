@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from kedit.cases import KINDS, questions_of
-from kedit.reports.answers import PLACE, TEXT, cases_of, groups
+from kedit.reports.answers import PLACE, TEXT, cases_of
 from kedit.results.cells import Cell
 from kedit.results.names import both_names
 
@@ -17,18 +17,31 @@ Place = tuple[Any, ...]
 
 def parts(cells: Sequence[Cell]) -> tuple[list[dict[str, Any]], Iterator[tuple[str, Any]]]:
     """(what a page must know of each set of cells that were asked the same, the parts it may load by name)."""
-    together = [(caption, found) for caption, found in groups(cells) if any(map(_scoring, found))]
+    together = list(_asked_the_same(cells).items())
     known = [
         {
             "part": f"questions{i}",
             "caption": caption,
-            "cells": [
-                {"part": f"answers{i}-{j}", "name": both_names(cell.meta["editor"])} for j, cell in enumerate(found)
-            ],
+            "cells": [{"part": f"answers{i}-{j}", "name": _name(cell)} for j, cell in enumerate(found)],
         }
-        for i, (caption, found) in enumerate(together)
+        for i, ((caption, _), found) in enumerate(together)
     ]
     return known, (part for i, (_, found) in enumerate(together) for part in _of_group(i, found))
+
+
+def _asked_the_same(cells: Sequence[Cell]) -> dict[tuple[str, int], list[Cell]]:
+    """Cells by what they are and by their questions, whatever else their options are."""
+    groups: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells:
+        if cell.tested and _scoring(cell):
+            caption = "{model} on {dataset}, {setting}, T={T}, seed {seed}".format(**cell.meta)
+            groups.setdefault((caption, hash(tuple(_places(_rows(cell, "before"))))), []).append(cell)
+    return groups
+
+
+def _name(cell: Cell) -> str:
+    options = f", {cell.meta['overrides']}" if cell.meta["overrides"] else ""
+    return f"{both_names(cell.meta['editor'])}{options}"
 
 
 def _scoring(cell: Cell) -> str | None:

@@ -118,7 +118,7 @@ const newGroup = () => {
 const WHICH = {
   all: () => true,
   right: (before, one) => one?.[1] === 1, wrong: (before, one) => one?.[1] === 0,
-  mended: (before, one) => before?.[1] === 0 && one?.[1] === 1, broken: (before, one) => before?.[1] === 1 && one?.[1] === 0,
+  fixed: (before, one) => before?.[1] === 0 && one?.[1] === 1, broken: (before, one) => before?.[1] === 1 && one?.[1] === 0,
   differ: (before, one, other) => !!other && !!one && one[0] !== other[0],
 };
 const answer = said => {

@@ -12,7 +12,7 @@ from kedit.reports.table.show import output
 from kedit.results.scores import Merge
 
 VIEWS = ("ours", "paper", "difference", "all")
-FORMATS = ("terminal", "markdown", "csv", "latex", "html")
+FORMATS = ("terminal", "markdown", "csv", "latex", "latex-narrow", "html")
 MIX = ("settings", "scoring", "orders", "versions", "options", "data", "models", "all")
 
 

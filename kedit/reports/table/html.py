@@ -84,12 +84,16 @@ def _sorts(name: str) -> str:
 def _line(line: Line, above: Line | None, firsts: set[int], prose: set[int]) -> str:
     again = [bool(above) and above.head[: i + 1] == line.head[: i + 1] for i in range(len(line.head))]  # type: ignore[union-attr]
     group = ' class="group"' if above and len(line.head) > 1 and not again[0] else ""
-    heads = "".join(
-        f'<th class="again" scope="row">{escape(text)}</th>' if before else f'<th scope="row">{escape(text)}</th>'
-        for text, before in zip(line.head, again, strict=True)
-    )
+    heads = "".join(_stub(text, before) for text, before in zip(line.head, again, strict=True))
     cells = "".join(_cell(entry, i in firsts, i in prose) for i, entry in enumerate(line.entries))
     return f"<tr{group}>{heads}{cells}</tr>"
+
+
+def _stub(text: str, again: bool) -> str:
+    """A part of a line's head; `again`: the line above has the same."""
+    if not text:
+        return "<td></td>"
+    return f'<th{" class=again" if again else ""} scope="row">{escape(text)}</th>'
 
 
 def _cell(entry: TableCell, first: bool, prose: bool) -> str:

@@ -80,7 +80,8 @@ def rendered(made: Made, form: str) -> str:
         return page(made.title, made.views)
     if form == "csv":
         return made.frame.to_csv(index=False)
-    return "\n".join((formats.latex if form == "latex" else formats.markdown)(grid) for grid in made.grids)
+    writers = {"latex": formats.latex, "latex-narrow": formats.narrow_latex}
+    return "\n".join(map(writers.get(form, formats.markdown), made.grids))
 
 
 def _made(given: Given) -> Made:
