@@ -1,6 +1,6 @@
 """What has run, runs, failed or is missing: python -m kedit.status --help."""
 
-from kedit.reports.cell_status import main
+from kedit.reports.status import main
 
 
 def plan(sweep: str) -> None:

@@ -14,7 +14,8 @@ from kedit.common.errors import named_in
 from kedit.data.files import missing_sources
 from kedit.editors.incontext.augmentation import Augmentation, Form
 from kedit.editors.incontext.augmentation.file_first import FileFirst
-from kedit.reports.cell_status import code, lines, look
+from kedit.reports.cell_status import code, look
+from kedit.reports.status import lines
 from kedit.reports.table.fill_commands import hint, summary
 from kedit.reports.table.layout import layout
 from kedit.run.composition import CONF

@@ -55,6 +55,7 @@ def describe(lm: LM, dataset: Dataset, steps: Sequence[Step], evaluator: Evaluat
             "python": platform.python_version(),
             "platform": platform.platform(),
             "threads": torch.get_num_threads(),
+            **place(),
         },
     }
     if lm.dtype == torch.float32:
@@ -62,6 +63,20 @@ def describe(lm: LM, dataset: Dataset, steps: Sequence[Step], evaluator: Evaluat
     agreement = noise_floor(lm, all_questions(steps, evaluator))
     log.info("%s agrees with itself on %.2f %% of answer tokens", lm.dtype, 100 * agreement)
     return known | {"noise_floor": agreement}
+
+
+def place() -> dict[str, str]:
+    """Where this process runs: node, Slurm job, the GPUs that it sees."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if task := os.environ.get("SLURM_ARRAY_TASK_ID"):
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}"
+    found = {
+        "node": os.environ.get("SLURMD_NODENAME") or platform.node(),
+        "job": job,
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def named_files(config: Any) -> dict[str, str]:

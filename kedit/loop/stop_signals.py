@@ -11,7 +11,7 @@ from kedit.common.terminal import leave_terminals, terminals
 
 log = logging.getLogger(__name__)
 
-STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # a scheduler's preemption; a terminal that was closed
+STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)  # a scheduler's preemption; a closed terminal
 
 
 class StopAtOnce(BaseException):

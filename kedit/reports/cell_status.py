@@ -1,32 +1,17 @@
-"""What has run, runs, failed or is missing: python -m kedit.status [SWEEP]. Needs no GPU and no model.
+"""The state of the cells of a sweep, as their directories and Slurm's queue show it."""
 
-Exit status for scripts: 0 every cell is done; 1 a cell failed or is damaged (or nothing is there); 2 none did, but
-cells run, were stopped, are missing or blocked (they lack a file or a model).
-"""
-
-import argparse
 import math
 import re
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
-
-from kedit.common.cache import contents, prune
-from kedit.common.errors import InputError
-from kedit.common.paths import ROOT, runs
-from kedit.common.terminal import use_safe_output
+from kedit.common.paths import ROOT
+from kedit.common.slurm import Queued, queued_cells
 from kedit.common.text_files import read_text
 from kedit.results.cell_files import (
     ERROR,
@@ -41,15 +26,6 @@ from kedit.results.cell_files import (
 )
 from kedit.results.integrity import DamagedFile, read_json, read_records
 
-STYLES = {
-    "done": "green",
-    "running": "yellow",
-    "stopped": "magenta",
-    "failed": "red",
-    "blocked": "red",
-    "missing": "dim",
-}
-
 
 @dataclass(frozen=True)
 class Seen:
@@ -58,6 +34,7 @@ class Seen:
     sweep: Path
     directory: str  # below the sweep: model/dataset/editor/setting-T/seed[/overrides]
     needs: tuple[str, ...] = ()  # what it did not find when it was last asked for, a sentence each
+    queued: tuple[str, Queued] | None = None  # its Slurm job, if that has not ended
 
     @property
     def place(self) -> Path:
@@ -76,13 +53,15 @@ class Seen:
 
     @cached_property
     def state(self) -> str:
-        """done, running (a process holds it), failed, stopped (its process is gone), blocked (it lacks a file or a
-        model) or missing (never started)."""
+        """done, running (a process holds it), queued (a Slurm job of it has not ended), failed, stopped (its process is
+        gone), blocked (it lacks a file or a model) or missing (never started)."""
         status = read_text(self.place / STATUS)
         if is_finished(self.place):
             return "done"
         if status and is_running(self.place):
             return "running"
+        if self.queued:
+            return "queued"
         if (self.place / ERROR).exists():
             return "failed"
         return "stopped" if status else "blocked" if self.needs else "missing"
@@ -141,6 +120,24 @@ class Seen:
         return (self.wanted - self.edits) * self.seconds / self.edits
 
     @property
+    def peak_mb(self) -> float:
+        """Largest memory of its process, or of its GPUs; 0 if it is not known."""
+        return max((step.get("peak_mb", 0) for step in self.steps), default=0)
+
+    @property
+    def whereabouts(self) -> str:
+        """Where it runs or waits, as far as it is known: job, node, GPU."""
+        machine, (job, queued) = self.meta.get("machine", {}), self.queued or ("", None)
+        job = job or machine.get("job", "")
+        if queued and queued.state != "RUNNING":
+            return f"job {job} {queued.state.lower()} ({queued.reason})"
+        node = queued.node if queued else machine.get("node", "")
+        words = [f"job {job}" * bool(job), f"on {node}" * bool(node)]
+        if gpus := machine.get("gpus"):
+            words.append(f"GPU {gpus}{' (' + machine['gpu'] + ')' if 'gpu' in machine else ''}")
+        return " ".join(filter(None, words))
+
+    @property
     def error(self) -> str:
         return (read_text(self.place / ERROR) or "").strip().split("\n")[-1]
 
@@ -149,8 +146,11 @@ def look(sweep: Path) -> list[Seen]:
     """Every cell that was requested of a sweep or is found below it."""
     requested = {cell["directory"]: tuple(cell.get("missing", ())) for cell in requested_cells(sweep)}
     found = {str(path.relative_to(sweep)) for path in cell_directories(sweep, STATUS, ROWS)}
-    cells = sorted(map(Path, {*requested, *found}), key=lambda cell: _natural(cell.parts))
-    return [Seen(sweep, str(cell), requested.get(str(cell), ())) for cell in cells if _is_cell(cell)]
+    cells = sorted(map(Path, {*requested, *found}), key=lambda cell: natural(cell.parts))
+    queued = queued_cells(sweep)
+    return [
+        Seen(sweep, str(cell), requested.get(str(cell), ()), queued.get(str(cell))) for cell in cells if _is_cell(cell)
+    ]
 
 
 def _is_cell(directory: Path) -> bool:
@@ -163,7 +163,7 @@ def sweep_exists(name: str) -> bool:
     return (ROOT / "sweeps" / f"{name}.yaml").is_file()
 
 
-def _natural(parts: tuple[str, ...]) -> list[list[str | int]]:
+def natural(parts: tuple[str, ...]) -> list[list[str | int]]:
     """T10 after T5."""
     return [[int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", part)] for part in parts]
 
@@ -189,100 +189,3 @@ def code(cells: Sequence[Seen]) -> int:
     if "failed" in states or any(cell.damage for cell in cells):
         return 1
     return 0 if states <= {"done"} else 2
-
-
-# --- showing ---------------------------------------------------------------------------------------------------------
-
-
-def grid(cells: Sequence[Seen]) -> Table:
-    """One line for each model, dataset and editor; one column for each setting, T and seed."""
-    columns = sorted({cell.column for cell in cells}, key=_natural)
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("model / dataset / editor", max_width=60, overflow="fold")
-    for column in columns:
-        table.add_column(Text("\n".join(column)), justify="right", no_wrap=True)
-    by_place = {(cell.row, cell.column): cell for cell in cells}
-    for row in dict.fromkeys(cell.row for cell in cells):
-        table.add_row(Text(row), *(_shown(by_place.get((row, column))) for column in columns))
-    return table
-
-
-def _shown(cell: Seen | None) -> Text:
-    if cell is None:
-        return Text("")
-    said = [cell.state]
-    if cell.state not in ("done", "missing", "blocked"):
-        said.append(f"{cell.edits}/{cell.wanted or '?'}")
-    if cell.state == "running" and not math.isnan(cell.left):
-        said.append(f"ETA {_duration(cell.left)}")
-    if not math.isnan(cell.rate):
-        said.append(f"{cell.rate:.3g}/s")
-    return Text("\n".join([" ".join(said[:2]), " ".join(said[2:])]).strip(), style=STYLES[cell.state])
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
-
-
-def lines(cells: Sequence[Seen]) -> Iterator[str]:
-    """What the grid does not show: counts, time left, errors, which models exactly."""
-    counts = {state: sum(cell.state == state for cell in cells) for state in STYLES}
-    left = remaining(cells)
-    total = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
-    time_left = "" if not left or math.isnan(left) else f"; about {_duration(left)} left in one process"
-    yield f"{len(cells)} cells: {total}{time_left} (/s: edits per second of editing)"
-    for sentence, number in blocks(cells).items():
-        yield f"blocks {number} cell{'s' * (number > 1)}: {sentence}"
-    for cell in cells:
-        if cell.state == "failed":
-            yield f"failed: {cell.directory}: {cell.error}"
-        if cell.damage:
-            yield cell.damage
-    models = {(cell.directory.split("/")[0], cell.meta.get("model_is", {}).get("identity")) for cell in cells}
-    for name, identity in sorted((model for model in models if model[1]), key=str):
-        yield f"model {name}: {identity}"
-
-
-def show(sweep: Path, cells: Sequence[Seen]) -> None:
-    """Print one sweep's grid; a narrow terminal breaks its lines: nothing is cut off."""
-    console, table = Console(soft_wrap=True, highlight=False), grid(cells)
-    whole = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    console.print(Text(sweep.name, style="bold"))
-    Console(width=max(console.width, whole)).print(table)
-    for line in lines(cells):
-        console.print(line, markup=False)
-
-
-def main(plan: Callable[[str], None] | None = None) -> None:
-    """`plan` looks for what the cells of a sweep need, and keeps what is missing."""
-    use_safe_output()
-    parser = argparse.ArgumentParser(prog="python -m kedit.status", description=__doc__)
-    parser.add_argument("sweep", nargs="?", help=f"a sweep's name; without it all below {runs()}/")
-    parser.add_argument("--check", action="store_true", help="look again for the files and models that cells need")
-    parser.add_argument("--prune", type=float, metavar="DAYS", help="list what the cache holds unused for so long")
-    parser.add_argument("--yes", action="store_true", help="with --prune: delete it")
-    given = parser.parse_args()
-    console = Console(soft_wrap=True, highlight=False)
-    if given.prune is not None:
-        try:
-            for line in prune(given.prune, really=given.yes):
-                console.print(line, markup=False)
-        except InputError as error:
-            sys.exit(str(error))
-        return
-    if plan and given.sweep and (given.check or not look(runs() / given.sweep)) and sweep_exists(given.sweep):
-        plan(given.sweep)
-    sweeps = [runs() / given.sweep] if given.sweep else [path for path in sorted(runs().glob("*")) if path.is_dir()]
-    seen = {sweep: look(sweep) for sweep in sweeps}
-    cells = [cell for found in seen.values() for cell in found]
-    if not cells:
-        sys.exit(str(InputError(f"{runs() / (given.sweep or '')}: no cell there; give a sweep that has run")))
-    for sweep, found in seen.items():
-        if found:
-            show(sweep, found)
-    console.print(contents(), markup=False)
-    sys.exit(code(cells))
-
-
-if __name__ == "__main__":
-    main()

@@ -182,7 +182,7 @@ def load_model(cfg: DictConfig) -> Any:
 
     torch.set_num_threads(cfg.threads or int(os.environ.get("OMP_NUM_THREADS", 1)))
     options = OmegaConf.to_yaml(cfg.model, resolve=True)
-    if options not in _LAST_MODEL:
+    if options not in _LAST_MODEL or not cfg.get("keep_model", True):
         _LAST_MODEL.clear()  # two models need not fit into memory
         free_memory()
     reset_peak_memory()

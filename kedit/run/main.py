@@ -14,6 +14,7 @@ from kedit.common.errors import InputError
 from kedit.common.paths import ROOT
 from kedit.common.terminal import check_command_line, use_safe_output
 from kedit.reports.present import show_cells, showing
+from kedit.run import launchers as launchers  # registers them with Hydra
 from kedit.run.cell import IS_WORKER, message, one_sentence, run
 from kedit.run.composition import RAW, command_line
 from kedit.run.naming import cell_directory, names_of

@@ -10,7 +10,10 @@ from kedit.common.errors import InputError
 
 GROUPS = ("model", "dataset", "editor", "setting")  # the choices that name a cell, with T and seed
 # change no row, so are no part of what a cell is
-BOOKKEEPING = ("runs", "threads", "save", "keep_state", "commit_every_s", "parallel", "tracker", "table")
+BOOKKEEPING = (
+    *("runs", "threads", "save", "keep_state", "keep_model", "commit_every_s", "parallel", "gpus"),
+    *("tracker", "table"),
+)
 REFERRED = ("resources",)  # only referred to: what is used of them stands where it is used
 LONGEST = 80  # characters of overrides in a directory's name
 LONG_VALUE = 24  # characters of one value, if they do not fit

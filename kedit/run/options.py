@@ -42,6 +42,15 @@ class TableOptions:
 
 
 @dataclass(frozen=True)
+class GpuOptions:
+    """hydra/launcher=gpus."""
+
+    per_cell: Count
+    workers: Count
+    attempts: Count
+
+
+@dataclass(frozen=True)
 class General:
     """The options of a run that belong to no part of it."""
 
@@ -53,7 +62,11 @@ class General:
     keep_state: bool
     parallel: Count | Literal["auto"]
     commit_every_s: Amount
+    keep_model: bool = True
     n_edits: Horizon | None = None
+
+
+GENERAL = (*General.__annotations__, "gpus")  # the options that belong to no part of a run
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class Option:
 
 def known() -> tuple[str, ...]:
     """The names of all that a run reads."""
-    return (*PARTS, *General.__annotations__, *REFERRED, "table", "hydra")
+    return (*PARTS, *GENERAL, *REFERRED, "table", "hydra")
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -125,6 +138,8 @@ def options(config: Mapping[str, Any]) -> Iterator[Option]:
 
 def _general(config: Mapping[str, Any]) -> Iterator[Option]:
     yield from _arguments("", General, {name: config[name] for name in General.__annotations__ if name in config})
+    if "gpus" in config:
+        yield from _arguments("gpus", GpuOptions, config["gpus"])
     if config.get("table") is not None:
         yield from _arguments("table", TableOptions, config["table"])
 

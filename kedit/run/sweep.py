@@ -31,7 +31,7 @@ from kedit.results.integrity import DamagedFile, check_files
 from kedit.run.cell import IS_WORKER, identity
 from kedit.run.composition import explained
 from kedit.run.naming import GROUPS, cell_directory, names_of
-from kedit.run.options import General, check_general
+from kedit.run.options import GENERAL, check_general
 from kedit.run.preflight import Preflight, said
 from kedit.run.references import resolved
 from kedit.run.search_path import has_resources
@@ -196,6 +196,13 @@ class Sweep(Callback):
         record(home, [cell.entry for cell in self.planned])
         self._block(home)
 
+    def has_to_run(self, overrides: Sequence[str], home: Path) -> bool:
+        """Whether a job of these overrides has a cell in the table that can start and is not done. True if a sweeper
+        other than Hydra's own chose the job."""
+        cells = {tuple(cell.entry["overrides"]): cell for cell in self.planned}
+        cell = cells.get(tuple(overrides))
+        return not cells or (cell is not None and not cell.missing and not cell.is_done(home))
+
     def _block(self, home: Path) -> None:
         """Say once what is missing; end if no cell can start."""
         blocked = {cell.entry["directory"]: cell.missing for cell in self.planned if cell.missing}
@@ -243,7 +250,7 @@ class Sweep(Callback):
     def _check(self, config: DictConfig, folder: str) -> None:
         """Hydra would only warn of an exception."""
         try:
-            check_general({name: config[name] for name in General.__annotations__ if name in config})
+            check_general({name: config[name] for name in GENERAL if name in config})
             Path(folder).mkdir(parents=True, exist_ok=True)
         except InputError as error:
             sys.exit(str(error))
