@@ -17,7 +17,7 @@ setup: $(VENV)/.ready ## a virtual environment with everything, in exact version
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[retrieval,lmeval,augment,faiss,dashboard,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[retrieval,lmeval,augment,faiss,dashboard,slurm,joblib,dev]'
 	@touch $@
 
 run: setup ## edit the embedded world with KDPO and FT-M and show the table

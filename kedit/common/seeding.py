@@ -16,7 +16,7 @@ def seeded(seed: int) -> Iterator[None]:
     had been drawn."""
     python, arrays = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             set_seed(seed)
             yield
     finally:

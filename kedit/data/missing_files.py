@@ -31,6 +31,11 @@ def at_hand(path: Path) -> Path:
         return path
 
 
+def origin_of(path: Path) -> dict[str, str] | None:
+    """{dataset, file} of the hub for a file that is not there, if origins.yaml knows it."""
+    return None if path.is_file() else _origins().get(path.name, {}).get("hub")
+
+
 def check_file(path: Path, option: str, instead: str = "", what: str = "it") -> None:
     """Raises InputError if `path`, which the user gives with `option`, is no file, and the hub's file of this name
     cannot be had either. `instead`: another way out, e.g. "eval.consistency=null"."""

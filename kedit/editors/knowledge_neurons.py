@@ -64,7 +64,8 @@ class KnowledgeNeurons(WithExamples):
             for layer in neurons[:, 0].unique().tolist():
                 here = neurons[:, 0] == layer
                 changes = change.new_zeros(lm.anatomy.mlp_width(lm.model, layer), len(change))
-                changes[neurons[here, 1].to(change.device)] = signs[here, None].to(change.device) * change
+                signed = signs[here, None].to(change) * change
+                changes[neurons[here, 1].to(change.device)] = signed
                 add_to_neurons(lm, layer, changes)
         return {"neurons": sum(len(neurons) for neurons, _ in found)}
 

@@ -121,7 +121,7 @@ def planned(config: DictConfig, home: Path | None = None) -> list[Planned]:
 def cells_of(overrides: Iterable[Sequence[str]], home: Path | None = None) -> list[Planned]:
     """The same of cells that are given by their overrides."""
     preflight = Preflight()
-    cells = (_composed(cell) for cell in overrides)
+    cells = (compose_cell(cell) for cell in overrides)
     return [_planned(cell, home, preflight) for cell in cells if not outside(cell, names_of(cell.hydra))]
 
 
@@ -140,7 +140,7 @@ def _identity(cfg: DictConfig) -> str:
         return ""
 
 
-def _composed(overrides: Sequence[str]) -> DictConfig:
+def compose_cell(overrides: Sequence[str]) -> DictConfig:
     """One cell. Raises InputError, which names it, if it cannot be composed."""
     try:
         return compose("config", list(overrides), return_hydra_config=True)

@@ -103,7 +103,8 @@ class LoRA:
             self._attach(lm, layers, single=False)
         parameters = self._adapted()
         for name, value in state.items():
-            parameters[name].copy_(value)
+            parameter = parameters[name]  # in its own precision: it was trained in float32
+            parameter.data = value.to(parameter.device, copy=True)
 
     # --- side by side ------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """RECIPE's network: what represents stored edits, queries and the sentinel, and makes a soft prompt of an edit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import sqrt
@@ -64,6 +64,12 @@ class RecipeNetwork(nn.Module):
         if options.standardise:
             self.register_buffer("feature_mean", torch.zeros(features))
             self.register_buffer("feature_deviation", torch.ones(features))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RecipeNetwork":
+        """The encoder moves with the network also if it does not learn."""
+        for encoder in self._frozen:
+            encoder._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     @property
     def encoder(self) -> TextEncoder:

@@ -1,0 +1,3 @@
+"""With this folder on PYTHONPATH every Python process starts on the pretend CUDA, also those that others start."""
+
+import pretend  # noqa: F401
