@@ -56,7 +56,7 @@ def test_only_visible_gpus_are_used(monkeypatch: pytest.MonkeyPatch, given: str,
 
 
 def run_all(jobs: Jobs, devices: list[str], n: int, attempts: int = 3) -> tuple[list, WorkerPool]:
-    pool = WorkerPool([Worker(device, i) for i, device in enumerate(devices)], jobs, attempts)  # type: ignore[arg-type]
+    pool = WorkerPool([Worker(device, i) for i, device in enumerate(devices)], jobs.run, attempts)
     with ThreadPoolExecutor(len(devices)) as threads:
         results = list(threads.map(pool.run, range(n), [[f"seed={i}"] for i in range(n)]))
     pool.close()
@@ -88,7 +88,7 @@ def test_a_cell_that_kills_every_worker_is_given_up(tmp_path: Path) -> None:
 
 
 def test_after_a_signal_no_cell_is_started(tmp_path: Path) -> None:
-    pool = WorkerPool([Worker("", 1)], Jobs(tmp_path), 3)  # type: ignore[arg-type]
+    pool = WorkerPool([Worker("", 1)], Jobs(tmp_path).run, 3)
     pool.stop(15)
     assert pool.run(0, ["seed=0"]) is None
     assert list(tmp_path.iterdir()) == []

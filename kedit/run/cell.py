@@ -21,7 +21,6 @@ from omegaconf import DictConfig, OmegaConf
 from kedit.cases import check_subjects
 from kedit.common.errors import InputError, disk_is_full, first_line
 from kedit.common.text_files import write_text
-from kedit.evaluation.measures.chosen import check_measured
 from kedit.loop.in_memory_journal import InMemoryJournal, ReadOnlyJournal
 from kedit.loop.journal import Journal
 from kedit.reports.present import present_cells, showing
@@ -102,6 +101,8 @@ def assemble(cfg: DictConfig) -> Parts:
         raise InputError(
             f"save={shown(cfg.save)}: this setting restores the model after its last edit; choose setting=sequential"
         )
+    from kedit.evaluation.measures.chosen import check_measured
+
     check_measured(evaluator.measures, [step.restore for step in steps if step.test])
     if editor.needs_subject:
         check_subjects((case for step in steps for case in step.edit), dataset.where)

@@ -7,17 +7,18 @@ Without a GPU there are `workers` processes.
 import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import active_children
 from queue import SimpleQueue
+from typing import Any
 
 from hydra.core.utils import JobReturn, filter_overrides
 
 from kedit.common.errors import InputError
 from kedit.loop.stop_signals import STOPS
-from kedit.run.launchers.job import SweepContext, SweepLauncher, returned
+from kedit.run.launchers.job import SweepLauncher, returned
 from kedit.run.launchers.worker import Worker, WorkerDied
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class Gpus(SweepLauncher):
         devices = worker_devices(visible_gpus(), self.per_cell, self.workers)[: len(jobs)]
         workers = [Worker(device, number) for number, device in enumerate(devices, 1)]
         log.info("%d cells for %d workers: %s", len(jobs), len(workers), "; ".join(worker.name for worker in workers))
-        pool = WorkerPool(workers, self.context(), self.attempts)
+        pool = WorkerPool(workers, self.context().run, self.attempts)
         with signals_for(pool), ThreadPoolExecutor(len(devices)) as threads:
             ended = list(threads.map(pool.run, range(initial_job_idx, initial_job_idx + len(jobs)), jobs))
         if pool.stopped:
@@ -49,8 +50,8 @@ class Gpus(SweepLauncher):
 class WorkerPool:
     """Hands cells to the workers that are free. `stopped`: the signal that ended it, 0 without."""
 
-    def __init__(self, workers: Sequence[Worker], context: SweepContext, attempts: int) -> None:
-        self.context, self.attempts, self.stopped = context, attempts, 0
+    def __init__(self, workers: Sequence[Worker], run_cell: Callable[..., Any], attempts: int) -> None:
+        self.run_cell, self.attempts, self.stopped = run_cell, attempts, 0
         self._workers, self._free = workers, SimpleQueue[Worker]()
         for worker in workers:
             self._free.put(worker)
@@ -63,7 +64,7 @@ class WorkerPool:
             try:
                 if self.stopped:
                     return None
-                return returned(overrides, worker.run(self.context.run, number, overrides))
+                return returned(overrides, worker.run(self.run_cell, number, overrides))
             except WorkerDied as died:
                 if not self.stopped:
                     again = "its cell is started again" if attempt < self.attempts else "it is not started again"
