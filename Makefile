@@ -31,8 +31,8 @@ check: setup ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup ## kedit against plain loops, interleaved: seconds, ratios and their bounds (DEVICE=cuda, BENCH="--rows 200")
-	$(BIN)/python -m benchmarks --device $(DEVICE) $(BENCH)
+bench: setup ## kedit against plain loops, interleaved: seconds, ratios and their bounds (DEVICE=cuda, ONLY="editing scoring", BENCH="--rows 200")
+	$(BIN)/python -m benchmarks --device $(DEVICE) $(if $(ONLY),--parts $(ONLY)) $(BENCH)
 
 mutants: setup ## do the tests notice faults? plants each of tests/mutants.yaml in a copy (MUTANTS="3 7": some)
 	$(BIN)/python tests/mutants.py $(MUTANTS)

@@ -6,7 +6,7 @@ and how much of it was reached, and whether both gave the same weights or answer
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -49,15 +49,27 @@ def matmul_rate(bench: Bench) -> float:
     return 4 * 1024**3 / min(bench.timed(lambda: [a @ a for _ in range(4)]) for _ in range(10))
 
 
+class Rows(list):
+    """A table's lines; each is written to stderr when it is measured: a machine that is taken away loses none."""
+
+    def __iadd__(self, more: Iterable[Sequence[str]]) -> "Rows":  # type: ignore[override]
+        for row in more:
+            sys.stderr.write(f"| {' | '.join(row)} |\n")
+            sys.stderr.flush()
+            self.append(row)
+        return self
+
+
 def measure(name: str, given: argparse.Namespace) -> Iterator[Table]:
     """One shape's tables."""
     dtype, config = getattr(torch, given.dtype), (SHAPES | BIG)[name]
     asked = material(config, given.data, given.rows)
     bench = Bench(build(config, asked.tokenizer, given.device, dtype), asked)
     rate = matmul_rate(bench)
-    rows = []
+    rows = Rows()
     if "editing" in given.parts:
-        rows += [*editing(bench, given.repeats, rate), adapters(bench, given.repeats, rate)]
+        rows += editing(bench, given.repeats, rate)
+        rows += [adapters(bench, given.repeats, rate)]
         rows += [fairness(bench, given.repeats).line("plain FT-M (left) beside its bare steps (right)")]
         rows += [memory(name, given.data)] if given.device == "cpu" else []
     if "side_by_side" in given.parts:
@@ -72,7 +84,8 @@ def measure(name: str, given: argparse.Namespace) -> Iterator[Table]:
     if "statistics" in given.parts and name in LOCATED:
         rows += statistics(bench, given.repeats, rate)
     if "scoring" in given.parts:
-        rows += [*scoring(bench, given.repeats, rate), fluency(bench, 2, given.texts)]
+        rows += scoring(bench, given.repeats, rate)
+        rows += [fluency(bench, 2, given.texts)]
     title = f"{name}, {given.dtype}, {given.device}; matmul {rate / 1e9:.0f} G multiply-adds/s"
     if rows:
         yield grid(title, COLUMNS, rows)

@@ -129,6 +129,11 @@ def checked_model(cfg: DictConfig, parts: Parts) -> Any:
     a directory."""
     from kedit.loop.context_check import check_lengths
 
+    if "path" in cfg.model and OmegaConf.to_yaml(cfg.model, resolve=True) not in _LAST_MODEL:
+        from kedit.run.memory_fit import said as memory_said
+
+        for line in memory_said(cfg.model.path, dict(cfg.model), parts.editor):
+            log.info("%s", line)
     lm = load_model(cfg)
     check_lengths(lm, parts.steps, parts.evaluator, parts.dataset.where)
     return lm

@@ -1,10 +1,16 @@
 """How much memory a cell needs, from the shapes of its model alone: said before anything is loaded."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from kedit.lm import LM
+from kedit.lm.anatomy import inspect_anatomy
 
 log = logging.getLogger(__name__)
 ACTIVATIONS = 1.1  # batches, logits and what a forward pass holds, beside weights and what editing adds
@@ -27,30 +33,30 @@ class Needs:
         return f"about {self.total / GB:.1f} GB of memory ({parts})"
 
 
+class Shapes(LM):
+    """Of a model without weights: which parameters there are, and where."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model, self.anatomy = model, inspect_anatomy(model)
+
+
 def needs(config: Any, dtype: str, editor: Any) -> Needs:
     """Of a model of this transformers config in this precision, edited by this editor."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from kedit.lm.anatomy import inspect_anatomy
-
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
-    shapes = SimpleNamespace(model=model, anatomy=inspect_anatomy(model), parameter=model.get_parameter)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return Needs(weights, editor.variant_bytes(shapes))
+    return Needs(weights, editor.variant_bytes(Shapes(model)))
 
 
 def said(path: str, options: dict[str, Any], editor: Any) -> Iterator[str]:
     """One line about what a cell needs and what there is; none if its model's shape is not known beforehand."""
-    import torch
-    from transformers import AutoConfig
-
     known = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
     try:
         needed = needs(AutoConfig.from_pretrained(path, **known), options.get("dtype", "float32"), editor)
-    except (OSError, ValueError, AttributeError, NotImplementedError) as error:  # loading it says what is wrong
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RuntimeError) as error:  # loading it says what is wrong
         log.debug("no estimate of memory: %s", error)
+        return
+    if needed.editing >= sys.maxsize:  # the editor does not say
         return
     there = sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
     if not there:
