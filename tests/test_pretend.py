@@ -85,4 +85,5 @@ def test_a_step_makes_the_host_wait_and_copy_no_more_than_budgeted(
     few: dict[str, dict[str, Any]], case: str, kind: str
 ) -> None:
     seen = few[case]
+    assert "steps" in seen, seen.get("error")
     assert seen.get(kind, 0) <= BUDGETS[case][kind] * seen["steps"] + ONCE, seen["where"]

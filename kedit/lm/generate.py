@@ -29,7 +29,7 @@ class SeededTopK:
 
     def __call__(self, logits: Float[Tensor, "n v"], rows: Int[Tensor, " n"], step: int) -> Int[Tensor, " n"]:
         top = logits.topk(self.k)
-        below = top.values.softmax(-1).cumsum(-1) < self.uniform[rows, step, None].to(logits.device)
+        below = top.values.softmax(-1).cumsum(-1) < self.uniform.to(logits.device)[rows, step, None]
         return top.indices.gather(-1, below.sum(-1, keepdim=True).clamp(max=self.k - 1))[:, 0]
 
 

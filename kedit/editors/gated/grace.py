@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -147,6 +147,11 @@ class GRACE(Gated):
         return value.detach(), loss
 
 
+def _nll(logits: Float[Tensor, "k v"], gold: Int[Tensor, " k"]) -> Float[Tensor, ""]:
+    """The mean over answer tokens, on the device of the model's head."""
+    return functional.cross_entropy(single(logits), gold.to(logits.device))
+
+
 class AtLastToken:
     """Passes with a value at the prompt's last token. What stands before it and below the module never changes, and is
     computed once."""
@@ -160,7 +165,7 @@ class AtLastToken:
         return nullcontext()
 
     def loss(self, value: Float[Tensor, " d"]) -> Float[Tensor, ""]:
-        return functional.cross_entropy(single(self.forward.logits([value[None]])), self.forward.block.gold)
+        return _nll(self.forward.logits([value[None]]), self.forward.block.gold)
 
 
 class AtManyTokens:
@@ -180,4 +185,4 @@ class AtManyTokens:
 
     def loss(self, value: Float[Tensor, " d"]) -> Float[Tensor, ""]:
         self.value = value
-        return functional.cross_entropy(single(self.passes.logits(self.batch)), self.batch.gold)
+        return _nll(self.passes.logits(self.batch), self.batch.gold)
