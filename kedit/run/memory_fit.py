@@ -53,7 +53,14 @@ def said(path: str, options: dict[str, Any], editor: Any) -> Iterator[str]:
     known = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
     try:
         needed = needs(AutoConfig.from_pretrained(path, **known), options.get("dtype", "float32"), editor)
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, RuntimeError) as error:  # loading it says what is wrong
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+    ) as error:  # loading it says what is wrong
         log.debug("no estimate of memory: %s", error)
         return
     if needed.editing >= sys.maxsize:  # the editor does not say
