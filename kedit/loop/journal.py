@@ -63,8 +63,8 @@ LOOKS_S = 0.5  # longer than a look of kedit.status, which holds the lock for a 
 class Journal(InMemoryJournal):
     """A cell's directory: at most one run at a time, and none with another config.
 
-    SIGTERM, SIGUSR1 and SIGHUP finish the step, commit, and exit with 128 + the signal's number; an unfinished group
-    of episodes is dropped at once.
+    SIGTERM, SIGUSR1, SIGUSR2 and SIGHUP finish the step, commit, and exit with 128 + the signal's number; an unfinished
+    group of episodes is dropped at once.
     """
 
     def __init__(self, directory: str | Path, config: str, *, every_s: float = 60.0, keep_state: bool = False):
