@@ -79,7 +79,7 @@ def test_what_an_edit_needs_is_told_from_shapes(lm: LM) -> None:
     with torch.no_grad():
         for parameter in large.model.parameters():
             parameter.fill_(1e-3)
-    editor = FineTune(loss=CrossEntropy(), lr=1e-4, layers=[1], max_steps=3, parameters="mlp_out.weight")
+    editor = FineTune(loss=CrossEntropy(), lr=1e-4, layers=[1], steps=3, parameters="mlp_out.weight")
     told = needs(config, "float32", editor)
     assert told.weights == sum(p.numel() * 4 for p in large.model.parameters())
     torch.zeros(1 << 24)  # what allocators keep is there before

@@ -32,6 +32,7 @@ ALL = [
     for shape in ("llama", "gpt2")
     for dtype in ("float32", "bfloat16")
     for devices in (1, 2)
+    if (editor, devices) != ("adalora", 2)  # refused: peft's allocator needs its layers on one device
 ]
 
 

@@ -165,7 +165,7 @@ class SubjectEmbeddings(WithExamples):
         nll = passes.mean(-batch.sum(now.gather(-1, batch.gold[:, None])[:, 0]), bare=False)
         kl = passes.mean(batch.sum((now.exp() * (now - reference)).sum(-1)), bare=True)
         relative = torch.stack([d.norm() / own.norm() ** 2 for d, own in zip(deltas, passes.own, strict=True)])
-        of_key = passes.of_key.to(relative.device)
+        relative, of_key = relative.to(nll.device), passes.of_key.to(nll.device)
         decay = torch.zeros_like(nll).index_add(0, of_key, relative) / of_key.bincount()
         return nll + self.kl_factor * kl + self.weight_decay * decay
 
