@@ -39,6 +39,8 @@ class TableOptions:
     same_as: Mapping[str, str] | None = None
     scored_as: Literal["kdpo", "kdpo_released"] | None = None  # the reading of the paper's metrics
     benchmarks: Mapping[str, str] | None = None
+    look_at: Sequence[str] | None = None  # printed below the table: what it shows
+    next: Sequence[str] | None = None  # commands to go on with
 
 
 @dataclass(frozen=True)
