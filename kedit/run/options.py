@@ -39,8 +39,17 @@ class TableOptions:
     same_as: Mapping[str, str] | None = None
     scored_as: Literal["kdpo", "kdpo_released"] | None = None  # the reading of the paper's metrics
     benchmarks: Mapping[str, str] | None = None
-    look_at: Sequence[str] | None = None  # printed below the table: what it shows
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What is printed below the table of a sweep that is no paper's."""
+
+    look_at: Sequence[str] | None = None
     next: Sequence[str] | None = None  # commands to go on with
+
+
+HINTS = set(Hints.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,7 @@ def options(config: Mapping[str, Any]) -> Iterator[Option]:
 def _general(config: Mapping[str, Any]) -> Iterator[Option]:
     yield from _arguments("", General, {name: config[name] for name in General.__annotations__ if name in config})
     if config.get("table") is not None:
-        yield from _arguments("table", TableOptions, config["table"])
+        yield from _arguments("table", Hints if set(config["table"]) <= HINTS else TableOptions, config["table"])
 
 
 def _part(name: str, node: Any) -> Iterator[Option]:
