@@ -61,7 +61,15 @@ def test_other_merges_and_scores_by_hand() -> None:
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real sweep of small cells: two editors on the world model."""
     folder = tmp_path_factory.mktemp("sweep")
-    done = run_kedit(folder, "sweeps=quickstart", "T=12", "setting.checkpoints=[4]", "eval.fluency_tokens=30")
+    done = run_kedit(
+        folder,
+        "sweeps=quickstart",
+        "hydra/launcher=basic",
+        "editor=kdpo,ft_m",
+        "T=12",
+        "setting.checkpoints=[4]",
+        "eval.fluency_tokens=30",
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
