@@ -7,6 +7,7 @@ command line gives as --config-dir or hydra.searchpath is searched as well, and 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
@@ -14,7 +15,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from kedit.common.paths import ROOT
 
@@ -50,7 +51,7 @@ class KeditSearchPath(SearchPathPlugin):
         search_path.append("kedit", f"{SWEEPS}://{ROOT}")
 
 
-def find_own_code(hydra: DictConfig) -> None:
+def find_own_code(hydra: Any) -> None:
     """Let yamls in folders of the user's own (--config-dir, hydra.searchpath) name Python modules that lie beside them:
     in mine/, editor/nudge.yaml may say `_target_: nudge.Nudge` of mine/nudge.py. `hydra` is Hydra's own config."""
     files = [source.path for source in hydra.runtime.config_sources if source.schema == "file"]
