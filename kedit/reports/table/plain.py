@@ -89,7 +89,7 @@ def _sorted(table: pd.DataFrame) -> pd.DataFrame:
     ranked = next((table[name] for name in ("HM", "Score") if name in table), None)
     if ranked is None:
         return table
-    last = table.assign(ranked=ranked).sort_values("T").groupby("model")["ranked"].last()
+    last = table.assign(ranked=ranked).sort_values("T").groupby("model")["ranked"].agg(lambda at: at.iloc[-1])
     order = table["model"].map(last).where(table["model"] != UNEDITED_ROW, math.inf)
     return (
         table.assign(order=order)
