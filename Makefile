@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench mutants acceptance
+.PHONY: help setup run test check bench mutants acceptance docs
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[retrieval,lmeval,augment,faiss,dashboard,slurm,joblib,dev]'
 	@touch $@
 
-run: setup ## edit the embedded world with KDPO and FT-M and show the table
+run: setup ## edit the embedded world with one editor of each family and show the table
 	@$(BIN)/kedit sweeps=quickstart
 
 test: setup ## the tests (KEDIT_TEST_DATA=DIR: also on the full benchmark files; WORKERS=2)
@@ -39,3 +39,8 @@ mutants: setup ## do the tests notice faults? plants each of tests/mutants.yaml 
 
 acceptance: setup ## the slower checks: the world's recipe, editing scores over three seeds, kills and restarts
 	$(BIN)/pytest -m acceptance -rP
+
+docs: setup ## the documentation as a site, in runs/site
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
+	@echo runs/site/index.html

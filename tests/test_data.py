@@ -14,7 +14,7 @@ from conftest import TESTS
 from kedit.cases import Case, Edit, Probe, questions_of
 from kedit.common.errors import InputError
 from kedit.data import Dataset, counterfact, knowedit, load, zsre_mend
-from kedit.data.files import download, parse_file, recognise
+from kedit.data.files import Origin, parse_file, recognise
 from kedit.data.records import Record, answers
 from kedit.data.report import conflicts, contradicted, overwritten
 
@@ -348,9 +348,9 @@ def test_a_file_that_is_no_list_of_records(tmp_path: Path, text: str, said: str)
 
 def test_without_the_hub_the_error_says_which_file_to_give() -> None:
     with pytest.raises(InputError, match=r"benchmark/ZsRE/ZsRE-test-all.json .*zjunlp/KnowEdit.*dataset.path=FILE"):
-        download("zjunlp/KnowEdit", "benchmark/ZsRE/ZsRE-test-all.json", "main")
+        Origin("zjunlp/KnowEdit", "benchmark/ZsRE/ZsRE-test-all.json", "main", None, None).file()
     with pytest.raises(InputError, match=r"dataset.path=FILE"):
-        download(None, None, "main")
+        Origin(None, None, "main", None, None).file()
 
 
 def test_an_editor_that_learns_needs_a_training_file() -> None:

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import types
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,19 +12,15 @@ from typing import Any
 
 import pytest
 from conftest import TESTS
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from kedit import world
 from kedit.cases import Edit
-from kedit.common.errors import InputError
 from kedit.editors import Editor
 from kedit.lm import LM
 from kedit.run.cell import run
 from kedit.run.composition import composed
 from kedit.run.numbers import number_files
-from kedit.run.options import check
-from kedit.run.references import resolved
 
 Kedit = Callable[..., subprocess.CompletedProcess[str]]
 TINY = ["model.people=20", "model.steps=2", "model.width=32", "model.mlp=32"]  # a world for what needs no knowledge
@@ -230,27 +225,3 @@ def test_the_readmes_python(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     table = names["table"]
     assert table["N"].tolist() == [10, 10]
     assert table["edit success"].iloc[1] > table["edit success"].iloc[0] + 30
-
-
-def test_the_readmes_editor(lm: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As printed: it composes beside kedit's own, its options are checked, it edits, and restoring undoes it."""
-    readme = (TESTS.parent / "README.md").read_text()
-    [code] = re.findall(r"```python\n(# kedit/editors/nudge.py.*?)```", readme, re.DOTALL)
-    [text] = re.findall(r"```yaml\n(# conf/editor/nudge.yaml.*?)```", readme, re.DOTALL)
-    module = types.ModuleType("kedit.editors.nudge")
-    exec(code, vars(module))
-    monkeypatch.setitem(sys.modules, "kedit.editors.nudge", module)
-    monkeypatch.setattr("kedit.editors.nudge", module, raising=False)
-    (tmp_path / "editor").mkdir()
-    (tmp_path / "editor" / "nudge.yaml").write_text(text)
-    cfg = composed([f"hydra.searchpath=[{tmp_path}]", "editor=nudge", "editor.rate=0.01"])
-    check(resolved(cfg, {}))
-    editor, edit = instantiate(cfg.editor), world.cases(edits=1, limit=1).cases[0].edits[0]
-    before = lm.answer([edit.prompt], [edit.target_new])[0].logprob
-    assert editor.edit(lm, [edit])["steps"] == 1
-    assert sum(lm.answer([edit.prompt], [edit.target_new])[0].logprob) > sum(before) + 0.1
-    assert not any(parameter.requires_grad for parameter in lm.model.parameters())
-    lm.restore()
-    assert lm.answer([edit.prompt], [edit.target_new])[0].logprob == before
-    with pytest.raises(InputError, match=r"editor\.layer=true: give a whole number"):
-        check(resolved(composed([f"hydra.searchpath=[{tmp_path}]", "editor=nudge", "editor.layer=true"]), {}))

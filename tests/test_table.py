@@ -1,6 +1,7 @@
 """Tables are recomputed from rows.jsonl by another, shorter way; and look as they should."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from conftest import run_kedit
 from made_cells import make_cell
 
 from kedit.common.errors import InputError
+from kedit.reports.table import plain
 from kedit.reports.table.plain import markdown, show, tables, write
 from kedit.results.cells import find
 from kedit.results.schema import SCHEMA
@@ -59,7 +61,15 @@ def test_other_merges_and_scores_by_hand() -> None:
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real sweep of small cells: two editors on the world model."""
     folder = tmp_path_factory.mktemp("sweep")
-    done = run_kedit(folder, "sweeps=quickstart", "T=12", "setting.checkpoints=[4]", "eval.fluency_tokens=30")
+    done = run_kedit(
+        folder,
+        "sweeps=quickstart",
+        "hydra/launcher=basic",
+        "editor=kdpo,ft_m",
+        "T=12",
+        "setting.checkpoints=[4]",
+        "eval.fluency_tokens=30",
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -175,3 +185,25 @@ def test_a_caption_says_whose_numbers_an_editor_has(tmp_path: Path) -> None:
     assert "; ft_m is untuned for world" in caption
     assert "memit" not in caption
     assert "old" not in caption
+
+
+def test_editors_come_by_their_hm_behind_the_unedited_model() -> None:
+    lines = pd.DataFrame(
+        [
+            {"model": "(unedited)", "T": 0, "HM": 40.0, "N": 30, "seed": 1},
+            *({"model": name, "T": T, "HM": hm, "N": T, "seed": 1} for name, T, hm in HMS),
+        ]
+    )
+    table = plain._pool(lines)
+    assert list(zip(table["model"], table["T"], strict=True)) == [
+        ("(unedited)", 0),
+        ("b", 10),
+        ("b", 30),
+        ("a", 10),
+        ("a", 30),
+        ("c", 10),
+        ("c", 30),
+    ]
+
+
+HMS = [("a", 10, 90.0), ("a", 30, 60.0), ("b", 10, 80.0), ("b", 30, 70.0), ("c", 10, 95.0), ("c", 30, math.nan)]

@@ -49,7 +49,14 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small named sweep, tracked offline."""
     folder = tmp_path_factory.mktemp("tracked")
-    given = ["sweeps=quickstart", "T=4", "setting.checkpoints=[2]", "eval.fluency_tokens=20", "tracker=wandb"]
+    given = [
+        "sweeps=quickstart",
+        "editor=kdpo,ft_m",
+        "T=4",
+        "setting.checkpoints=[2]",
+        "eval.fluency_tokens=20",
+        "tracker=wandb",
+    ]
     done = run_kedit(folder, *given)
     assert done.returncode == 0, done.stderr
     return folder / "runs/quickstart"
@@ -211,7 +218,14 @@ def test_wandb_has_the_rows_and_the_pictures(tracked: Path, cell: Path, records:
 
 
 def test_a_sweep_that_is_shown_again_is_not_tracked_again(tracked: Path) -> None:
-    given = ["sweeps=quickstart", "T=4", "setting.checkpoints=[2]", "eval.fluency_tokens=20", "tracker=wandb"]
+    given = [
+        "sweeps=quickstart",
+        "editor=kdpo,ft_m",
+        "T=4",
+        "setting.checkpoints=[2]",
+        "eval.fluency_tokens=20",
+        "tracker=wandb",
+    ]
     assert run_kedit(tracked.parents[1], *given).returncode == 0
     assert len(list(tracked.rglob("*.wandb"))) == 3
 

@@ -77,6 +77,10 @@ Layers = Annotated[Sequence[Layer], MinLen(1), Predicate(distinct), Rule("a list
 Text = Annotated[str, MinLen(1)]
 PathText = Annotated[str, MinLen(1), Predicate(without_control_characters), Rule("a path")]
 Name = Annotated[str, MinLen(1), Predicate(without_control_characters), Rule("a name")]
+Url = Annotated[
+    str, matches(r"https?://[^\s/]+/(\S*/)?[^\s/?#]+"), Rule("an address of a file, http(s)://HOST/.../FILE")
+]
+Sha256 = Annotated[str, matches("[0-9a-f]{64}"), Rule("a sha256 of 64 hexadecimal digits")]
 Folder = Annotated[
     str,
     MinLen(1),

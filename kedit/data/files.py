@@ -2,15 +2,17 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from kedit.cases import Case
-from kedit.common.cache import sha256
+from kedit.common.cache import sha256 as file_sha256
+from kedit.common.download import downloaded
 from kedit.common.errors import InputError
 from kedit.common.hub import hub_file as hub_copy
-from kedit.common.options import Count, Name, PathText, Seed
+from kedit.common.options import Count, Name, PathText, Seed, Sha256, Url
 from kedit.data import counterfact, knowedit, mquake, rippleedits, zsre_mend
 from kedit.data.dataset import Dataset, Dedup, Overlap, drop_leaking, leakage_note, select
 from kedit.data.missing_files import at_hand, check_files, data_folder, missing_files
@@ -29,6 +31,8 @@ def load(
     hub: Name | None = None,
     hub_file: Name | None = None,
     hub_revision: Name = "main",
+    url: Url | None = None,
+    sha256: Sha256 | None = None,
     train_path: PathText | Sequence[PathText] | None = None,
     train_limit: Count | Mapping[str, Count] | None = None,
     dedup: Dedup = "none",
@@ -38,7 +42,8 @@ def load(
     train_overlap: Overlap = "drop",
     train: bool = False,
 ) -> Dataset:
-    """Cases of `path`, or if that is None of `hub_file` in the hub dataset `hub`.
+    """Cases of `path`; if that is None those of the file at the address `url`, whose sha256 is `sha256` (None: that of
+    the first download), or of `hub_file` in the hub dataset `hub`.
 
     `train` says that the editor's fit learns from training cases: they are those of `train_path`, one file or several
     of any form that kedit knows, without those that a test asks about (`train_overlap` keep: with them); of each file
@@ -50,7 +55,8 @@ def load(
     train_files = _train_files(train_path) if train else []
     tests = [Path(path).expanduser()] if path else []
     check_files([*(("dataset.path", file) for file in tests), *((TRAIN_OPTION, file) for file in train_files)])
-    source = at_hand(tests[0]) if tests else download(hub, hub_file, hub_revision)
+    origin = Origin(hub, hub_file, hub_revision, url, sha256)
+    source = at_hand(tests[0]) if tests else origin.file()
     dropped: Counter[str] = Counter()
     cases = parse_file(parse, source, drop_empty_targets, dropped)
     chosen = select(cases, dedup=dedup, order_seed=order_seed, limit=limit, dropped=dropped)
@@ -64,9 +70,9 @@ def load(
     return Dataset(
         cases=chosen,
         train=tuple(learnable),
-        source=str(path or f"{hub}/{hub_file}@{hub_revision}"),
+        source=str(path or origin),
         file=str(source),
-        sha256=sha256(source),
+        sha256=file_sha256(source),
         dropped=dict(+dropped),
         notes=notes,
     )
@@ -86,6 +92,8 @@ def missing_sources(
     hub: str | None = None,
     hub_file: str | None = None,
     hub_revision: str = "main",
+    url: str | None = None,
+    sha256: str | None = None,
     train_path: str | Sequence[str] | None = None,
     train: bool = False,
     **_: Any,
@@ -101,7 +109,7 @@ def missing_sources(
     yield from missing_files(files)
     if path is None:
         try:
-            download(hub, hub_file, hub_revision)
+            Origin(hub, hub_file, hub_revision, url, sha256).file()
         except InputError as error:
             yield str(error)
 
@@ -177,20 +185,37 @@ def _function(parse: Parse) -> Parse:
     return getattr(parse, "func", parse)
 
 
-def download(hub: str | None, hub_file: str | None, revision: str) -> Path:
-    """The file of this name in the folder KEDIT_DATA, or in the hub's local cache, downloaded if need be."""
-    if not hub or not hub_file:
-        raise InputError("this dataset is not on the hub; give its file with dataset.path=FILE")
-    local = data_folder() / Path(hub_file).name
-    if local.is_file():
-        return local
-    try:
-        return hub_copy(hub, hub_file, repo_type="dataset", revision=revision)
-    except InputError as error:
-        raise InputError(
-            f"{hub_file} of the hub dataset {hub} could not be downloaded ({error}); download it elsewhere and put it "
-            f"into {data_folder()}, the folder that KEDIT_DATA names, or give it with dataset.path=FILE"
-        ) from error
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a dataset's file comes from if the user names none."""
+
+    hub: str | None
+    hub_file: str | None
+    revision: str
+    url: str | None
+    sha256: str | None
+
+    def __str__(self) -> str:
+        return self.url or f"{self.hub}/{self.hub_file}@{self.revision}"
+
+    def file(self) -> Path:
+        """The file of this name in the folder KEDIT_DATA, or in the cache, downloaded if need be. Raises InputError."""
+        name = self.url or (self.hub_file if self.hub else None)
+        if not name:
+            raise InputError("this dataset is not on the hub; give its file with dataset.path=FILE")
+        local = data_folder() / Path(name).name
+        if local.is_file():
+            return local
+        try:
+            if self.url:
+                return downloaded(self.url, self.sha256)
+            return hub_copy(str(self.hub), str(self.hub_file), repo_type="dataset", revision=self.revision)
+        except InputError as error:
+            what = self.url or f"{self.hub_file} of the hub dataset {self.hub}"
+            raise InputError(
+                f"{what} could not be downloaded ({error}); download it elsewhere and put it into {data_folder()}, the "
+                "folder that KEDIT_DATA names, or give it with dataset.path=FILE"
+            ) from error
 
 
 def form_of(record: Record) -> ModuleType | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from kedit.common.download import downloaded
 from kedit.common.errors import InputError
 from kedit.common.hub import hub_file
 
@@ -20,15 +21,23 @@ def data_folder() -> Path:
 
 
 def at_hand(path: Path) -> Path:
-    """The file, or if it is not there the hub's file of this name that origins.yaml knows: from the hub's cache, or
-    downloaded. The path as it is if neither can be had."""
-    origin = _origins().get(path.name, {}).get("hub")
-    if path.exists() or not origin:
-        return path
+    """The file, or if it is not there the one of this name that origins.yaml knows: of the hub, or of the benchmark's
+    own address; from the cache, or downloaded. The path as it is if it cannot be had."""
+    found = _fetched(path)
+    return path if found is None or isinstance(found, str) else found
+
+
+def _fetched(path: Path) -> Path | str | None:
+    """The file from elsewhere, or why it cannot be had; None if it is there, or nobody has it."""
+    origin = _origins().get(path.name, {})
+    if path.exists() or not origin.keys() & {"hub", "url"}:
+        return None
     try:
-        return hub_file(origin["dataset"], origin["file"], repo_type="dataset")
-    except InputError:
-        return path
+        if "hub" in origin:
+            return hub_file(origin["hub"]["dataset"], origin["hub"]["file"], repo_type="dataset")
+        return downloaded(origin["url"])
+    except InputError as error:
+        return str(error)
 
 
 def origin_of(path: Path) -> dict[str, str] | None:
@@ -77,10 +86,12 @@ def check_files(files: Sequence[tuple[str, Path]], instead: str = "") -> None:
 
 def _ways_out(path: Path, option: str, instead: str, what: str) -> Iterator[str]:
     """Where the file comes from, as far as it is known, where kedit looks for it, and what else can be given."""
-    origin = _origins().get(path.name)
+    origin, failed = _origins().get(path.name), _fetched(path)
     there = f"put it into {data_folder()}, the folder that KEDIT_DATA names" if path.parent == data_folder() else ""
     if origin:
-        yield f"get {origin['what']} from {origin['from']}{' and ' if there else ''}{there}"
+        because = f" (kedit could not: {failed})" if isinstance(failed, str) and "url" in origin else ""
+        address = origin.get("url") or origin["from"]
+        yield f"get {origin['what']} from {address}{because}{' and ' if there else ''}{there}"
     elif there:
         yield there
     yield f"give {what} with {option}=FILE"
@@ -90,5 +101,6 @@ def _ways_out(path: Path, option: str, instead: str, what: str) -> Iterator[str]
 
 @cache
 def _origins() -> dict[str, Any]:
-    """File name -> {what, from, hub: {dataset, file}}; hub only if the hub has it."""
+    """File name -> {what, from, hub: {dataset, file}}; hub only if the hub has it, and `url` in the place of `from` if
+    it can be downloaded from there."""
     return yaml.safe_load(ORIGINS.read_text(encoding="utf-8"))

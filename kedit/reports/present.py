@@ -1,6 +1,7 @@
 """What a run or a sweep shows at its end: tables on the terminal, and tables and pictures in files."""
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,17 @@ def show_cells(directories: Sequence[Path]) -> None:
         plain.show(list(plain.tables(cells)))
     formats.show([ability_table.grid(*one) for one in ability_table.tables(cells)])
     formats.show([routing_table.grid(*one) for one in routing_table.tables(cells)])
+
+
+def show_hints(home: Path, look_at: Sequence[str], commands: Sequence[str]) -> None:
+    """Print below a sweep's table what to look at, where its pictures and its page are, and what to type next."""
+    pictures, page = sorted(path.name for path in home.glob("*.png")), home / "index.html"
+    lines = ["What to look at", *(f"  - {text}" for text in look_at), ""] if look_at else []
+    lines += [f"Pictures  {home}/{{{','.join(pictures)}}}"] if pictures else []
+    lines += [f"Page      {page}"] if page.is_file() else []
+    lines += ["Next", *(f"  {command}" for command in commands)] if commands else []
+    if lines:
+        sys.stdout.write("\n".join(lines) + "\n")
 
 
 def present_cells(directory: Path) -> list[Any]:

@@ -21,6 +21,7 @@ from kedit.run.naming import cell_directory, names_of
 from kedit.run.numbers import number_files
 from kedit.run.options import check_general
 from kedit.run.references import check_added, resolved
+from kedit.run.search_path import find_own_code
 from kedit.run.sweep import is_blocked, outside
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def cell(cfg: DictConfig) -> None:
     Launchers send this function to other processes by its name.
     """
     job = HydraConfig.get()
+    find_own_code(job)
     names, alone = names_of(job), job.mode == RunMode.RUN
     directory = Path("/".join(names[group] for group in ("sweeps", "model", "dataset", "editor", "setting")))
     try:

@@ -51,6 +51,17 @@ class GpuOptions:
 
 
 @dataclass(frozen=True)
+class Hints:
+    """What is printed below the table of a sweep that is no paper's."""
+
+    look_at: Sequence[str] | None = None
+    next: Sequence[str] | None = None  # commands to go on with
+
+
+HINTS = set(Hints.__annotations__)
+
+
+@dataclass(frozen=True)
 class General:
     """The options of a run that belong to no part of it."""
 
@@ -141,7 +152,7 @@ def _general(config: Mapping[str, Any]) -> Iterator[Option]:
     if "gpus" in config:
         yield from _arguments("gpus", GpuOptions, config["gpus"])
     if config.get("table") is not None:
-        yield from _arguments("table", TableOptions, config["table"])
+        yield from _arguments("table", Hints if set(config["table"]) <= HINTS else TableOptions, config["table"])
 
 
 def _part(name: str, node: Any) -> Iterator[Option]:

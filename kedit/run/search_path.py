@@ -1,10 +1,13 @@
 """Where Hydra finds configs beside conf/: in sweeps/, and in no other folder of the checkout.
 
 Importing this module registers it, and the resolvers that conf/ uses, for every composition of this process. What the
-command line gives as hydra.searchpath is searched as well.
+command line gives as --config-dir or hydra.searchpath is searched as well, and Python modules that lie there are found.
 """
 
 import os
+import sys
+from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
@@ -46,6 +49,14 @@ class KeditSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append("kedit", f"{SWEEPS}://{ROOT}")
+
+
+def find_own_code(hydra: Any) -> None:
+    """Let yamls in folders of the user's own (--config-dir, hydra.searchpath) name Python modules that lie beside them:
+    in mine/, editor/nudge.yaml may say `_target_: nudge.Nudge` of mine/nudge.py. `hydra` is Hydra's own config."""
+    files = [source.path for source in hydra.runtime.config_sources if source.schema == "file"]
+    own = [os.path.abspath(path) for path in files if not Path(path).resolve().is_relative_to(ROOT.resolve() / "conf")]
+    sys.path += [path for path in own if path not in sys.path]  # behind what is installed: it hides nothing
 
 
 def _inside(config_path: str) -> bool:

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kedit.common.axes import axis_values
 from kedit.common.errors import InputError, first_line
 from kedit.common.text_files import read_text, write_text
-from kedit.reports.present import present_cells, show_cells, showing
+from kedit.reports.present import present_cells, show_cells, show_hints, showing
 from kedit.results.cell_files import CELLS, CONFIG, is_finished, requested_cells
 from kedit.results.integrity import DamagedFile, check_files
 from kedit.run.cell import IS_WORKER, identity
@@ -34,7 +34,7 @@ from kedit.run.naming import GROUPS, cell_directory, names_of
 from kedit.run.options import GENERAL, check_general
 from kedit.run.preflight import Preflight, said
 from kedit.run.references import resolved
-from kedit.run.search_path import has_resources
+from kedit.run.search_path import find_own_code, has_resources
 
 log = logging.getLogger(__name__)
 STAND_INS = "resources=offline gives in-context editors what needs no download instead (docs/papers.md)."
@@ -186,6 +186,7 @@ class Sweep(Callback):
         home = Path(config.hydra.sweep.dir)
         if IS_WORKER:
             return
+        find_own_code(config.hydra)
         for line in left_out(config):
             log.warning("%s", line)
         try:
@@ -246,6 +247,8 @@ class Sweep(Callback):
         if not is_shown:
             show(made)
         log.info("%s", write_page(home))
+        said = OmegaConf.select(config, "table") or {}
+        show_hints(home, list(said.get("look_at") or []), list(said.get("next") or []))
 
     def _check(self, config: DictConfig, folder: str) -> None:
         """Hydra would only warn of an exception."""

@@ -22,6 +22,7 @@ from kedit.common.cache import cache_folder, cached, digest, sha256
 from kedit.common.errors import InputError
 from kedit.common.seeding import seeded
 from kedit.editors.training.examples import TrainingEdit
+from kedit.editors.training.shipped import shipped
 from kedit.editors.training.trainer import Listener, Objective, Trainer, Training
 
 if TYPE_CHECKING:
@@ -148,7 +149,10 @@ def code_of(*packages: str) -> str:
 
 
 def trained_once(kind: str, key: Mapping[str, Any], train: Train, *, cpu: bool) -> Path:
-    """The folder that `key` (all that what is learnt depends on) determines; `train` fills it if there is none."""
+    """The folder that `key` (all that what is learnt depends on) determines: the package's own, if it comes with it, or
+    one in the cache, which `train` fills if there is none."""
+    if (ready := shipped(kind, key)) is not None:
+        return ready
     scratch = cache_folder() / kind / f".partial-{digest(key)}"  # a killed training continues there
     processes = PartialState(cpu=cpu)
     started = []

@@ -95,7 +95,7 @@ def layout(sweep: str, folder: Path = ROOT / "sweeps") -> Layout | None:
     """The layout of a sweep; None where it defines no table."""
     path = folder / f"{sweep}.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
-    if not config or "table" not in config:
+    if not config or "rows" not in (config.get("table") or {}):
         return None
     table = config["table"]
     rows, columns = tuple(table["rows"]), tuple(table["columns"])

@@ -73,14 +73,30 @@ def _perplexity(cell: Cell, T: int) -> float:
 
 
 def _pool(lines: pd.DataFrame) -> pd.DataFrame:
-    """Mean over edit seeds. The floor comes first, and once: on the largest set of cases that a cell has tested."""
+    """Mean over edit seeds. The unedited model comes first, and once: on the largest set of cases that a cell has
+    tested; then the editors, the one with the best HM (or Score) at its last T first."""
     floor = lines[lines["model"] == UNEDITED_ROW].sort_values("N").groupby("seed").tail(1)
     chosen = pd.concat([floor, lines[lines["model"] != UNEDITED_ROW]])
     groups = chosen.groupby(["model", "T"], sort=False)
     pooled = groups.mean(numeric_only=True).assign(seeds=groups["seed"].nunique())
     order = [*COLUMNS.values(), "HM", "Score", "N", "seconds", "perplexity", "seeds"]
     order += [f"{part}_{kind}" for part in ("n", "ci") for kind in COLUMNS]
-    return pooled[[name for name in order if name in pooled]].reset_index()
+    return _sorted(pooled[[name for name in order if name in pooled]].reset_index())
+
+
+def _sorted(table: pd.DataFrame) -> pd.DataFrame:
+    """Editors by their HM, or their Score where there is none, at the last T; of one editor by T."""
+    ranked = next((table[name] for name in ("HM", "Score") if name in table), None)
+    if ranked is None:
+        return table
+    last = table.assign(ranked=ranked).sort_values("T").groupby("model")["ranked"].agg(lambda at: at.iloc[-1])
+    order = table["model"].map(last).where(table["model"] != UNEDITED_ROW, math.inf)
+    return (
+        table.assign(order=order)
+        .sort_values(["order", "model", "T"], ascending=[False, True, True], kind="stable")
+        .drop(columns="order")
+        .reset_index(drop=True)
+    )
 
 
 def _with_ties(table: pd.DataFrame, cells: Sequence[Cell], score: Score) -> pd.DataFrame:
