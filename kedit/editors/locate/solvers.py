@@ -57,9 +57,7 @@ def least_squares_after(
     return residual @ _solve(system, whitened.T)[: residual.shape[1]]
 
 
-def with_columns(
-    held: Float[Tensor, "f m"], more: Float[Tensor, "f n"], most: int
-) -> Float[Tensor, "f k"]:
+def with_columns(held: Float[Tensor, "f m"], more: Float[Tensor, "f n"], most: int) -> Float[Tensor, "f k"]:
     """Columns G with G Gᵀ that of both, in float32. Beyond `most` of them f columns stand for all: G Gᵀ is all that
     counts, so a solver's state does not grow with the number of edits."""
     both = torch.cat([held.to(more.device), more.float()], dim=1)
