@@ -240,16 +240,16 @@ DATASET_NUMBERS = sorted((CONF / "dataset_hparams").rglob("*.yaml"))
 
 @pytest.mark.parametrize("path", DATASET_NUMBERS, ids=lambda path: str(path.relative_to(CONF / "dataset_hparams")))
 def test_numbers_of_an_editor_for_a_model_and_a_dataset(path: Path, tmp_path: Path) -> None:
-    """They replace those for the model; a dataset may be one of the user's own folder."""
+    """They replace those for the model, also in editors that build on it; a dataset may be one of the user's own."""
     editor, model = path.relative_to(CONF / "dataset_hparams").parts[:2]
-    base = composed(f"editor={editor}", f"model={model}", *datasets_for(model)).editor
+    children = [name for name in EDITORS if editor in read(CONF / "editor" / f"{name}.yaml").get("defaults", [])]
+    base, given = composed(f"editor={editor}", f"model={model}", *datasets_for(model)).editor, read(path)
     write(tmp_path, f"dataset/{path.stem}.yaml", "defaults: [zsre, _self_]\n")
-    own = composed(
-        f"hydra.searchpath=[{tmp_path}]", f"editor={editor}", f"model={model}", f"dataset={path.stem}"
-    ).editor
+    for name in (editor, *children):
+        chosen = (f"hydra.searchpath=[{tmp_path}]", f"editor={name}", f"model={model}", f"dataset={path.stem}")
+        own = composed(*chosen).editor
+        assert {key: own[key] for key in given} == given != {key: base[key] for key in given}
     whole.cache_clear()
-    given = read(path)
-    assert {key: own[key] for key in given} == given != {key: base[key] for key in given}
 
 
 def test_what_a_child_must_not_inherit_its_yaml_says() -> None:
