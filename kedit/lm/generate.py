@@ -70,6 +70,13 @@ def stopped_by(string: bool, early: bool) -> StoppedBy:
     return "string" if string else "eos" if early else "length"
 
 
+def cut_at(until: Sequence[str], texts: Sequence[str], early: Sequence[bool]) -> tuple[list[str], list[StoppedBy]]:
+    """Each text before the first of the stop strings `until`, and what ended it; `early`: it is shorter than its
+    limit."""
+    cut = [before(text, until) for text in texts]
+    return cut, [stopped_by(t != c, short) for t, c, short in zip(texts, cut, early, strict=True)]
+
+
 # (ids, mask, rows, cache, first) -> logits behind the last token of each row, and the cache that continues
 Step = Callable[[Int[Tensor, "n t"], Int[Tensor, "n s"], Sequence[int], Any, bool], tuple[Float[Tensor, "n v"], Any]]
 Select = Callable[[Any, Int[Tensor, " m"]], Any]  # some rows of a cache

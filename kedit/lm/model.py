@@ -16,17 +16,7 @@ from kedit.lm.batching import Budget, in_batches
 from kedit.lm.capture import capture
 from kedit.lm.changes import no_suspension
 from kedit.lm.forward import with_prefix
-from kedit.lm.generate import (
-    SeededTopK,
-    Stop,
-    StoppedBy,
-    before,
-    continue_batch,
-    greedy,
-    key_value_bytes,
-    said_one_of,
-    stopped_by,
-)
+from kedit.lm.generate import SeededTopK, Stop, StoppedBy, continue_batch, cut_at, greedy, key_value_bytes, said_one_of
 from kedit.lm.mixing import MixedScores, Steps
 from kedit.lm.route import Route, unrouted
 from kedit.lm.routing import Routing
@@ -234,10 +224,9 @@ class LM(Routing):
         new = self._continue(pairs, limits, top_k=top_k, seeds=seeds, eos=eos, until=until)
         texts = [self.text.decode(tokens) for tokens in new]
         full = [self.text.decode(ids + tokens) for ids, tokens in zip(encoded, new, strict=True)]
-        cut = [before(text, until) for text in texts]
+        cut, ends = cut_at(until, texts, [len(n) < most for n, most in zip(new, limits, strict=True)])
         full = [f[: len(f) - (len(t) - len(c))] for f, t, c in zip(full, texts, cut, strict=True)]
         infos = [{**route.info, **pair.reading.info} for route, pair in zip(routes, pairs, strict=True)]
-        ends = [stopped_by(t != c, len(n) < most) for t, c, n, most in zip(texts, cut, new, limits, strict=True)]
         return [Generated(*one) for one in zip(cut, full, infos, new, ends, strict=True)]
 
     def greedy_continuation(self, batch: Batch) -> Batch:
