@@ -112,7 +112,10 @@ def assemble(cfg: DictConfig) -> Parts:
             "set eval.each_step=[], or choose an editor that trains edit by edit"
         )
     check_tests(steps, evaluator.kinds)
-    announce(steps, evaluator)
+    if evaluator.judges:
+        from kedit.loop.step_runner import times_asked
+
+        evaluator.announce(times_asked(steps, evaluator))
     editor.prepare([edit for step in steps for case in step.edit for edit in case.edits])
     return Parts(editor, evaluator, tracker, dataset, steps)
 
@@ -123,14 +126,6 @@ def check_tests(steps: Sequence[Any], kinds: Sequence[Any]) -> None:
     if asked.isdisjoint(kinds):
         given = f"eval.kinds={list(kinds)} (fluency only with fluency tokens)"
         raise InputError(f"{given}: no test would ask anything; the dataset has {', '.join(sorted(asked))}")
-
-
-def announce(steps: Sequence[Any], evaluator: Any) -> None:
-    """Say what judges will cost, if there are any. Raises InputError if they cannot be asked."""
-    if evaluator.judges:
-        from kedit.loop.step_runner import times_asked
-
-        evaluator.announce(times_asked(steps, evaluator))
 
 
 def checked_model(cfg: DictConfig, parts: Parts) -> Any:
