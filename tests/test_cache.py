@@ -15,7 +15,7 @@ from kedit import world
 from kedit.cases import questions_of
 from kedit.common.cache import cache_folder, cached, contents, mark_used, prune, remembered_sha256, writing_lock
 from kedit.common.errors import InputError
-from kedit.editors.incontext.augmentation.reply_cache import Replies
+from kedit.common.reply_cache import Replies
 from kedit.evaluation.baseline import baseline_answers
 from kedit.evaluation.evaluator import Evaluator
 from kedit.lm import LM

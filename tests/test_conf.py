@@ -194,6 +194,9 @@ def test_an_editors_own_numbers_come_last_so_that_a_child_inherits_them(path: Pa
     of = path.relative_to(CONF / "editor").with_suffix("")
     line = {f"optional /hparams/{of}@_here_": "${model}"}
     entries = [entry for entry in read(path).get("defaults", []) if "override " not in str(entry)]
+    entries = [
+        entry for entry in entries if "/dataset_hparams/" not in str(entry)
+    ]  # of a dataset too: behind the model's
     if path.parent == CONF / "editor" or (CONF / "hparams" / of).is_dir():
         assert entries[-2:] == ["_self_", line]
 
@@ -230,6 +233,23 @@ def test_numbers_of_one_editor_for_one_model_come_after_the_editor_and_before_th
     assert composed("editor=kdpo", "model=local", "model.path=x", "dataset=zsre").editor.lr == 1e-4
     assert composed("editor=kdpo", "editor.lr=5").editor.lr == 5
     assert composed("editor=ft_m", "editor/loss=kdpo").editor.loss.beta == 0.1
+
+
+DATASET_NUMBERS = sorted((CONF / "dataset_hparams").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", DATASET_NUMBERS, ids=lambda path: str(path.relative_to(CONF / "dataset_hparams")))
+def test_numbers_of_an_editor_for_a_model_and_a_dataset(path: Path, tmp_path: Path) -> None:
+    """They replace those for the model, also in editors that build on it; a dataset may be one of the user's own."""
+    editor, model = path.relative_to(CONF / "dataset_hparams").parts[:2]
+    children = [name for name in EDITORS if editor in read(CONF / "editor" / f"{name}.yaml").get("defaults", [])]
+    base, given = composed(f"editor={editor}", f"model={model}", *datasets_for(model)).editor, read(path)
+    write(tmp_path, f"dataset/{path.stem}.yaml", "defaults: [zsre, _self_]\n")
+    for name in (editor, *children):
+        chosen = (f"hydra.searchpath=[{tmp_path}]", f"editor={name}", f"model={model}", f"dataset={path.stem}")
+        own = composed(*chosen).editor
+        assert {key: own[key] for key in given} == given != {key: base[key] for key in given}
+    whole.cache_clear()
 
 
 def test_what_a_child_must_not_inherit_its_yaml_says() -> None:

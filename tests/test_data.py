@@ -13,7 +13,7 @@ from conftest import TESTS
 
 from kedit.cases import Case, Edit, Probe, questions_of
 from kedit.common.errors import InputError
-from kedit.data import Dataset, counterfact, knowedit, load, zsre_mend
+from kedit.data import Dataset, counterfact, knowedit, load, qaedit, wikibigedit, zsre_mend
 from kedit.data.files import Origin, parse_file, recognise
 from kedit.data.records import Record, answers
 from kedit.data.report import conflicts, contradicted, overwritten
@@ -151,6 +151,60 @@ def test_zsre_mend_keeps_its_literal_prefix() -> None:
     assert case.edits == (Edit("What is S?", "new", "S", "old"),)
     assert Probe("locality", "nq question: who", ("me",), "neighborhood") in case.probes
     assert Probe("portability", "Q?", ("A",), "one_hop") in case.probes
+
+
+def test_a_qaedit_record() -> None:
+    data = {"id": 3, "source": "NQ", "prompt": "who is S?", "target": "A", "subject": "the S", "rephrase": "S is who?"}
+    data["locality"] = [
+        {"loc": "who else", "loc_ans": "B"},
+        {"loc": "and", "loc_ans": " "},
+        {"loc": "or", "loc_ans": "C"},
+    ]
+    case, dropped = parsed(qaedit, data)
+    assert case.edits == (Edit("who is S?", "A", "the S"),)
+    assert counts([case]) == {"reliability": 1, "generality": 1, "locality": 2, "fluency": 1, "efficacy": 1} | rome(
+        1, 2
+    )
+    assert dropped == {"locality probe with a blank answer": 1}
+    one = qaedit.parse(Record(data, "here"), "c", Counter(), first_locality_only=True)
+    assert counts([one])["locality"] == 1
+
+
+def test_a_wikibigedit_record() -> None:
+    data = {"tag": "new", "subject": "S", "update": "What is S?", "ans": "A", "rephrase": "S is what?"}
+    data |= {"personas": "Arr, S?", "loc": "What is T?", "loc_ans": "B", "mhop": "Where is what S is?", "mhop_ans": "C"}
+    case, dropped = parsed(wikibigedit, data)
+    assert case.edits == (Edit("What is S?", "A", "S"),)
+    groups = [(probe.kind, probe.group, probe.answers) for probe in case.probes if probe.group]
+    assert groups == [
+        ("generality", "rephrase", ("A",)),
+        ("generality", "personas", ("A",)),
+        ("portability", "multi_hop", ("C",)),
+        ("locality", "same_relation", ("B",)),
+    ]
+    short, _ = parsed(wikibigedit, data | {"mhop": None, "mhop_ans": None, "personas": None, "personas_2": "Yo, S?"})
+    assert counts([short]) == {"reliability": 1, "generality": 2, "locality": 1, "fluency": 1}
+    assert not dropped
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("qaedit_inter", qaedit),
+        ("mirage_counterfact_edit", counterfact),
+        ("locft_counterfact", counterfact),
+        ("locft_wikibigedit", counterfact),
+        ("locft_zsre", zsre_mend),
+    ],
+)
+def test_samples_of_strict_evaluations_data(test_data: Path, name: str, form: Any) -> None:
+    path = test_data / "beyond" / f"{name}.json"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    assert recognise(path) is form
+    cases = parse_file(form.parse, path, False, Counter())
+    assert len(cases) == len(json.loads(path.read_text("utf-8"))) >= 20
+    assert all(counts([case])["generality"] == 1 for case in cases)
 
 
 # --- excerpts: each loader and the count logic run everywhere --------------------------------------------------------

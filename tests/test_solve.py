@@ -158,3 +158,29 @@ def test_two_edits_with_one_key_fail_as_an_edit_does(solver: Solver) -> None:
         moment = torch.eye(F, dtype=torch.float64)
     with pytest.raises(FloatingPointError, match="linearly dependent"):
         fitted(solver, moment).change(0, Keys(exact, exact), normal(D, 2))
+
+
+# --- long sequences --------------------------------------------------------------------------------------------------
+
+
+def test_previous_keys_stand_against_later_edits(moment: Tensor) -> None:
+    """R Kᵀ (λC + G Gᵀ + K Kᵀ)⁻¹ densely; without earlier edits it is MEMIT."""
+    solver, weight = fitted(LeastSquares(weight=30.0, previous_keys=True), moment), 30.0
+    assert solver.stateful
+    assert not LeastSquares(weight=30.0).stateful
+    earlier = torch.zeros(F, F, dtype=torch.float64)
+    for n in (N, 2 * F, 3 * F, N):  # more than 2 f columns are held as f
+        facts, residual = keys(n), normal(D, n)
+        k = facts.average
+        dense = residual @ k.T @ torch.linalg.inv(weight * moment + earlier + k @ k.T)
+        assert torch.allclose(solver.change(0, facts, residual), dense, rtol=1e-4, atol=1e-6)
+        solver.accumulate(0, facts)
+        earlier += k.float().double() @ k.float().double().T
+    assert solver.state()["earlier.0"].shape[1] <= 2 * F
+    again = fitted(LeastSquares(weight=30.0, previous_keys=True), moment)
+    again.load_state(solver.state())
+    facts, residual = keys(), normal(D, N)
+    assert torch.equal(again.change(0, facts, residual), solver.change(0, facts, residual))
+    solver.reset()
+    plain = fitted(LeastSquares(weight=30.0), moment)
+    assert torch.equal(solver.change(0, facts, residual), plain.change(0, facts, residual))

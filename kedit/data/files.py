@@ -13,14 +13,14 @@ from kedit.common.download import downloaded
 from kedit.common.errors import InputError
 from kedit.common.hub import hub_file as hub_copy
 from kedit.common.options import Count, Name, PathText, Seed, Sha256, Url
-from kedit.data import counterfact, knowedit, mquake, rippleedits, zsre_mend
+from kedit.data import counterfact, knowedit, mquake, qaedit, rippleedits, wikibigedit, zsre_mend
 from kedit.data.dataset import Dataset, Dedup, Overlap, drop_leaking, leakage_note, select
 from kedit.data.missing_files import at_hand, check_files, data_folder, missing_files
 from kedit.data.records import Record, is_blank, read_records
 
 Parse = Callable[[Record, str, Counter[str]], Case | None]  # None: the record is left out, and counted
 # each with `recognises`, `dataset_of` and `parse`; KnowEdit's fields occur in the other forms too, so it comes last
-FORMS = (mquake, rippleedits, counterfact, zsre_mend, knowedit)
+FORMS = (mquake, rippleedits, counterfact, zsre_mend, qaedit, wikibigedit, knowedit)
 TRAIN_OPTION = "dataset.train_path"
 
 

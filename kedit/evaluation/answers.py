@@ -2,12 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from kedit.cases import Question
 from kedit.lm import Scored
 
 ROOM = 16  # tokens that free generation may go on after the answer's: a model that uses them has not stopped
+
+
+@dataclass(frozen=True, slots=True)
+class StrictReply:
+    """A free answer as a strict profile asks for it."""
+
+    text: str  # up to the first stop string
+    tokens: list[int]  # new ones, through the one that completes a stop string
+    stopped_by: Literal["eos", "string", "length"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +27,7 @@ class Answer:
     generated: str | None = None  # free text: the continuation, or for fluency prompt and continuation
     info: Mapping[str, Any] = field(default_factory=dict)  # of the prompt's route
     competing_answer: Scored | None = None  # teacher-forced on the competing object
+    strict: StrictReply | None = None  # None: not asked so
 
 
 class Ask(NamedTuple):

@@ -13,7 +13,7 @@ import transformers
 from kedit.cases import Question
 from kedit.common.cache import CacheNotWritable, cache_folder, digest, mark_used, writing_lock
 from kedit.evaluation.answer_cache import AnswerCache
-from kedit.evaluation.answers import Answer
+from kedit.evaluation.answers import Answer, StrictReply
 from kedit.evaluation.evaluator import Evaluator
 from kedit.evaluation.metrics.teacher_forced import token_match
 from kedit.lm import LM, Scored
@@ -34,13 +34,13 @@ def baseline_answers(lm: LM, evaluator: Evaluator, asked: Sequence[Question]) ->
         return dict(zip(asked, evaluator.answer(lm, asked), strict=True))
     cache = AnswerCache(cache_folder() / "baseline" / digest(_context(lm, evaluator)))
     mark_used(cache.file.parent)
-    by_key = {_key(q): q for q in asked}
+    by_key = {_key(q, evaluator): q for q in asked}
     known = cache.get(by_key)
     read = len(known)
     if read < len(by_key):
         known |= _asked_and_kept(lm, evaluator, cache, {key: q for key, q in by_key.items() if key not in known})
     log.debug("%d answers of the unedited model: %d asked, %d read", len(by_key), len(by_key) - read, read)
-    return {q: _answer(known[_key(q)]) for q in asked}
+    return {q: _answer(known[_key(q, evaluator)]) for q in asked}
 
 
 def _asked_and_kept(
@@ -72,6 +72,7 @@ def _context(lm: LM, evaluator: Evaluator) -> dict[str, Any]:
     return {
         "form": FORM,
         "eval": {name: getattr(evaluator, name) for name in evaluator.ASKING},
+        **({"strict": dict(evaluator.profile.asking())} if "strict" in evaluator.scoring else {}),
         **model_context(lm),
     }
 
@@ -90,20 +91,24 @@ def model_context(lm: LM) -> dict[str, Any]:
     }
 
 
-def _key(question: Question) -> str:
+def _key(question: Question, evaluator: Evaluator) -> str:
     """A chat template treats locality otherwise; fluency is sampled with a seed of its case."""
     probe = question.probe
     asked_as = probe.kind if probe.kind in ("locality", "fluency") else "prompt"
     place = [question.case, question.index] if probe.kind == "fluency" else []
     against = [{"competing_answer": probe.competing_answer}] if probe.competing_answer else []
     framed = [{"frame": [probe.frame.before, probe.frame.after, probe.frame.max_new]}] if probe.frame else []
-    return json.dumps([asked_as, probe.prompt, probe.answers, *place, *against, *framed], ensure_ascii=False)
+    strictly = "strict" in evaluator.scoring and probe.kind != "fluency"
+    partly = [{"strict": False}] if strictly and not evaluator.profile.asks(question) else []
+    return json.dumps([asked_as, probe.prompt, probe.answers, *place, *against, *framed, *partly], ensure_ascii=False)
 
 
 def _answer(saved: dict[str, Any]) -> Answer:
     competing_answer = saved.get("competing_answer")  # answers kept before there were contrasts do not have it
     forced = tuple(Scored(**scored) for scored in saved["forced"])
-    return Answer(forced, saved["generated"], saved["info"], Scored(**competing_answer) if competing_answer else None)
+    strict = StrictReply(**saved["strict"]) if saved.get("strict") else None
+    competing = Scored(**competing_answer) if competing_answer else None
+    return Answer(forced, saved["generated"], saved["info"], competing, strict)
 
 
 def noise_floor(lm: LM, asked: Sequence[Question], sample: int = 100) -> float:

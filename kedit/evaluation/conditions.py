@@ -32,7 +32,7 @@ def unmet(
 
 
 def _met(grade: Grade, condition: Condition, asked: Question, answer: Any, before: Any) -> bool:
-    exact = {row["scoring"]: row["exact"] for row in grade(asked, answer, before)}
+    exact = {row["scoring"]: row["exact"] for row in grade(asked, answer, before) if "exact" in row}
     return bool(exact.get("generate", exact.get("forced"))) == condition.right
 
 

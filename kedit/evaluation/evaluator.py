@@ -1,31 +1,28 @@
-"""Asking and grading: the same call before and after editing, so protocols cannot differ. See docs/metrics.md."""
+"""The evaluator: its options, and grading; the same call before and after editing. See docs/metrics.md."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
-from zlib import crc32
 
 from kedit.cases import CONDITION, KINDS, KNOWEDIT, Kind, Question
 from kedit.common.errors import InputError
 from kedit.common.options import Count, CountOrNone, OneOrMore, Seed, Several
-from kedit.evaluation.answers import Answer, Ask, room
+from kedit.evaluation.answers import Answer
+from kedit.evaluation.asking import Aliases, Asking, RoutedBy, Template
 from kedit.evaluation.conditions import uncounted_rows, unmet
 from kedit.evaluation.consistency import Consistency
-from kedit.evaluation.easyedit_scoring import score_group
+from kedit.evaluation.judges import Judge, Judged, Judges, Verdicts
 from kedit.evaluation.measures import Measure, Measurement
 from kedit.evaluation.measures.chosen import named_measures
 from kedit.evaluation.metrics import TEXT_KINDS, Forced, Scoring, Written, grades
-from kedit.lm import LM, Route, Scored
+from kedit.evaluation.strict import StrictProfile
+from kedit.lm import LM
 from kedit.lm.text import Side
 
 Row = dict[str, Any]
-Aliases = Literal["first", "any"]
 Reference = Literal["pre_model", "ground_truth"]
-Template = Literal["off", "on_prompts", "on_all"]
-RoutedBy = Literal["prompt", "prompt_and_answer", "edit"]
 
 
-class Evaluator:
+class Evaluator(Asking):
     """Ways of asking and of grading. Every quirk of a reference implementation is one switch, off by default."""
 
     # what changes an answer, not how it is graded
@@ -37,7 +34,7 @@ class Evaluator:
         # what a test asks, as far as the dataset has it
         kinds: OneOrMore[Kind] = KNOWEDIT,
         # forced: token match, exact match and NLL from one teacher-forced pass; generate: does the free greedy
-        # continuation say the answer and stop?
+        # continuation say the answer and stop? strict: is what a profile (`strict`) asks for the answer?
         scoring: OneOrMore[Scoring] = ("forced",),
         # the first answer counts, as in EasyEdit, or the best of any
         aliases: Aliases = "first",
@@ -64,6 +61,10 @@ class Evaluator:
         each_step: Several[Kind] = (),
         # measures of the whole model, by their names; None: perplexity (kedit/evaluation/measures)
         measures: Mapping[str, Measure] | None = None,
+        # how the scoring "strict" asks and grades (kedit/evaluation/strict.py), and who grades it besides exact match:
+        # the first judge's verdict is the one that tables show
+        strict: StrictProfile | None = None,
+        judges: Mapping[str, Judge] | None = None,
     ):
         _check_kinds(kinds, scoring, each_edit, each_step)
         _known("aliases", [aliases], get_args(Aliases))
@@ -79,118 +80,21 @@ class Evaluator:
         self.columns = tuple(kinds)  # of a table: without fluency tokens, fluency is a column of dashes
         self.kinds = tuple(kind for kind in kinds if self.fluency_tokens or kind not in TEXT_KINDS)
         self.measures = named_measures(measures)
-
-    # --- asking ------------------------------------------------------------------------------------------------------
-
-    def prepare(self, lm: LM, asked: Sequence[Question], touched: Sequence[str]) -> None:
-        """Before the first answer: let `lm` compute once what edits of the `touched` parameters cannot change."""
-        closed = [q for q in asked if q.probe.kind != "fluency"]
-        asks = self._objects([Ask(q) for q in closed]) if self.easyedit_padding is None else []
-        prompts = [route.prompt for route in self._routes(lm, asks)]
-        lm.cache_lower_layers(touched, prompts, [ask.answer for ask in asks])
-
-    def scored_texts(self, lm: LM, asked: Sequence[Question]) -> Iterator[tuple[Question, str, str]]:
-        """(question, prompt as the unedited model reads it, answer) of everything that is teacher-forced."""
-        for ask in self._objects([Ask(q) for q in asked if q.probe.kind != "fluency"]):
-            yield ask.question, self._framed(lm, ask.question, ask.question.probe.prompt), ask.answer
-
-    def answer(self, lm: LM, asked: Sequence[Question], variants: Sequence[int] = ()) -> list[Answer]:
-        """One answer a question, in order; prompts are pooled over all questions. `variants`: of the model that each
-        question goes to, where there are several (LM.in_variants)."""
-        asks = [Ask(q, variant=v) for q, v in zip(asked, variants or [0] * len(asked), strict=True)]
-        free = [i for i, q in enumerate(asked) if q.probe.kind == "fluency"]
-        closed = [i for i, q in enumerate(asked) if q.probe.kind != "fluency"]
-        found = dict(zip(free, self._write(lm, [asks[i] for i in free]), strict=True))
-        found |= zip(closed, self._reply(lm, [asks[i] for i in closed]), strict=True)
-        return [found[i] for i in range(len(asked))]
-
-    def score_at_step(self, lm: LM, asked: Sequence[Question]) -> list[Scored]:
-        """The first answer of each question, teacher-forced: what is asked after an optimiser step."""
-        first = self._first([Ask(q) for q in asked])
-        return lm.answer(self._routes(lm, first), [ask.answer for ask in first])
-
-    def score_greedy_continuation(self, lm: LM, asked: Sequence[Question]) -> list[Scored]:
-        """What the model itself says, greedily, to each question, as many tokens as the first answer has."""
-        first = self._first([Ask(q) for q in asked])
-        return lm.score_greedy_continuation(self._routes(lm, first), [ask.answer for ask in first])
-
-    def _first(self, asks: Sequence[Ask]) -> list[Ask]:
-        return [ask._replace(answer=ask.question.probe.answers[0]) for ask in asks]
-
-    def _reply(self, lm: LM, asks: Sequence[Ask]) -> list[Answer]:
-        scored = iter(self._score(lm, self._objects(asks)))
-        answers = []
-        for q in (ask.question for ask in asks):
-            forced = tuple(next(scored) for _ in self._targets(q))
-            answers.append(
-                Answer(forced, info=forced[0].info, competing_answer=next(scored) if q.probe.competing_answer else None)
+        self.strict, self.judges = strict, Judges(judges)
+        if judges and "strict" not in scoring:
+            raise InputError(
+                f"eval/judges={list(judges)}: judges grade strict answers; choose a profile too, e.g. eval=wild"
             )
-        if "generate" not in self.scoring:
-            return answers
-        routes = self._routes(lm, self._first(asks))
-        generated = lm.generate(routes, [room(a.question, found) for a, found in zip(asks, answers, strict=True)])
-        return [replace(a, generated=w.text, info=w.info) for a, w in zip(answers, generated, strict=True)]
+        if "strict" in scoring:
+            _ = self.profile
 
-    def _objects(self, asks: Sequence[Ask]) -> list[Ask]:
-        """Every question with every object that is scored behind its prompt."""
-        found = []
-        for ask in asks:
-            competing = ask.question.probe.competing_answer
-            texts = self._targets(ask.question) + ((competing,) if competing else ())
-            found += [ask._replace(answer=text) for text in texts]
-        return found
-
-    def _targets(self, question: Question) -> tuple[str, ...]:
-        """The answers that count."""
-        return question.probe.answers if self.aliases == "any" else question.probe.answers[:1]
-
-    def _score(self, lm: LM, asks: Sequence[Ask]) -> list[Scored]:
-        routes, texts = self._routes(lm, asks), [ask.answer for ask in asks]
-        if self.easyedit_padding is None:
-            return lm.answer(routes, texts)
-        groups: dict[tuple[str, str, str, int], list[int]] = {}
-        for i, (q, _, variant) in enumerate(asks):
-            groups.setdefault((q.case, q.probe.kind, q.probe.group, variant), []).append(i)
-        scored: dict[int, Scored] = {}
-        for members in groups.values():
-            group = [routes[i] for i in members], [texts[i] for i in members]
-            scored |= zip(members, score_group(lm, *group, self.easyedit_padding), strict=True)
-        return [scored[i] for i in range(len(asks))]
-
-    def _write(self, lm: LM, asks: Sequence[Ask]) -> list[Answer]:
-        """Free text for fluency: its length alone ends it, and what a memory gives to read is no part of it."""
-        asked = [ask.question for ask in asks]
-        prompts = [self._framed(lm, q, q.probe.prompt) for q in asked]
-        generated = lm.generate(
-            self._routes(lm, asks),
-            [max(0, self.fluency_tokens - len(ids)) for ids in lm.text.prompts(prompts)],
-            top_k=self.fluency_top_k,
-            seeds=[crc32(f"{self.fluency_seed}/{q.case}/{q.index}".encode()) for q in asked],
-            stop=False,
-        )
-        texts = [
-            f"{prompt.rstrip()} {w.text.lstrip()}" if w.info else w.full
-            for prompt, w in zip(prompts, generated, strict=True)
-        ]
-        return [Answer(generated=text, info=w.info) for text, w in zip(texts, generated, strict=True)]
-
-    def _routes(self, lm: LM, asks: Sequence[Ask]) -> list[Route]:
-        """What the model reads: the prompt, with what a memory has for it, and around that the chat template."""
-        keys = [self._key(ask.question, ask.answer) for ask in asks]
-        routes = lm.routed([ask.question.probe.prompt for ask in asks], keys, [ask.variant for ask in asks])
-        framed = [self._framed(lm, ask.question, to.prompt) for ask, to in zip(asks, routes, strict=True)]
-        return [replace(to, prompt=prompt) for to, prompt in zip(routes, framed, strict=True)]
-
-    def _key(self, question: Question, answer: str) -> str:
-        if self.routed_by == "edit":
-            return question.edit
-        return f"{question.probe.prompt} {answer}" if self.routed_by == "prompt_and_answer" else question.probe.prompt
-
-    def _framed(self, lm: LM, question: Question, prompt: str) -> str:
-        if frame := question.probe.frame:
-            prompt = f"{frame.before}{prompt}{frame.after}"
-        plain = question.probe.kind == "locality" and self.chat_template == "on_prompts"
-        return prompt if self.chat_template == "off" or plain else lm.text.chat(prompt, self.double_bos)
+    def announce(self, times: Mapping[Question, int]) -> None:
+        """Before a model is loaded: say what judges will cost. `times`: how often each question will be asked. Raises
+        InputError if a judge cannot be asked, or costs more than it may."""
+        if self.judges and self.strict is not None:
+            strict = self.strict
+            asked = {q: n for q, n in times.items() if q.probe.kind not in TEXT_KINDS and strict.asks(q)}
+            self.judges.announce(asked, strict.max_new)
 
     def measure(self, lm: LM, held_out: str, *, restored: bool = False) -> Measurement:
         """What the measures find in the model as it is. `restored`: it is restored right after this test."""
@@ -205,16 +109,23 @@ class Evaluator:
         """Rows of all questions, in order, then those of cases as a whole; a question that is asked for the sake of
         others has none. `before`: the unedited model's answers."""
         now = {q: answer for q, answer in zip(asked, answers, strict=True) if q.index == CONDITION}
+        pairs = [(q, answer) for q, answer in zip(asked, answers, strict=True) if q.index != CONDITION]
+        kept_out = {q: unmet(self.grade, q, before, now) for q, _ in pairs}
+        verdicts = self._verdicts([(q, answer) for q, answer in pairs if not kept_out[q]])
         graded = []
-        for q, answer in zip(asked, answers, strict=True):
-            if q.index != CONDITION:
-                by = unmet(self.grade, q, before, now)
-                graded += uncounted_rows(q, self.scoring, by) if by else self.grade(q, answer, before[q])
+        for q, answer in pairs:
+            by = kept_out[q]
+            graded += uncounted_rows(q, self.scoring, by) if by else self.grade(q, answer, before[q], verdicts)
         if self.consistency is None or "consistency" not in self.kinds:
             return graded
         return graded + self.consistency.rows(asked, [answer.generated for answer in answers])
 
-    def grade(self, question: Question, after: Answer, before: Answer) -> list[Row]:
+    def _verdicts(self, pairs: Sequence[tuple[Question, Answer]]) -> Verdicts:
+        """What each judge says of each strict answer; all of them are judged together."""
+        judged = [Judged.of(q, self._targets(q), a.strict.text) for q, a in pairs if a.strict is not None]
+        return self.judges.verdicts(judged) if self.judges else {}
+
+    def grade(self, question: Question, after: Answer, before: Answer, verdicts: Verdicts | None = None) -> list[Row]:
         """Rows of one question: one for each way of scoring. `before` is the unedited model's answer."""
         probe = question.probe
         place = {"case": question.case, "kind": probe.kind, "group": probe.group, "probe": question.index}
@@ -224,7 +135,9 @@ class Evaluator:
             graded = [self._grade_text(after)]
         else:
             graders = {"forced": self._grade_forced, "generate": self._grade_written}
-            graded = [graders[scoring](question, after, before) for scoring in self.scoring]
+            ways = [scoring for scoring in self.scoring if scoring in graders]
+            graded = [graders[scoring](question, after, before) for scoring in ways]
+            graded += self._grade_strictly(question, after, before, verdicts or {})
         return [place | row | route for row in graded]
 
     def _grade_text(self, after: Answer) -> Row:
@@ -253,6 +166,14 @@ class Evaluator:
             unedited=(before.generated or "") if self._compares(question) else None,
         )
         return {"scoring": "generate"} | grades("generate", written) | {"gold": targets[0], "generated": written.text}
+
+    def _grade_strictly(self, question: Question, after: Answer, before: Answer, verdicts: Verdicts) -> list[Row]:
+        """No row if it was not asked so."""
+        if self.strict is None or after.strict is None or before.strict is None:
+            return []
+        targets = self._targets(question)
+        said = verdicts.get(Judged.of(question, targets, after.strict.text), {})
+        return [self.strict.row(question, targets, after.strict, before.strict, said)]
 
     def _compares(self, question: Question) -> bool:
         """Is the unedited model's answer the reference?"""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,6 +10,7 @@ from torch import Tensor
 
 Choose = Callable[[Float[Tensor, "n v"], Int[Tensor, " n"], int], Int[Tensor, " n"]]
 Finished = Callable[[int, list[int]], bool]
+StoppedBy = Literal["eos", "string", "length"]  # its end-of-text token, a stop string, its limit
 
 
 def greedy(logits: Float[Tensor, "n v"], rows: Int[Tensor, " n"], step: int) -> Int[Tensor, " n"]:
@@ -51,6 +52,29 @@ class Stop:
             return True
         said.append(token)
         return len(said) >= self.limits[row] or (self.finished is not None and self.finished(row, said))
+
+
+def before(text: str, until: Sequence[str]) -> str:
+    """The text before the first of these strings."""
+    ends = [at for stop in until if (at := text.find(stop)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def said_one_of(until: Sequence[str], decode: Callable[[list[int]], str]) -> Finished:
+    """A row ends with the token that completes one of these strings."""
+    return lambda _, said: before(text := decode(said), until) != text
+
+
+def stopped_by(string: bool, early: bool) -> StoppedBy:
+    """What ended a text: `string`, it holds a stop string; `early`, it is shorter than its limit."""
+    return "string" if string else "eos" if early else "length"
+
+
+def cut_at(until: Sequence[str], texts: Sequence[str], early: Sequence[bool]) -> tuple[list[str], list[StoppedBy]]:
+    """Each text before the first of the stop strings `until`, and what ended it; `early`: it is shorter than its
+    limit."""
+    cut = [before(text, until) for text in texts]
+    return cut, [stopped_by(t != c, short) for t, c, short in zip(texts, cut, early, strict=True)]
 
 
 # (ids, mask, rows, cache, first) -> logits behind the last token of each row, and the cache that continues

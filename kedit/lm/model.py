@@ -16,7 +16,7 @@ from kedit.lm.batching import Budget, in_batches
 from kedit.lm.capture import capture
 from kedit.lm.changes import no_suspension
 from kedit.lm.forward import with_prefix
-from kedit.lm.generate import SeededTopK, Stop, continue_batch, greedy, key_value_bytes
+from kedit.lm.generate import SeededTopK, Stop, StoppedBy, continue_batch, cut_at, greedy, key_value_bytes, said_one_of
 from kedit.lm.mixing import MixedScores, Steps
 from kedit.lm.route import Route, unrouted
 from kedit.lm.routing import Routing
@@ -50,6 +50,8 @@ class Generated:
     text: str
     full: str  # prompt + continuation, special tokens removed
     info: Mapping[str, Any] = field(default_factory=dict)
+    tokens: Sequence[int] = ()  # new ones, through the one that completes a stop string; without an end-of-text token
+    stopped_by: StoppedBy = "length"
 
 
 class LM(Routing):
@@ -222,12 +224,10 @@ class LM(Routing):
         new = self._continue(pairs, limits, top_k=top_k, seeds=seeds, eos=eos, until=until)
         texts = [self.text.decode(tokens) for tokens in new]
         full = [self.text.decode(ids + tokens) for ids, tokens in zip(encoded, new, strict=True)]
-        if until:
-            cut = [_before(text, until) for text in texts]
-            full = [f[: len(f) - (len(t) - len(c))] for f, t, c in zip(full, texts, cut, strict=True)]
-            texts = cut
+        cut, ends = cut_at(until, texts, [len(n) < most for n, most in zip(new, limits, strict=True)])
+        full = [f[: len(f) - (len(t) - len(c))] for f, t, c in zip(full, texts, cut, strict=True)]
         infos = [{**route.info, **pair.reading.info} for route, pair in zip(routes, pairs, strict=True)]
-        return [Generated(*text) for text in zip(texts, full, infos, strict=True)]
+        return [Generated(*one) for one in zip(cut, full, infos, new, ends, strict=True)]
 
     def greedy_continuation(self, batch: Batch) -> Batch:
         """Each row's prompt with what the model greedily says next, as many tokens as the row's answer has."""
@@ -251,8 +251,7 @@ class LM(Routing):
         def run(now: list[int]) -> list[list[int]]:
             some, most = [pairs[i] for i in now], [limits[i] for i in now]
             choose = SeededTopK(top_k, [seeds[i] for i in now], max(most), self.device) if top_k > 1 else greedy
-            finished = (lambda _, said: _before(text := self.text.decode(said), until) != text) if until else None
-            steps, stop = Steps(self, some), Stop(most, eos, finished)
+            steps, stop = Steps(self, some), Stop(most, eos, said_one_of(until, self.text.decode) if until else None)
             return continue_batch(steps.step, steps.select, [pair.ids for pair in some], choose, stop, self.device)
 
         token = key_value_bytes(self.model.config, self.dtype.itemsize)
@@ -281,12 +280,6 @@ class LM(Routing):
 
 def _with_info(scored: Scored, route: Route) -> Scored:
     return replace(scored, info={**route.info, **scored.info})
-
-
-def _before(text: str, until: Sequence[str]) -> str:
-    """The text before the first of these strings."""
-    ends = [at for stop in until if (at := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text
 
 
 def _ids(tokens: int | list[int] | None) -> frozenset[int]:

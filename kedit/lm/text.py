@@ -253,8 +253,9 @@ class Text:
         """Whether the tokenizer has a chat template."""
         return self.tokenizer.chat_template is not None
 
-    def chat(self, prompt: str, double_bos: bool = False) -> str:
-        """`prompt` as one user turn of the tokenizer's chat template, ready for the answer.
+    def chat(self, prompt: str, double_bos: bool = False, system: str | None = None) -> str:
+        """`prompt` as one user turn of the tokenizer's chat template, after a `system` turn if there is one, ready for
+        the answer.
 
         The text is tokenised again with special tokens: the template's own BOS is removed if the tokenizer adds one
         (with `double_bos`, as in the reference's code, it is kept).
@@ -263,10 +264,14 @@ class Text:
             raise InputError(
                 "eval.chat_template is on, but the model's tokenizer has no chat template; set eval.chat_template=off"
             )
-        turns = [{"role": "user", "content": prompt}]
+        turns = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": prompt}]
         text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return text if double_bos else self.without_bos(text)
+
+    def without_bos(self, text: str) -> str:
+        """`text` without the BOS that it begins with, if the tokenizer adds one itself."""
         bos, adds_bos = self.tokenizer.bos_token, self.tokenizer.bos_token_id in self.special_ids
-        return text if double_bos or not bos or not adds_bos else text.removeprefix(bos)
+        return text.removeprefix(bos) if bos and adds_bos else text
 
 
 def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

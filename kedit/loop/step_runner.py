@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -204,6 +205,14 @@ def question_batches(turns: Sequence[Turn], evaluator: Evaluator) -> Iterator[li
                     part = []
     if part:
         yield part
+
+
+def times_asked(steps: Sequence[Step], evaluator: Evaluator) -> Counter[Question]:
+    """How often a run will ask each question; the unedited model is asked once."""
+    each = (q for step in steps for case in step.edit for q in questions_of(case, evaluator.each_edit))
+    tests = (q for step in steps for case in step.test for q in questions_of(case, evaluator.kinds))
+    asked = Counter([*each, *tests])
+    return asked + Counter(dict.fromkeys(asked, 1))
 
 
 def all_questions(steps: Sequence[Step], evaluator: Evaluator) -> list[Question]:

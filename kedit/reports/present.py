@@ -28,7 +28,7 @@ def showing(place: str | Path) -> Iterator[None]:
 def show_cells(directories: Sequence[Path]) -> None:
     """Print the tables of these cells; of several, one with all of them side by side."""
     from kedit.reports import compare
-    from kedit.reports.table import ability_table, formats, plain, routing_table
+    from kedit.reports.table import ability_table, formats, plain, routing_table, strictness_table
     from kedit.results.cells import readable, tested
 
     cells = tested(readable(directories))
@@ -36,6 +36,7 @@ def show_cells(directories: Sequence[Path]) -> None:
         compare.show(cells)
     else:
         plain.show(list(plain.tables(cells)))
+    formats.show([strictness_table.grid(*one) for one in strictness_table.tables(cells)])
     formats.show([ability_table.grid(*one) for one in ability_table.tables(cells)])
     formats.show([routing_table.grid(*one) for one in routing_table.tables(cells)])
 
@@ -54,7 +55,7 @@ def show_hints(home: Path, look_at: Sequence[str], commands: Sequence[str]) -> N
 def present_cells(directory: Path) -> list[Any]:
     """Write the tables and the pictures of the cells below a directory. Returns (caption, table) pairs of scores."""
     from kedit.reports.plot import draw
-    from kedit.reports.table import ability_table, plain, routing_table
+    from kedit.reports.table import ability_table, plain, routing_table, strictness_table
     from kedit.results.cells import find, tested
 
     cells = tested(find(directory))
@@ -63,6 +64,7 @@ def present_cells(directory: Path) -> list[Any]:
             log.info("%s", picture)
     except InputError as error:
         log.info("no pictures: %s", error)
+    strictness_table.write(cells, directory)
     ability_table.write(cells, directory)
     routing_table.write(cells, directory)
     return plain.write(cells, directory)

@@ -11,6 +11,7 @@ from kedit.results.samples import asked_T
 
 # of eval: these ask for more rows, and change none that two cells share
 MORE_ROWS = ("scoring", "each_edit", "each_step", "measures")
+STRICT = ("strict", "judges")  # these too, but two profiles do not make the same rows
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,15 @@ def _setting(cell: Cell) -> str:
 
 
 def _scoring(cell: Cell) -> Mapping[str, Any]:
-    return {name: value for name, value in cell.config.get("eval", {}).items() if name not in MORE_ROWS}
+    return {name: value for name, value in cell.config.get("eval", {}).items() if name not in (*MORE_ROWS, *STRICT)}
+
+
+def _strictness(cell: Cell) -> Mapping[str, Any]:
+    return {name: cell.config.get("eval", {}).get(name) for name in STRICT}
+
+
+def _strict_of(cell: Cell) -> tuple[Any, ...]:
+    return cell.meta["model"], cell.meta["dataset"], bool(cell.config.get("eval", {}).get("strict"))
 
 
 def _benchmarks(cell: Cell) -> Mapping[str, Any]:
@@ -41,6 +50,7 @@ def _place(cell: Cell) -> tuple[Any, ...]:
 RULES = {
     "settings": Rule(_setting, lambda cell: asked_T(cell), "settings"),
     "scoring": Rule(_scoring, lambda cell: (cell.meta["model"], cell.meta["dataset"]), "ways of scoring"),
+    "strictness": Rule(_strictness, _strict_of, "profiles of strict evaluation"),
     "benchmarks": Rule(_benchmarks, lambda cell: bool(_benchmarks(cell)), "benchmarks"),
     "orders": Rule(lambda cell: cell.meta["order_seed"], lambda cell: None, "order seeds"),
     "versions": Rule(lambda cell: cell.meta["versions"], lambda cell: None, "library versions"),

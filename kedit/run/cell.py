@@ -112,6 +112,10 @@ def assemble(cfg: DictConfig) -> Parts:
             "set eval.each_step=[], or choose an editor that trains edit by edit"
         )
     check_tests(steps, evaluator.kinds)
+    if evaluator.judges:
+        from kedit.loop.step_runner import times_asked
+
+        evaluator.announce(times_asked(steps, evaluator))
     editor.prepare([edit for step in steps for case in step.edit for edit in case.edits])
     return Parts(editor, evaluator, tracker, dataset, steps)
 

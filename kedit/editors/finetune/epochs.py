@@ -27,6 +27,7 @@ from kedit.common.options import Amount, Count, Positive, Share
 from kedit.common.progress import progress
 from kedit.editors.extra_examples import Texts
 from kedit.editors.finetune.base import Tuner, finite, moved
+from kedit.editors.finetune.composed import Composed, closed
 from kedit.editors.training.checkpoint import Checkpoint
 from kedit.lm import LM
 from kedit.lm.modes import eval_mode
@@ -41,7 +42,9 @@ class StandardFineTune(Tuner):
     """`epochs` over all edits and examples in shuffled batches of `batch_size` examples (for each process), by AdamW.
 
     Batches are composed and tokenised when their turn comes. It runs on as many processes as accelerate has launched.
-    An epoch whose mean loss is below `stop_loss` is the last; `max_steps` ends after so many batches. The rate rises
+    An epoch whose mean loss is below `stop_loss` is the last, a mean over batches or (`mean_over`) over examples; a
+    batch whose loss is below `skip_loss` makes no step; `max_steps` ends after so many batches. `append_eos`: the
+    end-of-text token is trained behind each answer, so that the model learns to stop. The rate rises
     over the first `warmup_ratio` of the updates; gradients longer than `max_grad_norm` (null: none) are shortened to
     it. `global_batch` examples make one update, however many processes there are: batches are accumulated (instead of
     `gradient_accumulation`). `dropout` switches the model's own on while it trains. A killed training continues at its
@@ -60,6 +63,9 @@ class StandardFineTune(Tuner):
     dropout: bool = False
     gradient_checkpointing: bool = False
     checkpoint_s: Amount = 600.0
+    append_eos: bool = False
+    skip_loss: Amount | None = None
+    mean_over: Literal["batches", "examples"] = "batches"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,6 +75,13 @@ class StandardFineTune(Tuner):
         if self.warmup_ratio and self.schedule == "constant":
             given = f"editor.warmup_ratio={self.warmup_ratio} with schedule=constant"
             raise InputError(f"{given}: a constant rate has no warm-up; set schedule=cosine, or warmup_ratio=0")
+        accumulates = self.global_batch is not None or self.gradient_accumulation > 1
+        if self.skip_loss is not None and (accumulates or self.schedule != "constant"):
+            given = f"editor.skip_loss={self.skip_loss}, schedule={self.schedule}, global_batch={self.global_batch}"
+            raise InputError(
+                f"{given}, gradient_accumulation={self.gradient_accumulation}: a batch that is skipped has no place in "
+                "a schedule or among accumulated ones; set skip_loss=null, or schedule=constant and no accumulation"
+            )
 
     def fit(self, lm: LM, train: Sequence[Case]) -> None:
         super().fit(lm, train)
@@ -105,20 +118,6 @@ class StandardFineTune(Tuner):
         return self.global_batch // together
 
 
-class Composed(Sequence[Edit]):
-    """Every edit followed by its examples; composed when asked for."""
-
-    def __init__(self, tuner: Tuner, edits: Sequence[Edit]):
-        self.tuner, self.edits = tuner, edits
-        self.per_edit = len(tuner.facts(edits[0]))
-
-    def __len__(self) -> int:
-        return len(self.edits) * self.per_edit
-
-    def __getitem__(self, i: int) -> Edit:  # type: ignore[override]
-        return self.tuner.facts(self.edits[i // self.per_edit])[i % self.per_edit]
-
-
 class Objective(nn.Module):
     """The loss of one batch of facts: a module, so that accelerate can spread it over processes."""
 
@@ -141,6 +140,7 @@ class Objective(nn.Module):
         return total if more is None else total + more
 
     def inputs(self, facts: Sequence[Edit]) -> LossInputs:
+        facts = closed(self.lm, facts) if self.tuner.append_eos else facts
         batch = self.lm.encode([f.prompt for f in facts], [f.target_new for f in facts], self.tuner.mask)
         return LossInputs(self.lm, facts, batch, self.start)
 
@@ -193,7 +193,7 @@ class TrainingRun:
                 if (number + 1) % self.accumulation == 0 and self.accelerator.is_main_process:
                     self.checkpoint.save({"step": number + 1, "losses": losses})
         rate = round((number + 1 - done) * size / (time.perf_counter() - began), 2)
-        return {"steps": number + 1, "loss": mean(losses), "examples_per_s": rate}
+        return {"steps": number + 1, "loss": self._mean(losses), "examples_per_s": rate}
 
     @torch.no_grad()
     def _remember(self) -> None:
@@ -226,6 +226,8 @@ class TrainingRun:
         with nullcontext() if update else self.accelerator.no_sync(self.model):
             loss = self.model(facts)
             value = finite(loss)
+            if self._skipped(value):
+                return value
             self.accelerator.backward(loss / accumulate)
         if update:
             self.trained.hand_over()
@@ -240,12 +242,29 @@ class TrainingRun:
             self.optimizer.zero_grad()
         return value
 
+    def _skipped(self, value: float) -> bool:
+        """Is this batch's loss, over all processes, so low that no step is made?"""
+        return self.tuner.skip_loss is not None and self._over_processes(value) < self.tuner.skip_loss
+
     def _learnt(self, losses: list[float]) -> bool:
         """Is the epoch's mean loss, over all processes, below the stop?"""
         if self.tuner.stop_loss is None:
             return False
-        here = torch.tensor(mean(losses), device=self.accelerator.device)
-        return float(self.accelerator.reduce(here, "mean")) < self.tuner.stop_loss
+        return self._over_processes(self._mean(losses)) < self.tuner.stop_loss
+
+    def _mean(self, losses: list[float]) -> float:
+        """Of an epoch; over examples, the last batch, which may be a short one, weighs less."""
+        if self.tuner.mean_over == "batches":
+            return mean(losses)
+        size, rest = self.tuner.batch_size, len(self.data) % self.tuner.batch_size
+        sizes = [size] * len(losses)
+        alone = self.accelerator.num_processes == 1  # several: each has other batches
+        sizes[-1] = rest if rest and alone and len(losses) == self.batches else size
+        return sum(n * loss for n, loss in zip(sizes, losses, strict=True)) / sum(sizes)
+
+    def _over_processes(self, value: float) -> float:
+        here = torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)
+        return float(self.accelerator.reduce(here, "mean"))
 
 
 @contextmanager

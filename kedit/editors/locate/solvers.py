@@ -47,6 +47,25 @@ def least_squares(
     return residual @ _solve(gram + torch.eye(len(gram)).to(gram), whitened.T)
 
 
+def least_squares_after(
+    residual: Float[Tensor, "d n"], keys: Float[Tensor, "f m"], whitened: Float[Tensor, "f m"]
+) -> Float[Tensor, "d f"]:
+    """R Kᵀ (λC + G Gᵀ + K Kᵀ)⁻¹ for the keys G of earlier edits ("previous keys" of the AlphaEdit authors' memit_seq);
+    `keys` Q = [K, G], `whitened` = (λC)⁻¹ Q. It is R Eᵀ (I + Qᵀ(λC)⁻¹Q)⁻¹ Qᵀ(λC)⁻¹, E the columns of K."""
+    gram = keys.T @ whitened
+    system = gram + torch.eye(len(gram)).to(gram)
+    return residual @ _solve(system, whitened.T)[: residual.shape[1]]
+
+
+def with_columns(held: Float[Tensor, "f m"], more: Float[Tensor, "f n"], most: int) -> Float[Tensor, "f k"]:
+    """Columns G with G Gᵀ that of both, in float32. Beyond `most` of them f columns stand for all: G Gᵀ is all that
+    counts, so a solver's state does not grow with the number of edits."""
+    both = torch.cat([held.to(more.device), more.float()], dim=1)
+    if both.shape[1] <= most:
+        return both
+    return torch.linalg.qr(both.T.double(), mode="r").R.T.float().contiguous()
+
+
 def equality(
     residual: Float[Tensor, "d n"], keys: Float[Tensor, "f n"], whitened: Float[Tensor, "f n"], ridge: float
 ) -> Float[Tensor, "d f"]:
@@ -174,12 +193,35 @@ class RankOne(Solver):
 
 @dataclass(kw_only=True, eq=False)
 class LeastSquares(Solver):
-    """MEMIT and PMET; `weight` is λ: how many ordinary keys stand against the edits."""
+    """MEMIT and PMET; `weight` is λ: how many ordinary keys stand against the edits. `previous_keys`: so do the keys of
+    earlier edits, which keeps long sequences alive."""
 
     weight: Positive
+    previous_keys: bool = False
+    _earlier: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def stateful(self) -> bool:  # type: ignore[override]
+        return self.previous_keys
 
     def change(self, layer: int, keys: Keys, residual: Float[Tensor, "d n"]) -> Float[Tensor, "d f"]:
-        return least_squares(residual, keys.average, self.inverses[layer].times(keys.average) / self.weight)
+        if layer not in self._earlier:
+            return least_squares(residual, keys.average, self.inverses[layer].times(keys.average) / self.weight)
+        both = torch.cat([keys.average, self._earlier[layer].to(keys.average)], dim=1)
+        return least_squares_after(residual, both, self.inverses[layer].times(both) / self.weight)
+
+    def accumulate(self, layer: int, keys: Keys) -> None:
+        ours = keys.average
+        self._earlier[layer] = with_columns(self._earlier.get(layer, ours[:, :0]), ours, most=2 * len(ours))
+
+    def reset(self) -> None:
+        self._earlier = {}
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"earlier.{layer}": keys.contiguous() for layer, keys in self._earlier.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self._earlier = {int(name.partition(".")[2]): keys for name, keys in state.items()}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -199,7 +241,7 @@ class NullSpace(Solver):
     """AlphaEdit: only in directions that ordinary keys hardly use, and beside the keys of earlier edits.
 
     Directions whose singular value of C is below `threshold` (`relative`: to the largest one); or those that the
-    projectors in `files` have, layer -> safetensors file. It stateful each edit's keys in the edited model, projected.
+    projectors in `files` have, layer -> safetensors file. It keeps each edit's keys in the edited model, projected.
     """
 
     stateful: ClassVar[bool] = True
@@ -234,10 +276,7 @@ class NullSpace(Solver):
 
     def accumulate(self, layer: int, keys: Keys) -> None:
         ours = self._projected(layer, keys.average).float()
-        held = torch.cat([self._earlier.get(layer, ours[:, :0]).to(ours.device), ours], dim=1)
-        if held.shape[1] > 2 * len(held):  # G Gᵀ is all that counts: f columns are enough for it
-            held = torch.linalg.qr(held.T.double(), mode="r").R.T.float()
-        self._earlier[layer] = held
+        self._earlier[layer] = with_columns(self._earlier.get(layer, ours[:, :0]), ours, most=2 * len(ours))
 
     def _projected(self, layer: int, keys: Float[Tensor, "f n"]) -> Float[Tensor, "f n"]:
         projector = self.projectors[layer]

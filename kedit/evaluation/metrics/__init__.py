@@ -1,5 +1,5 @@
 """Scores of one answer. A module of this folder declares everything about its metrics: the definition, the rows'
-column, how it is asked, and what a table's caption says. To add one, add a file with a `Metric` (docs/metrics.md, §9).
+column, how it is asked, and what a table's caption says. To add one, add a file with a `Metric` (docs/metrics.md, §10).
 
 Rows hold shares in [0, 1], and nats; tables multiply by 100.
 """
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from kedit.cases import Kind
 
-Scoring = Literal["forced", "generate"]
+Scoring = Literal["forced", "generate", "strict"]
 TEXT_KINDS: tuple[Kind, ...] = ("fluency", "consistency")  # what is asked for in free text, not for an answer
 
 
@@ -40,12 +40,27 @@ class Written:
     unedited: str | None = None  # of locality: the unedited model's text, which is the reference
 
 
+@dataclass(frozen=True, slots=True)
+class StrictlyWritten:
+    """One free text that a strict profile asked for (kedit/evaluation/strict.py)."""
+
+    kind: Kind
+    text: str  # up to the first stop string
+    tokens: Sequence[int]
+    stopped_by: str
+    matches: bool  # is it the answer, by the profile's exact-match rule?
+    judged: bool | None = None  # by the first judge; None: there is none, or its reply has no verdict
+    unedited: tuple[str, Sequence[int], str] | None = None  # of locality: text, tokens, stopped_by
+    shows: str = ""  # of locality: the meaning that tables show
+
+
 @dataclass(frozen=True)
 class Metric:
     """One score of an answer, and everything that is said of it.
 
-    `grade` gives the score of a Forced or a Written answer, as `scoring` says; None if the answer has none. A metric
-    whose `grade` is None is that of a case as a whole. `instead_of`: tables of that metric show this one for `kinds`.
+    `grade` gives the score of a Forced, Written or StrictlyWritten answer, as `scoring` says; None if the answer has
+    none. A metric whose `grade` is None is that of a case as a whole. `instead_of`: tables of that metric show this one
+    for `kinds`.
     """
 
     name: str  # what `python -m kedit.table --scoring` calls it
@@ -79,7 +94,7 @@ def metrics() -> dict[str, Metric]:
     return {metric.name: metric for metric in declared}
 
 
-def grades(scoring: Scoring, answer: Forced | Written) -> dict[str, float | int]:
+def grades(scoring: Scoring, answer: Forced | Written | StrictlyWritten) -> dict[str, float | int]:
     """Row columns and scores of one answer; what it has no score of is absent."""
     found = {}
     for metric in metrics().values():

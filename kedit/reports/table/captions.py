@@ -11,6 +11,7 @@ from kedit.results.measured import AVERAGE
 from kedit.results.mixing import mixed
 from kedit.results.samples import asked_T
 from kedit.results.scores import Score
+from kedit.results.strictness import strictly_scored
 
 
 def facts(frame: pd.DataFrame, cells: Sequence[Cell], score: Score) -> list[str]:
@@ -20,6 +21,7 @@ def facts(frame: pd.DataFrame, cells: Sequence[Cell], score: Score) -> list[str]
     seeds = sorted({cell.meta["seed"] for cell in cells})
     each = f" in each of the edit seeds {', '.join(map(str, seeds))}" if own["seeds"].max() > 1 else ""
     said = [f"{settings}, {_horizons(own, cells)}", f"N={_counts(own)} cases{each}", metrics()[score].caption]
+    said += strictly_scored(cells) if metrics()[score].scoring == "strict" else []
     return said + _of_cells(cells)
 
 
@@ -75,7 +77,7 @@ def _of_cells(cells: Sequence[Cell]) -> list[str]:
     said += [f"mixed: {', '.join(mixes)}"] if mixes else []
     unfinished = sum(not cell.finished for cell in cells)
     said += [f"{unfinished} of {len(cells)} cells are not finished: what they have tested counts"] if unfinished else []
-    return said + numbers(cells) + encoders(cells) + noise(cells)
+    return said + closings(cells) + numbers(cells) + encoders(cells) + noise(cells)
 
 
 def _own(frame: pd.DataFrame) -> pd.DataFrame:
@@ -142,6 +144,12 @@ def encoders(cells: Sequence[Cell]) -> list[str]:
         if "network" in editor and "memory" in editor:
             said[f"{cell.meta['editor']}'s encoder is {editor['memory']['encoder'].rpartition('/')[2]}"] = None
     return list(said)
+
+
+def closings(cells: Sequence[Cell]) -> list[str]:
+    """Editors that train the end-of-text token behind each answer: they learn to stop, which strict scores reward."""
+    closed = dict.fromkeys(c.meta["editor"] for c in cells if (c.config.get("editor") or {}).get("append_eos"))
+    return [f"{editor} trains EOS behind each answer (append_eos)" for editor in closed]
 
 
 def noise(cells: Sequence[Cell]) -> list[str]:

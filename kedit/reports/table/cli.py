@@ -13,7 +13,7 @@ from kedit.results.scores import Merge
 
 VIEWS = ("ours", "paper", "difference", "all")
 FORMATS = ("terminal", "markdown", "csv", "latex", "latex-narrow", "html")
-MIX = ("settings", "scoring", "orders", "versions", "options", "data", "models", "all")
+MIX = ("settings", "scoring", "strictness", "orders", "versions", "options", "data", "models", "all")
 
 
 def main() -> None:
@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     add("--mix", action="append", default=[], metavar="WHAT", help="allow cells that differ in this: " + ", ".join(MIX))
     add("--options", metavar="TEXT", help="only cells run with these overrides (as in their directory; '': with none)")
     add("--routing", action="store_true", help="what was recalled from a memory of edits, per kind of probe")
+    add("--strict", action="store_true", help="teacher forcing beside strict evaluation, by kind, and the gap")
     add("--claims", action="store_true", help="what the papers claim, judged on their numbers and on ours")
     add("--plain", action="store_true", help="not in the paper's layout")
     add("--format", choices=FORMATS, help="default: the terminal's, or by the ending of --out")

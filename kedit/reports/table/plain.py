@@ -10,7 +10,7 @@ import pandas as pd
 
 from kedit.evaluation.metrics import metrics
 from kedit.reports.table import formats
-from kedit.reports.table.captions import encoders, noise, numbers
+from kedit.reports.table.captions import closings, encoders, noise, numbers
 from kedit.reports.table.formats import Grid, Line, TableCell
 from kedit.reports.table.significance import MARK, tied
 from kedit.reports.table.significance import SAID as SIGNIFICANCE
@@ -19,6 +19,7 @@ from kedit.results.columns import COLUMNS, SCORE, meanings
 from kedit.results.names import both_names
 from kedit.results.samples import UNEDITED, samples, tested_T
 from kedit.results.scores import UNEDITED_ROW, Merge, Score, summary
+from kedit.results.strictness import strictly_scored
 
 SUCCESS = "efficacy, paraphrase, neighborhood = is the right object likelier than the competing one, if one competes"
 BEST, TIED = "best", "tied"
@@ -137,6 +138,7 @@ def _caption(cells: Sequence[Cell], lines: pd.DataFrame, score: Score, merge: Me
         *([BRACKETS] if rome else []),
         "seconds = editing up to T",
     ]
+    parts += strictly_scored(cells) if metrics()[score].scoring == "strict" else []
     parts += _other_counts(lines) + _not_counted(cells) + _alarms(cells, lines)
     parts += [f"dropped: {n} {what}" for what, n in meta["data"]["dropped"].items()] + list(meta["data"]["notes"])
     if meta["order_seed"] is not None:
@@ -198,7 +200,7 @@ def _alarms(cells: Sequence[Cell], lines: pd.DataFrame) -> list[str]:
         failed = int(cell.steps["failed"].sum()) if "failed" in cell.steps else 0
         if failed:
             said.append(f"{failed} edits of {cell.meta['editor']} (seed {cell.meta['seed']}) failed and were undone")
-    return said + numbers(cells) + encoders(cells) + noise(cells)
+    return said + closings(cells) + numbers(cells) + encoders(cells) + noise(cells)
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from kedit.papers import PAPERS
 from kedit.reports.table import compare as versus
 from kedit.reports.table import formats, plain, verdicts, views
 from kedit.reports.table import routing_table as routing
+from kedit.reports.table import strictness_table as strictness
 from kedit.reports.table.formats import Grid
 from kedit.reports.table.html import page
 from kedit.reports.table.layout import Layout, layout, layouts
@@ -32,6 +33,8 @@ NEEDS = {
     "magnitude": "it needs two objects that compete (eval=rome)",
     "token": "nothing was tested yet",
     "exact": "nothing was tested yet",
+    "strict": "run it with a strict profile, e.g. eval=wild",
+    "judged": "run it with a strict profile and a judge, e.g. eval=wild 'eval/judges=[endpoint]'",
 }
 Given = argparse.Namespace
 
@@ -91,6 +94,8 @@ def _made(given: Given) -> Made:
     if given.routing:
         return _routing(place, given.options)
     known = _scored_as(given.scored_as, None if given.plain else layout(Path(place).name))
+    if given.strict:
+        return _strict(place, given.options, given.mix)
     if given.versus:
         return _versus(given, place, known)
     if known:
@@ -115,6 +120,15 @@ def _routing(place: str, options: str | None) -> Made:
     if not made:
         raise InputError(f"{place}: no run there recalls edits from a memory; leave --routing out for its scores")
     return Made(place, {"routing": [routing.grid(*one) for one in made]}, plain.as_csv(made))
+
+
+def _strict(place: str, options: str | None, mix: Sequence[str]) -> Made:
+    cells = _cells(place, options)
+    refuse_mixed(cells, mix)
+    made = list(strictness.tables(cells))
+    if not made:
+        raise InputError(f"{place}: no run there was scored strictly; {NEEDS['strict']}")
+    return Made(place, {"strict": [strictness.grid(*one) for one in made]}, plain.as_csv(made))
 
 
 def _cells(place: str, options: str | None, known: Layout | None = None) -> list[Cell]:

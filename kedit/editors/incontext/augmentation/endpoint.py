@@ -1,152 +1,35 @@
-"""Wordings from an OpenAI-compatible endpoint, by the openai package."""
+"""Wordings from an OpenAI-compatible endpoint."""
 
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
-from threading import Event
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from kedit.common.errors import InputError, first_line
-from kedit.common.options import Amount, Count, CountOrNone, Name, Positive
-from kedit.common.progress import progress
+from kedit.common.chat_endpoint import ChatEndpoint
 from kedit.editors.incontext.augmentation import qa
-from kedit.editors.incontext.augmentation.language_model import (
-    PARAPHRASES,
-    Keep,
-    LanguageModelAugmentation,
-    Request,
-    Unanswered,
-)
+from kedit.editors.incontext.augmentation.language_model import PARAPHRASES, Keep, LanguageModelAugmentation, Request
 
 log = logging.getLogger(__name__)
-CHARACTERS = 4  # of a token, about, in English
 
 
 @dataclass(kw_only=True, eq=False)
-class Endpoint(LanguageModelAugmentation):
-    """`base_url` null is OpenAI's own; the key is in the environment variable `api_key_env` (null: it needs none).
+class Endpoint(ChatEndpoint, LanguageModelAugmentation):
+    """Options: those of ChatEndpoint and of LanguageModelAugmentation."""
 
-    `workers` requests are under way at a time; each waits `timeout_s`, and is sent again up to `retries` times, later
-    and later, where the endpoint does not answer or is busy. `max_cost`: USD; an estimate above it is refused.
-    """
-
-    model: Name
-    base_url: Name | None
-    api_key_env: Name | None
-    decoding: Mapping[str, Any]
-    workers: Count
-    timeout_s: Positive
-    retries: CountOrNone
-    usd_per_million_in: Amount
-    usd_per_million_out: Amount
-    max_cost: Amount | None
-    _used: list[tuple[int, int]] = field(default_factory=list, init=False)  # tokens in and out of each reply
-
-    def asked(self) -> Mapping[str, Any]:
-        return {"model": self.model, "role": "user", "decoding": dict(self.decoding)}
+    @property
+    def option(self) -> str:
+        return "editor.augmentation"
 
     def missing_inputs(self) -> Iterator[str]:
         """A sentence if there is no key to ask with and no reply is kept."""
-        if not self._secret() and not self.replies:
-            yield self._no_key()
+        if not self.secret() and not self.replies:
+            yield self.no_key()
 
     def announce(self, missing: Sequence[Request], total: int) -> None:
-        came_in = sum(len(request.prompt) for request in missing) // CHARACTERS
-        going_out = sum(_length(request) for request in missing) // CHARACTERS
-        cost = self._cost(came_in, going_out)
-        said = (
-            f"{len(missing)} of {total} replies of {self.model} are missing: about {came_in:,} tokens in, "
-            f"{going_out:,} out, {cost:.4f} USD (at {self.usd_per_million_in:g} a million in, "
-            f"{self.usd_per_million_out:g} out)"
-        )
-        if self.max_cost is not None and cost > self.max_cost:
-            raise InputError(f"{said}; editor.augmentation.max_cost={self.max_cost:g} allows less, so none is asked")
-        log.info(said)
+        characters = sum(len(request.prompt) for request in missing), sum(map(_length, missing))
+        log.info(self.estimate(f"{len(missing)} of {total} replies of {self.model} are missing", *characters))
 
     def ask(self, requests: Sequence[Request], keep: Keep) -> None:
-        stopped = Event()
-
-        def one(request: Request) -> None:
-            if not stopped.is_set():
-                try:
-                    self._one(client, request, keep)
-                except BaseException:
-                    stopped.set()
-                    raise
-
-        with self._client() as client, ThreadPoolExecutor(self.workers) as pool:
-            asked = [pool.submit(one, request) for request in requests]
-            try:
-                for done in progress(as_completed(asked), total=len(asked), desc=f"asking {self.model}"):
-                    done.result()
-            finally:
-                stopped.set()  # what is under way is waited for: it is paid for
-
-    def finish(self) -> None:
-        came_in, went_out = (sum(tokens[i] for tokens in self._used) for i in (0, 1))
-        if self._used:
-            said = "%d replies of %s: %d tokens in, %d out, %.4f USD"
-            log.info(said, len(self._used), self.model, came_in, went_out, self._cost(came_in, went_out))
-        self._used.clear()
-
-    def _cost(self, came_in: int, went_out: int) -> float:
-        return (came_in * self.usd_per_million_in + went_out * self.usd_per_million_out) / 1e6
-
-    def _client(self) -> Any:
-        try:
-            import openai
-        except ImportError as error:
-            raise InputError("an endpoint is asked by the openai package: pip install 'kedit[augment]'") from error
-        for name in ("httpx", "httpx2"):  # what openai sends with, by its version: a line for each request
-            logging.getLogger(name).setLevel(logging.WARNING)
-        secret = self._secret()
-        if not secret:
-            raise InputError(self._no_key())
-        return openai.OpenAI(api_key=secret, base_url=self.base_url, timeout=self.timeout_s, max_retries=self.retries)
-
-    def _secret(self) -> str:
-        return os.environ.get(self.api_key_env, "") if self.api_key_env else "none"
-
-    def _no_key(self) -> str:
-        return (
-            f"the environment variable {self.api_key_env} holds no key for {self.base_url or 'api.openai.com'}; "
-            "set it, or editor.augmentation.api_key_env=null where the endpoint needs none"
-        )
-
-    def _one(self, client: Any, request: Request, keep: Keep) -> None:
-        import openai
-
-        messages = [{"role": "user", "content": request.prompt}]
-        try:
-            completion = client.chat.completions.create(model=self.model, messages=messages, **self.decoding)
-        except openai.APIStatusError as error:
-            raise Unanswered(self._refused(client, error)) from error
-        except openai.APIConnectionError as error:  # or timeout
-            raise Unanswered(
-                f"{client.base_url} does not answer ({first_line(error)}) in {self.retries + 1} attempts"
-            ) from error
-        except (openai.APIError, ValueError):  # an answer, but not that of a chat model
-            completion = None
-        keep(request, self._text(completion))
-
-    def _refused(self, client: Any, error: Any) -> str:
-        said = f"{client.base_url} says {error.status_code} ({first_line(error)[:200]})"
-        if error.status_code in (401, 403):
-            return f"{said}: mend the key in the environment variable {self.api_key_env}"
-        if error.status_code < 500 and error.status_code not in (408, 409, 429):
-            return f"{said}: mend editor.augmentation.model, base_url or decoding"
-        return f"{said} after {self.retries + 1} attempts"
-
-    def _text(self, completion: Any) -> str:
-        """What the model says; empty where the endpoint's answer has no such thing."""
-        usage = getattr(completion, "usage", None)
-        self._used.append((getattr(usage, "prompt_tokens", 0) or 0, getattr(usage, "completion_tokens", 0) or 0))
-        try:
-            return str(completion.choices[0].message.content or "")
-        except (AttributeError, IndexError, TypeError):
-            return ""
+        self.send([request.prompt for request in requests], lambda i, reply: keep(requests[i], reply))
 
 
 def _length(request: Request) -> int:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from kedit.cases import Edit
+from kedit.common.chat_endpoint import Unanswered
 from kedit.common.errors import InputError
 from kedit.common.options import Count, PathText
+from kedit.common.reply_cache import Replies
 from kedit.editors.incontext.augmentation import Augmentation, Form, named, qa
 from kedit.editors.incontext.augmentation.from_file import EditKey, key, write
 from kedit.editors.incontext.augmentation.parsing import Unusable, sentence, sentences
-from kedit.editors.incontext.augmentation.reply_cache import Replies
 
 log = logging.getLogger(__name__)
 FormKind = Literal["declarative", "paraphrased", "reversed"]
@@ -35,10 +36,6 @@ class Request:
     def read(self, reply: str) -> list[str]:
         """The wordings in a reply. Raises Unusable."""
         return sentences(reply, self.edit, PARAPHRASES) if self.kind == "paraphrased" else [sentence(reply, self.edit)]
-
-
-class Unanswered(Exception):
-    """The model cannot be asked, now or in this way; says why, and what to do."""
 
 
 Keep = Callable[[Request, str], None]
