@@ -29,8 +29,8 @@ Kind = Literal[
     "consistency",  # no probe asks for it: it is computed from a case's fluency texts
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-CONDITION = -1  # index of a question that is asked for the sake of others
-BENCHMARK = "benchmark"  # of rows that measure the whole model and belong to no case
+CONDITION = -1  # index of a question that is a condition of others
+BENCHMARK = "benchmark"  # the kind of rows that measure the whole model and belong to no case
 KNOWEDIT: tuple[Kind, ...] = ("reliability", "generality", "portability", "locality", "fluency")  # asked by default
 
 
@@ -68,7 +68,7 @@ class Probe:
     answers: tuple[str, ...]  # acceptable strings, the canonical one first; empty for fluency, which asks for free text
     group: str = ""  # the dataset's own sub-type: "Subject_Aliasing", "Forgetfulness", "one_hop"
     competing_answer: str | None = None  # the object that competes with the answer: old against new, new against true
-    topic: str = ""  # of a fluency text, "relation/object": consistency finds its reference texts by it
+    topic: str = ""  # a fluency text's, "relation/object": consistency finds its reference texts by it
     fold: Fold = "mean"  # the same for all probes of a case, kind and group
     frame: Frame | None = None
     every: tuple[tuple[str, ...], ...] = ()  # if a free answer must name several objects: the names of each

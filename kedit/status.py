@@ -4,7 +4,7 @@ from kedit.reports.status import main
 
 
 def plan(sweep: str) -> None:
-    """Look for what the cells of a sweep need; it composes them, so Hydra is imported when it is asked for."""
+    """Look for what the cells of a sweep need; it composes them, so Hydra is imported only then."""
     from kedit.run.plan import plan as look
 
     look(sweep)

@@ -12,7 +12,7 @@ from kedit.common.errors import InputError, first_line
 from kedit.common.options import Amount, Count, CountOrNone, Name, Positive
 from kedit.common.progress import progress
 
-CHARACTERS = 4  # of a token, about, in English
+CHARACTERS = 4  # in a token, about, in English
 
 
 class Unanswered(Exception):

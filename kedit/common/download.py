@@ -28,7 +28,7 @@ from kedit.common.errors import InputError, first_line
 from kedit.common.progress import progress
 from kedit.common.text_files import write_text
 
-KIND = "downloads"  # of artefact
+KIND = "downloads"  # their name in the cache
 OFFLINE = "HF_HUB_OFFLINE"  # the hub's own switch; it stops these downloads too
 TRIES, TIMEOUT_S, CHUNK = 4, 30, 2**18
 PAUSE_S = 0.5  # before the second try; then twice as long each time
@@ -169,7 +169,7 @@ class _Download:
         return self._data.stat().st_size if self._data.is_file() else 0
 
     def _tag(self) -> str:
-        """Which version of the file was begun; without one nothing can be continued."""
+        """Which version of the file was started; without one nothing can be continued."""
         file = self.partial / ".version"
         return file.read_text(encoding="utf-8") if file.is_file() else ""
 

@@ -59,7 +59,7 @@ def _not_home(folder: str) -> bool:
 Count = Annotated[int, Ge(1), Le(LARGEST)]
 CountOrNone = Annotated[int, Ge(0), Le(LARGEST)]  # zero: none
 Seed = Annotated[int, Ge(0), Lt(2**32)]
-Rate = Annotated[float, Gt(0), Le(100)]  # of learning
+Rate = Annotated[float, Gt(0), Le(100)]  # a learning rate
 Positive = Annotated[float, Gt(0), Le(1e9)]
 Amount = Annotated[float, Ge(0), Le(1e9)]  # zero: nothing of it
 Factor = Annotated[float, Ge(-1e9), Le(1e9)]

@@ -28,7 +28,7 @@ from kedit.lm import LM
 
 log = logging.getLogger(__name__)
 
-KIND = "moments"  # of artefact
+KIND = "moments"  # the artefact's name in the cache
 FILE, NAME, ABOUT = "moment.safetensors", "second_moment", "about.json"
 PROJECTOR = "projector.safetensors"
 LARGE = 2048  # rows
@@ -176,7 +176,7 @@ def faults(moment: Moment) -> list[str]:
     if not bool(matrix.isfinite().all()):
         return ["values that are not finite"]
     wrong = [] if torch.equal(matrix, matrix.T) else ["not symmetric"]
-    slack = ROUNDING * float(matrix.abs().sum(0).max())  # of a bound of the largest singular value
+    slack = ROUNDING * float(matrix.abs().sum(0).max())  # how far a bound of the largest singular value may be off
     if torch.linalg.cholesky_ex(matrix.double() + slack * torch.eye(len(matrix)))[1]:
         wrong.append("not positive semi-definite")
     read, asked = moment.about["read"]["tokens"], moment.key["tokens"]

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 PART = 2**16  # tokens that are sorted by length, and summed in float32, together
 STACK = 2048  # keys that are multiplied at a time
-BLOCKS = 8  # of rows: of a symmetric product only what is right of the diagonal is computed, 9/16 of it
+BLOCKS = 8  # blocks of rows: only the part right of the diagonal of a symmetric product is computed, 9/16 of it
 TOGETHER = 2**15  # characters that are tokenised at a time
 SAVE_S = 300.0  # at most so many seconds, and a part, are done again after a kill
 
@@ -117,7 +117,7 @@ def second_moments(
     if not read.tokens:
         raise InputError(f"the corpus {corpus.name} has no text; give another")
     if read.tokens < tokens:
-        log.warning("the corpus %s has %d tokens, %d were asked for", corpus.name, read.tokens, tokens)
+        log.warning("the corpus %s has %d tokens, %d are wanted", corpus.name, read.tokens, tokens)
     means = {layer: sums.mean(layer, read.tokens) for layer in layers}
     if broken := [layer for layer, mean in means.items() if not bool(mean.isfinite().all())]:
         raise InputError(
@@ -132,15 +132,15 @@ def _parts(
 ) -> Iterator[tuple[list[list[int]], Read]]:
     """Windows of about PART tokens, and what has been read with them."""
     windows: list[list[int]] = []
-    begun = read.tokens
+    start = read.tokens
     for some in _together(documents):
         left = tokens - read.tokens
         new = list(_first(lm.text.windows(some, window), left))
         windows += new
         read = read.then(some, sum(map(len, new)))
-        if read.tokens - begun >= PART or read.tokens == tokens:
+        if read.tokens - start >= PART or read.tokens == tokens:
             yield windows, read
-            windows, begun = [], read.tokens
+            windows, start = [], read.tokens
         if read.tokens == tokens:
             return
     if windows:

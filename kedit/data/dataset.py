@@ -36,7 +36,7 @@ class Dataset:
     train: tuple[Case, ...] = ()  # what an editor's `fit` may learn from
     source: str = ""  # file or generator
     file: str = ""  # on this machine; empty if a generator made the cases
-    sha256: str = ""  # of the file
+    sha256: str = ""  # the file's
     dropped: dict[str, int] = field(default_factory=dict)  # what the loader left out, by reason
     notes: tuple[str, ...] = ()  # what else the report and the captions should say
     held_out: str = HELD_OUT  # a text that no edit is about; its perplexity shows collapse

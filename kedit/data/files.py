@@ -50,9 +50,8 @@ def load(
     the first `train_limit`, or as many as that says for the file's name. Raises InputError, naming file, record and
     field, if a record is malformed or no case is left, and if an edit has no target unless `drop_empty_targets`.
     """
-    if path is not None and not path.strip():
-        raise InputError("dataset.path is empty; give the data file with dataset.path=FILE, or null for the hub's")
     train_files = _train_files(train_path) if train else []
+    _check_path(path)
     tests = [Path(path).expanduser()] if path else []
     check_files([*(("dataset.path", file) for file in tests), *((TRAIN_OPTION, file) for file in train_files)])
     origin = Origin(hub, hub_file, hub_revision, url, sha256)
@@ -65,8 +64,7 @@ def load(
         raise InputError(f"{source}: none of its records is left to edit (dropped: {lost}); give another file")
     learnable = _training(parse, train_files, train_limit, drop_empty_targets, dropped)
     notes = leakage_note(learnable, chosen)
-    if train_overlap == "drop":
-        learnable = drop_leaking(learnable, chosen, dropped)
+    learnable = drop_leaking(learnable, chosen, dropped) if train_overlap == "drop" else learnable
     return Dataset(
         cases=chosen,
         train=tuple(learnable),
@@ -76,6 +74,11 @@ def load(
         dropped=dict(+dropped),
         notes=notes,
     )
+
+
+def _check_path(path: str | None) -> None:
+    if path is not None and not path.strip():
+        raise InputError("dataset.path is empty; give the data file with dataset.path=FILE, or null for the hub's")
 
 
 def _train_files(paths: str | Sequence[str] | None) -> list[Path]:

@@ -15,7 +15,7 @@ from typing import Any
 from kedit.common.errors import InputError
 from kedit.data.missing_files import check_file
 
-DIGITS = 400  # of an integer; Python itself refuses more than 4300
+DIGITS = 400  # most digits of an integer; Python itself refuses more than 4300
 _BLANK = re.compile("[ \t\r\n\ufeff]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BYTE = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of a byte that is not UTF-8

@@ -35,7 +35,7 @@ Generated answer: Jill Biden
 Final answer: Jill Biden
 
 Question: """
-FRAMES: dict[Prompts, tuple[Frame | None, Frame | None]] = {  # of one hop, of several
+FRAMES: dict[Prompts, tuple[Frame | None, Frame | None]] = {  # (for one hop, for several)
     "bare": (None, None),
     "overtone": (Frame(_ONE, "\nAnswer:", 30, contains=True), Frame(_MANY, "\n", 200, contains=True)),
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 from kedit.cases import Case, Edit
 from kedit.lm import LM
 
-Outcome = Mapping[str, float | int] | FloatingPointError  # of an edit: what it reports, or why it failed
+Outcome = Mapping[str, float | int] | FloatingPointError  # what an edit reports, or why it failed
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,7 +61,7 @@ class WithExamples(Editor):
 
 @dataclass(kw_only=True, eq=False)
 class Paraphrases(Examples):
-    """The edit behind `n` sentences that the unedited model says when it is asked for nothing.
+    """The edit behind `n` sentences that the unedited model writes without a prompt.
 
     The same ones serve every edit. A third has about 5 tokens, the others about 10, sampled with top-k 5, each ended by
     ". " (the released prefixes of the paper are of this kind). The first `n` of `prefixes` are taken instead.

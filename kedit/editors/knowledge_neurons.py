@@ -1,4 +1,4 @@
-"""Knowledge neurons (Dai et al. 2022, arXiv 2104.08696): the few neurons that a fact is owed to get other vectors."""
+"""Knowledge neurons (Dai et al. 2022, arXiv 2104.08696): the neurons that a fact is attributed to get other vectors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -95,7 +95,7 @@ class KnowledgeNeurons(WithExamples):
     def attributions(
         self, lm: LM, facts: Sequence[Edit]
     ) -> list[tuple[Float[Tensor, "layers f"], Float[Tensor, "layers f"]]]:
-        """Of each fact's old answer to every neuron, and the neurons' values: means over the answer's tokens."""
+        """Each fact's old answer attributed to each neuron, and the neurons' values: means over the answer's tokens."""
         tokens = [asked(pair, self.extend) for pair in self._old(lm, facts)]
         flat = [pair for some in tokens for pair in some]
         sites = [neuron_sites(lm, pair) for pair in flat]

@@ -16,8 +16,8 @@ class SubjectSequence:
 
     ids: list[int]
     at: list[int]  # ascending; one column for each occurrence that counts
-    reads: list[int]  # columns whose prediction is asked for
-    gold: list[int]  # what they should predict; empty where only the distribution is asked for
+    reads: list[int]  # columns whose prediction counts
+    gold: list[int]  # what they should predict; empty if only the distribution counts
 
     @property
     def head(self) -> "SubjectSequence":
@@ -32,7 +32,7 @@ def ends(prompt: str, subject: str | None, occurrence: Occurrence) -> list[int]:
     found = [at for at in range(len(prompt)) if wanted and prompt.startswith(wanted, at)]
     if not found:
         raise InputError(
-            f"the subject {subject!r} is not in the prompt {prompt!r}, where the editor looks for it; mend the record, "
+            f"the subject {subject!r} is not in the prompt {prompt!r}, where the editor looks for it; fix the record, "
             "or choose an editor that needs no subject"
         )
     chosen = {"first": found[:1], "last": found[-1:], "all": found}[occurrence]
@@ -42,7 +42,7 @@ def ends(prompt: str, subject: str | None, occurrence: Occurrence) -> list[int]:
 def rows(
     text: Text, prompts: Sequence[str], at: Sequence[Sequence[int]], answers: Sequence[str] | None = None
 ) -> list[SubjectSequence]:
-    """Token sequences of prompts whose subjects end at these characters. With answers they are asked for these
+    """Token sequences of prompts whose subjects end at these characters. With answers they are to predict these
     answers' tokens, and end before the last; without, for what follows the subject, where they end."""
     if answers is None:
         found = [(ids, offsets, len(ids)) for ids, offsets in text.offsets(prompts)]

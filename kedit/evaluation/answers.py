@@ -25,7 +25,7 @@ class Answer:
 
     forced: tuple[Scored, ...] = ()  # teacher-forced on each answer that counts; none for fluency
     generated: str | None = None  # free text: the continuation, or for fluency prompt and continuation
-    info: Mapping[str, Any] = field(default_factory=dict)  # of the prompt's route
+    info: Mapping[str, Any] = field(default_factory=dict)  # the fields of the prompt's route
     competing_answer: Scored | None = None  # teacher-forced on the competing object
     strict: StrictReply | None = None  # None: not asked so
 

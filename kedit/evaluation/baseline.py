@@ -19,7 +19,7 @@ from kedit.evaluation.metrics.teacher_forced import token_match
 from kedit.lm import LM, Scored
 
 log = logging.getLogger(__name__)
-FORM = 3  # of a cached answer
+FORM = 3  # version of a cached answer's form
 
 
 def baseline_answers(lm: LM, evaluator: Evaluator, asked: Sequence[Question]) -> dict[Question, Answer]:
@@ -46,7 +46,7 @@ def baseline_answers(lm: LM, evaluator: Evaluator, asked: Sequence[Question]) ->
 def _asked_and_kept(
     lm: LM, evaluator: Evaluator, cache: AnswerCache, missing: Mapping[str, Question]
 ) -> dict[str, dict[str, Any]]:
-    """Of processes that start together one asks, the others wait and read. That they cannot be kept stops no run."""
+    """If processes start together, one asks, the others wait and read. If answers cannot be kept, the run goes on."""
 
     def ask(questions: Mapping[str, Question]) -> dict[str, dict[str, Any]]:
         answers = evaluator.answer(lm, list(questions.values()))

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from kedit.cases import Condition, Question, condition_question
 
 Row = dict[str, Any]
-Grade = Callable[[Question, Any, Any], Sequence[Row]]  # of a question, an answer and the unedited model's
+Grade = Callable[[Question, Any, Any], Sequence[Row]]  # (question, answer, the unedited model's) -> rows
 Unmet = Literal["before", "edited"]  # by which model
 
 
@@ -20,7 +20,7 @@ def unmet(
     grade: Grade, question: Question, before: Mapping[Question, Any], now: Mapping[Question, Any]
 ) -> Unmet | None:
     """Which of the probe's conditions is not fulfilled: by the unedited model's answers (`before`), or by those of the
-    model under test (`now`; without an answer there it is not edited); in free text if that is asked for, else
+    model under test (`now`; without an answer there it is not edited); in free text if that is scored, else
     teacher-forced."""
     for condition in sorted(question.probe.conditions, key=lambda condition: condition.edited):
         asked = condition_question(question, condition)

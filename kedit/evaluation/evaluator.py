@@ -42,14 +42,11 @@ class Evaluator(Asking):
         locality_reference: Reference = "pre_model",
         # score a group in one padded batch as EasyEdit does: left (since November 2024) or right (before)
         easyedit_padding: Side | None = None,
-        # on_prompts: all but locality, as EasyEdit does; its text had two BOS
-        chat_template: Template = "off",
+        chat_template: Template = "off",  # on_prompts: all but locality, as EasyEdit does; its text had two BOS
         double_bos: bool = False,
-        # what memory editors look a question up by: the prompt alone; with its answer, as RECIPE's code does; or, as
-        # EasyEdit gives IKE each case's own edit, by that
+        # what memories look up: the prompt; with its answer, as RECIPE's code does; each case's edit, as EasyEdit's IKE
         routed_by: RoutedBy = "prompt",
-        # length of a fluency text, prompt included (0: no fluency), sampled from the k most probable tokens, seeded
-        # for each case
+        # length of a fluency text, prompt included (0: none), sampled from the k likeliest tokens, seeded for each case
         fluency_tokens: CountOrNone = 100,
         fluency_top_k: Count = 5,
         fluency_seed: Seed = 42,
@@ -67,24 +64,18 @@ class Evaluator(Asking):
         judges: Mapping[str, Judge] | None = None,
     ):
         _check_kinds(kinds, scoring, each_edit, each_step)
-        _known("aliases", [aliases], get_args(Aliases))
-        _known("locality_reference", [locality_reference], get_args(Reference))
-        _known("easyedit_padding", [easyedit_padding], (None, *get_args(Side)))
-        _known("chat_template", [chat_template], get_args(Template))
-        _known("routed_by", [routed_by], get_args(RoutedBy))
+        _check_choices(aliases, locality_reference, easyedit_padding, chat_template, routed_by)
         self.scoring, self.aliases, self.locality_reference = tuple(scoring), aliases, locality_reference
         self.easyedit_padding, self.chat_template, self.double_bos = easyedit_padding, chat_template, double_bos
-        self.routed_by = routed_by
+        self.routed_by, self.strict, self.judges = routed_by, strict, Judges(judges)
         self.fluency_tokens, self.fluency_top_k, self.fluency_seed = fluency_tokens, fluency_top_k, fluency_seed
         self.consistency, self.each_edit, self.each_step = consistency, tuple(each_edit), tuple(each_step)
-        self.columns = tuple(kinds)  # of a table: without fluency tokens, fluency is a column of dashes
+        self.columns = tuple(kinds)  # a table's: without fluency tokens, fluency is a column of dashes
         self.kinds = tuple(kind for kind in kinds if self.fluency_tokens or kind not in TEXT_KINDS)
         self.measures = named_measures(measures)
-        self.strict, self.judges = strict, Judges(judges)
         if judges and "strict" not in scoring:
-            raise InputError(
-                f"eval/judges={list(judges)}: judges grade strict answers; choose a profile too, e.g. eval=wild"
-            )
+            said = "judges grade strict answers; choose a profile too, e.g. eval=wild"
+            raise InputError(f"eval/judges={list(judges)}: {said}")
         if "strict" in scoring:
             _ = self.profile
 
@@ -106,7 +97,7 @@ class Evaluator(Asking):
     def grade_all(
         self, asked: Sequence[Question], answers: Sequence[Answer], before: Mapping[Question, Answer]
     ) -> list[Row]:
-        """Rows of all questions, in order, then those of cases as a whole; a question that is asked for the sake of
+        """Rows of all questions, in order, then those of cases as a whole; a question that serves as a condition of
         others has none. `before`: the unedited model's answers."""
         now = {q: answer for q, answer in zip(asked, answers, strict=True) if q.index == CONDITION}
         pairs = [(q, answer) for q, answer in zip(asked, answers, strict=True) if q.index != CONDITION]
@@ -145,7 +136,7 @@ class Evaluator(Asking):
         return {"scoring": "generate"} | grades("generate", Written("fluency", text)) | {"generated": text}
 
     def _grade_forced(self, question: Question, after: Answer, before: Answer) -> Row:
-        """Of the answer that counts most."""
+        """Grades the answer that counts most."""
         competing = None if after.competing_answer is None else after.competing_answer.logprob
         rows = []
         for now, then in zip(after.forced, before.forced, strict=True):
@@ -191,6 +182,16 @@ def _check_kinds(
         raise InputError(f"eval.kinds={list(kinds)}, eval.scoring={list(scoring)}: give at least one of each")
     if "consistency" in kinds and "fluency" not in kinds:
         raise InputError(f"eval.kinds={list(kinds)}: consistency compares the texts of fluency; add fluency")
+
+
+def _check_choices(
+    aliases: str, locality_reference: str, easyedit_padding: str | None, chat_template: str, routed_by: str
+) -> None:
+    _known("aliases", [aliases], get_args(Aliases))
+    _known("locality_reference", [locality_reference], get_args(Reference))
+    _known("easyedit_padding", [easyedit_padding], (None, *get_args(Side)))
+    _known("chat_template", [chat_template], get_args(Template))
+    _known("routed_by", [routed_by], get_args(RoutedBy))
 
 
 def _known(name: str, given: Sequence[Any], known: Sequence[Any]) -> None:

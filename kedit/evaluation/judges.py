@@ -29,7 +29,7 @@ FIELD = re.compile(r"\{(question|gold|answer)\}")
 VERDICT = re.compile(r"^\W*([AB])\b")  # A: right, B: wrong
 MOST = 2000  # characters of an answer, in an estimate before there are any
 SAVED = 64  # replies of a local judge that are written together
-CHARACTERS = 4  # of a token, about
+CHARACTERS = 4  # in a token, about
 
 
 class Judged(NamedTuple):
@@ -46,7 +46,9 @@ class Judged(NamedTuple):
         return cls(question.probe.prompt, " and ".join(every) if every else " or ".join(answers), text)
 
 
-Verdicts = Mapping[Judged, Mapping[str, bool | None]]  # of each judge, by name; None: its reply holds no verdict
+Verdicts = Mapping[
+    Judged, Mapping[str, bool | None]
+]  # text -> each judge's verdict, by the judge's name; None: its reply holds no verdict
 
 
 @dataclass(kw_only=True, eq=False)
@@ -92,7 +94,7 @@ class Judge:
         return int(digest(list(judged))[:8], 16) < self.share * 2**32
 
     def verdicts(self, judged: Iterable[Judged]) -> dict[Judged, bool | None]:
-        """Of each text of its share, asked once. Raises InputError if it does not answer; its replies are kept."""
+        """Verdicts on the texts of its share, each asked once; replies are kept. Raises InputError if none comes."""
         prompts = {one: self.filled(one) for one in judged if self.grades(one)}
         if self._missing(prompts.values()):
             with self.replies.alone():

@@ -26,7 +26,7 @@ LOCALITY = ("locality", "neighborhood")  # kinds of what must not change
 
 
 class StrictProfile:
-    """How a free answer is asked for, where it ends, and what makes it right.
+    """How a free answer is generated, where it ends, and what makes it right.
 
     `frame`: what stands around the prompt: nothing (bare), a question and answer (qa), the tokenizer's chat template
     after a `system` turn (chat), or a text with {prompt}. `double_bos`: a BOS that the frame begins with stays although

@@ -19,7 +19,7 @@ class Budget:
     """How much a batch may hold: its rows times the size of its largest one."""
 
     limit: int
-    unit: str  # of sizes, in a message
+    unit: str  # what sizes count, in a message
     most_rows: int = 1 << 30
 
     def rows(self, sizes: Sequence[int]) -> int:

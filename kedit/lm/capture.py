@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kedit.lm.model import LM
 
 Positions = Literal["all", "answer"]  # every token that is no padding; or those where an answer's token is predicted
-CaptureLoss = Callable[[Float[Tensor, "k v"], Batch], Float[Tensor, ""]]  # of the logits that predict `batch.gold`
+CaptureLoss = Callable[[Float[Tensor, "k v"], Batch], Float[Tensor, ""]]  # takes the logits that predict `batch.gold`
 
 
 class Factors(NamedTuple):
@@ -59,7 +59,7 @@ def capture(
 
 
 def row_owners(batch: Batch, positions: Positions) -> Int[Tensor, " r"]:
-    """Of each row of what `capture` returns: which row of the batch it belongs to."""
+    """For each row of what `capture` returns, the row of the batch that it belongs to."""
     return _places(batch, positions)[0]
 
 

@@ -57,7 +57,7 @@ class Changes:
 
     @property
     def names(self) -> list[str]:
-        """Of parameters and modules that may behave differently."""
+        """Names of parameters and modules that may behave differently."""
         acting = [one.module for one in self.interventions]
         return [*self.originals, *(name for entry in self.undo for name in entry.names), *acting]
 

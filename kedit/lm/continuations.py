@@ -62,7 +62,7 @@ class Prompt:
 def score_continuations(
     lm: "LM", pairs: Sequence[Pair], done: Callable[[int], Any] = lambda n: None
 ) -> list[Continuation]:
-    """Of each pair's answer behind its prompt; `done` is told how many pairs a batch has finished.
+    """Scores of each pair's answer behind its prompt; `done` is told how many pairs a batch has finished.
 
     A pair may be one token longer than the model reads: its last token is only predicted. Pairs that share no prompt
     are read whole, in one pass, as `LM.score` does. To interventions a text without a prompt (`Pair.whole`) is all
@@ -95,7 +95,7 @@ def continue_tokens(lm: "LM", prompts: Sequence[Pair], limits: Sequence[int], un
 
 
 def _texts(lm: "LM", texts: Mapping[int, Pair], done: Callable[[int], Any]) -> dict[int, Continuation]:
-    """Of texts without a prompt, by their places; the tokens behind `Pair.start` count."""
+    """Scores of texts without a prompt, by their places; the tokens behind `Pair.start` count."""
     places = list(texts)
 
     def run(now: list[int]) -> list[Continuation]:
@@ -171,7 +171,7 @@ def _score_rest(
     cache: Any,
     longer: Sequence[tuple[int, int, list[int]]],
 ) -> dict[int, tuple[list[float], bool]]:
-    """Of the tokens behind the first one of each continuation, by its place: their log-probabilities, and whether
+    """The tokens behind the first one of each continuation, by its place: their log-probabilities, and whether
     greedy decoding says them all."""
     rows = [row for row, _, _ in longer]
     which = torch.tensor(rows, device=mask.device)
@@ -188,7 +188,7 @@ def _score_rest(
 def _at_spans(
     lm: "LM", states: Float[Tensor, "n t d"], starts: Sequence[int], tokens: Sequence[list[int]]
 ) -> list[tuple[list[float], bool]]:
-    """Of each row's `tokens`, the first of which the state at `starts` predicts: their log-probabilities, and whether
+    """Each row's `tokens`, the first of which the state at `starts` predicts: their log-probabilities, and whether
     greedy decoding says them all."""
     at = [(row, start + k) for row, start in enumerate(starts) for k in range(len(tokens[row]))]
     row, col = torch.tensor(at, device=states.device).unbind(1)

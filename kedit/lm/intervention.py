@@ -113,7 +113,7 @@ def _changed(
 
 
 def keep_rows(memo: dict[Any, Any], rows: Sequence[int], variants: Sequence[int]) -> None:
-    """Of everything in a memo that has one entry a row (tensors, lists), keep these rows' entries.
+    """Keep these rows' entries of everything in a memo that has one entry a row (tensors, lists).
 
     `variants`: of each row that was there: the memo of a variant has entries for its own rows only.
     """

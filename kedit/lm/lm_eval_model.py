@@ -33,7 +33,7 @@ MAX_NEW_TOKENS = 256  # lm-eval's default
 DEFAULT_LENGTH = 2048  # lm-eval's, for models that do not say how much they read
 
 Answer = Any  # (log-probability, greedy), a log-probability, or a text
-Arguments = tuple[Any, ...]  # of a request: (context, continuation), (text,), or (context, options)
+Arguments = tuple[Any, ...]  # a request's: (context, continuation), (text,), or (context, options)
 # the unedited model's answers to requests of a kind, which the function computes
 Unedited = Callable[[str, Sequence[Arguments], Callable[[], list[Answer]]], list[Answer]]
 
@@ -48,7 +48,7 @@ class Asked:
 
     @property
     def args(self) -> Arguments:
-        """As lm-eval's tokenisation reads them."""
+        """Pairs in lm-eval's tokenisation."""
         return (self.prompt, *self.rest)
 
 
@@ -180,7 +180,7 @@ class LmEvalModel(TemplateLM):
         return [(one.logprob, one.greedy) for one in score_continuations(self.lm, pairs, self._bar.update)]
 
     def _rolling(self, requests: Sequence[Asked]) -> list[float]:
-        """Of whole texts, in lm-eval's windows. To interventions a text is all prompt, as in `LM.perplexity`."""
+        """Whole texts, in lm-eval's windows. To interventions a text is all prompt, as in `LM.perplexity`."""
         windows = [self._windows(asked.prompt) for asked in requests]
         pairs = [Pair(context + rest, len(context), whole=True) for some in windows for context, rest in some]
         scored = iter(score_continuations(self.lm, pairs, self._bar.update))

@@ -38,7 +38,7 @@ class Stack:
 
 
 class LowRank:
-    """Of n variants: x -> x Wᵀ + scale · (dropout(x) Aᵀ) Bᵀ. B is zero in variants that have no change."""
+    """The matrix of n variants: x -> x Wᵀ + scale · (dropout(x) Aᵀ) Bᵀ. B is zero in variants that have no change."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class LowRank:
 
     @torch.no_grad()
     def change(self, variant: int) -> Float[Tensor, "o i"]:
-        """Of the matrix, in one variant."""
+        """A and B of the matrix in one variant."""
         return self.scale * (self.b.parts[variant] @ self.a.parts[variant])
 
 

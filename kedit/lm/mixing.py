@@ -56,7 +56,7 @@ class _LentScores:
         mine = torch.isin(batch.row.cpu(), torch.tensor(rows))
         self.place = torch.where(
             mine, mine.cumsum(0) - 1, -1
-        )  # of each answer position of the batch among these states
+        )  # where each answer position of the batch is among these states
 
     def parts(self, own: Float[Tensor, "m v"], begin: int) -> Float[Tensor, "m v"]:
         """-inf at positions of rows that do not name it."""
@@ -75,8 +75,8 @@ class Steps:
     def __init__(self, lm: "LM", pairs: Sequence[Pair]):
         self.lm, self.pairs = lm, pairs
         self.memo: dict[object, Any] = {}
-        self.rows: Sequence[int] = ()  # of the last step
-        self._mask: Tensor | None = None  # of what the cache holds, if a beginning was read once for several rows
+        self.rows: Sequence[int] = ()  # the last step's
+        self._mask: Tensor | None = None  # covers what the cache holds, if a beginning was read once for several rows
         named = dict.fromkeys(name for pair in pairs for name in pair.reading.readers)
         self.lent = [_LentSteps(lm.lent[name], name, pairs) for name in named]
 

@@ -40,7 +40,7 @@ class Scored:
     logprob: list[float]  # log-probability of gold
     gold_text: str
     pred_text: str
-    info: Mapping[str, Any] = field(default_factory=dict)  # of the prompt's route, and what interventions noted
+    info: Mapping[str, Any] = field(default_factory=dict)  # the prompt's route, and what interventions noted
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class LM(Routing):
     ):
         super().__init__(model, tokenizer, **options)
         self.identity = identity
-        self.save_adapter: Callable[[Path], None] = no_adapter  # of the editor whose adapter is in the model
+        self.save_adapter: Callable[[Path], None] = no_adapter  # the editor's whose adapter is in the model
         self.lent: dict[str, LM] = {}
         self.generation_budget = Budget(_cache_bytes(self.device), "bytes of keys and values", most_rows=1024)
         self._eos = self.text.eos | _ids(getattr(model.generation_config, "eos_token_id", None))
@@ -139,7 +139,7 @@ class LM(Routing):
     def score_greedy_continuation(
         self, prompts: Sequence[str] | Sequence[Route], answers: Sequence[str]
     ) -> list[Scored]:
-        """As `answer`, of what the model itself says next: greedily, as many tokens as each answer has."""
+        """Like `answer`, for what the model itself says next: greedily, as many tokens as each answer has."""
         routes = self._routes(prompts)
         said = self.greedy_continuation(self.batch(self._pairs(routes, answers)))
         return [_with_info(one, route) for one, route in zip(self.score(said.pairs), routes, strict=True)]
@@ -156,7 +156,7 @@ class LM(Routing):
         return self._scored(pairs, *self._said(answer_states, batch.gold, mixed.log_probabilities))
 
     def _score_shared(self, pairs: Sequence[Pair], groups: Sequence[Shared]) -> list[list[Scored]]:
-        """Of each group of rows that begin alike."""
+        """The cache of each group of rows that begin alike."""
         rows = [pairs[row] for group in groups for row in group.rows]
         self.check_length(max(len(pair.ids) for pair in rows))
         states = behind_states(rows, groups, read_behind(self, pairs, groups, {}, "right"))

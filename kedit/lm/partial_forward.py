@@ -34,7 +34,7 @@ class LayerCache:
     matrix_in: Tensor | None = None  # [n t f], what enters the MLP's output matrix
 
     def rows_of(self, rows: Int[Tensor, " m"]) -> "LayerCache":
-        """Of some rows of the batch."""
+        """The same for some rows of the batch."""
         parts = (self.hidden, self.residual, self.matrix_in)
         return LayerCache(*(None if part is None else part[rows.to(part.device)] for part in parts))  # type: ignore[arg-type]
 
@@ -137,7 +137,7 @@ class TrainingForward:
         self._drawn: dict[Batch, BatchDraws] = {}
 
     def logits(self, batch: Batch) -> Float[Tensor, "k v"]:
-        """As `lm.answer_logits`."""
+        """Like `lm.answer_logits`."""
         if not self.draws or not torch.is_grad_enabled():
             return self._logits(batch)
         if batch not in self._drawn:
@@ -157,7 +157,7 @@ class TrainingForward:
         return logits
 
     def rows_of(self, batch: Batch, rows: Int[Tensor, " m"]) -> tuple[Batch, Int[Tensor, " l"]]:
-        """As `Batch.rows_of`; what was recorded for the rows is kept."""
+        """Like `Batch.rows_of`; what was recorded for the rows is kept."""
         some, places = batch.rows_of(rows)
         if batch in self.records:
             self.records[some] = self.records.pop(batch).rows_of(rows)

@@ -72,7 +72,7 @@ class Reading:
         return hash(self.key)
 
 
-Router = Callable[[Sequence[str], Sequence[str]], Sequence[Route]]  # of prompts, and of what each is looked up by
+Router = Callable[[Sequence[str], Sequence[str]], Sequence[Route]]  # (prompts, what each is looked up by) -> routes
 
 
 def unrouted(prompts: Sequence[str], keys: Sequence[str]) -> list[Route]:

@@ -34,7 +34,7 @@ class ReadBehind:
     """What a pass over the tokens behind the shared ones leaves."""
 
     hidden: Float[Tensor, "n t d"]
-    mask: Int[Tensor, "n s"]  # of all tokens, shared ones included
+    mask: Int[Tensor, "n s"]  # covers all tokens, shared ones included
     cache: Any
 
 

@@ -230,7 +230,7 @@ class UndoLog:
 
     @property
     def _edit_start(self) -> EditStart:
-        assert self.changes.edit_start is not None, "no edit has begun"
+        assert self.changes.edit_start is not None, "no edit has started"
         return self.changes.edit_start
 
     def _run_undos(self, keep: int) -> None:

@@ -91,7 +91,7 @@ def _tensors(cell: Path, name: str, device: str) -> dict[str, "Tensor"]:
 
 
 def _contiguous(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
-    """As safetensors needs them: each in memory of its own."""
+    """Tensors as safetensors needs them: each in memory of its own."""
     found, seen = {}, set()
     for name, tensor in tensors.items():
         own = tensor.detach().contiguous()

@@ -137,7 +137,7 @@ class Journal(InMemoryJournal):
     def __exit__(self, *_: object) -> None:
         self._signals.release()
         for file in self._files.values():
-            with suppress(OSError):  # of a full disk, which was said before
+            with suppress(OSError):  # a full disk was reported before
                 file.close()
         self._lock.release()
 

@@ -24,7 +24,7 @@ from kedit.loop.step_runner import all_questions
 
 log = logging.getLogger(__name__)
 
-SECONDS = ("edit_s", "eval_s", "measures_s")  # of a step
+SECONDS = ("edit_s", "eval_s", "measures_s")  # a step's costs
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers")  # those that can change a score
 
 

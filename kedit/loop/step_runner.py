@@ -177,7 +177,7 @@ def _record(turn: Turn) -> Row:
 
 
 def _seconds(started: float, measured: Measurement, turns: int = 1) -> Row:
-    """Of asking and grading, without the measures of the whole model; each of several turns has its share."""
+    """Seconds of asking and grading, without the measures of the whole model; each of several turns has its share."""
     asking = time.perf_counter() - started - measured.numbers.get("measures_s", 0.0)
     return {"eval_s": round(asking / turns, 3)}
 

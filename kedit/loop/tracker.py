@@ -22,15 +22,13 @@ log = logging.getLogger(__name__)
 Mode = Literal["offline", "online", "disabled"]
 TABLE_ROWS = 10_000  # that wandb shows of one table
 EDITS = "edits_made"  # by this run so far, restored ones too: what a history is drawn over
-METRICS: Mapping[
-    str, Mapping[str, Any]
-] = {  # of a history, as wandb is told: over what it is drawn, what a summary has
+METRICS: Mapping[str, Mapping[str, Any]] = {  # history -> over what wandb draws it, what the summary has
     EDITS: {"hidden": True},
     "*": {"step_metric": EDITS},
     "edit/*": {"step_metric": EDITS, "summary": "mean"},
     "test/*": {"step_metric": EDITS, "summary": "last"},
 }
-YES = ("1", "true", "t", "yes", "y", "on")  # as wandb reads WANDB_DISABLED
+YES = ("1", "true", "t", "yes", "y", "on")  # the values of WANDB_DISABLED that wandb takes for yes
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Seen:
 
     sweep: Path
     directory: str  # below the sweep: model/dataset/editor/setting-T/seed[/overrides]
-    needs: tuple[str, ...] = ()  # what it did not find when it was last asked for, a sentence each
+    needs: tuple[str, ...] = ()  # what it did not find when it was last run or checked, a sentence each
     queued: tuple[str, Queued] | None = None  # its Slurm job, if that has not ended
 
     @property
@@ -96,12 +96,12 @@ class Seen:
 
     @property
     def wanted(self) -> int | None:
-        """Edits it will have made; unknown before it was begun."""
+        """Edits that it will have made; unknown before it starts."""
         return self.meta.get("cases")
 
     @property
     def seconds(self) -> float:
-        """Of editing and testing so far."""
+        """Seconds of editing and testing so far."""
         return sum(step.get("edit_s", 0.0) + step.get("eval_s", 0.0) for step in self.steps)
 
     @property

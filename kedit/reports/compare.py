@@ -58,7 +58,7 @@ class Scored:
 
     @property
     def seconds(self) -> float:
-        """Of editing, mean over seeds."""
+        """Seconds of editing, mean over seeds."""
         if self.unedited:
             return math.nan
         T = tested_T(self.sample)
@@ -67,7 +67,7 @@ class Scored:
 
     @cached_property
     def numbers(self) -> dict[str, dict[str, Any]]:
-        """Of each metric that it has: value, interval, cases, seeds, bootstrap replicates."""
+        """For each metric that it has: value, interval, cases, seeds, bootstrap replicates."""
         sample, found = self.sample, {}
         for i, metric in enumerate(sample.metrics):
             if math.isfinite(sample.values[i]):
@@ -257,7 +257,7 @@ def main() -> None:
 
 
 def _cells(places: Sequence[str]) -> list[Cell]:
-    """Of all places, each once."""
+    """The cells of all places, each once."""
     cells = {cell.directory.resolve(): cell for place in places for cell in find(place)}
     return tested(list(cells.values()))
 

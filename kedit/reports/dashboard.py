@@ -24,7 +24,7 @@ ROUTING = {  # name -> column of what was recalled
     "filter_precision": "filter precision",
     "in_context": "in context",
 }
-LEFT_OUT = ("machine", "files", "kinds")  # of meta.json: on disk, and of no use for choosing runs
+LEFT_OUT = ("machine", "files", "kinds")  # parts of meta.json: on disk, and of no use for choosing runs
 
 
 def flat_config(config: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def routing_of(cell: Cell) -> dict[str, float]:
 
 
 def sweep_report(cells: Sequence[Cell], tables: Sequence[tuple[str, pd.DataFrame]], directory: Path) -> Report:
-    """Of all cells of a sweep: the tables under each other, the pictures."""
+    """A sweep's page: the tables of all cells under each other, the pictures."""
     table = pd.concat([table.assign(caption=caption) for caption, table in tables])
     return Report({"n_cells": len(cells)}, {"table": table}, pictures_in(directory))
 
@@ -90,7 +90,7 @@ def is_new(directory: Path, cells: Sequence[Cell]) -> bool:
 
 
 def report(cell: Cell, table: pd.DataFrame) -> Report:
-    """Of a finished cell: scores and costs, its table, every row, its pictures."""
+    """A finished cell's scores and costs, table, rows and pictures."""
     costs = {name: cell.meta[name] for name in ("optimiser_steps", "edits_per_s", "probes_per_s", "peak_memory_mb")}
     costs |= {f"seconds_{part}": value for part, value in cell.meta["seconds"].items()}
     costs |= {"failed_edits": int(cell.steps["failed"].sum()) if "failed" in cell.steps else 0}

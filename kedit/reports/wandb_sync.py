@@ -21,7 +21,7 @@ from kedit.loop.tracker import unreachable
 from kedit.results.cell_files import is_running
 
 State = Literal["uploaded", "uploaded before", "still running", "failed"]
-NO_KEY, TORN = "No API key configured", "the file ends with an incomplete record"  # as `wandb sync` says it
+NO_KEY, TORN = "No API key configured", "the file ends with an incomplete record"  # the words of `wandb sync`
 WANDB = [sys.executable, "-m", "wandb"]
 
 

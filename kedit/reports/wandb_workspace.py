@@ -16,11 +16,11 @@ from kedit.loop.tracker import EDITS
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
 
-SCORES = ("hm", "edit_success", "generality", "portability", "locality", "fluency")  # of a run's summary
+SCORES = ("hm", "edit_success", "generality", "portability", "locality", "fluency")  # keys of a run's summary
 COLUMNS = ("config:editor", "config:T", "config:seed", *(f"summary:{name}" for name in SCORES), "summary:failed_edits")
 OPTIONS = ("editor.lr", "editor.steps", "editor.loss.epsilon")
 PICTURES = ("radar", "retention", "scatter", "bars", "losses", "tokens")
-SMOOTHED = 0.8  # of one edit's own score, which is 0 or 100
+SMOOTHED = 0.8  # one edit's own score is 0 or 100
 
 
 def workspace(entity: str, project: str = "kedit", sweep: str | None = None) -> "Workspace":

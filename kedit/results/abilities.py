@@ -50,7 +50,7 @@ def benchmark_frame(
     same_as: Mapping[str, str],
     bare: Collection[tuple[str, str]],
 ) -> pd.DataFrame:
-    """As kedit.results.measured.frame_of, with the benchmark as `dataset` and the edited one in `note`.
+    """Like kedit.results.measured.frame_of, with the benchmark as `dataset` and the edited one in `note`.
 
     `named`: benchmark -> the paper's name of it. `bare`: (model, editor) of rows that the paper prints without setting
     and T: the unedited model, an aligned one without edits.

@@ -31,7 +31,7 @@ ROWS, STEPS, TRACES, BENCHMARKS, CONFIG, META, STATUS, STATE = (
 COMMIT, MANIFEST = f"{STATE}/commit.json", "manifest.json"
 SCRATCH, LOCK = "scratch", ".lock"
 ERROR = "error"
-CELLS = "cells.json"  # of a sweep: the cells that were ever requested
+CELLS = "cells.json"  # in a sweep's folder: the cells that were ever requested
 NO_CELLS = (STATE, "model", "wandb")  # folders of a cell that hold none
 log = logging.getLogger(__name__)
 

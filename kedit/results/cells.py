@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 SAME = ("model", "dataset", "setting", "order_seed", "overrides", "versions")
 NAMES = ("model", "dataset", "editor", "setting", "T", "seed", "effective_T")  # that every cell's meta.json has
 OF_MEASURES = ("metric", "value", "stderr", "n", "filter", "main", "routed")  # columns of rows of the whole model
-COLUMNS = ("step", "when", "case", "kind", "group", "probe", "scoring", "T")  # of rows, also where none has a value
+COLUMNS = ("step", "when", "case", "kind", "group", "probe", "scoring", "T")  # always in a frame of rows
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Cell:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """As it was resolved; empty if the cell has none."""
+        """The resolved config; empty if the cell has none."""
         path = self.directory / CONFIG
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -62,7 +62,7 @@ class Cell:
 
     @property
     def schema(self) -> int:
-        """Of its rows. Raises InputError if a newer kedit wrote them."""
+        """The schema of its rows. Raises InputError if a newer kedit wrote them."""
         check(schema := int(self.meta.get("schema", 1)), str(self.directory))
         return schema
 
@@ -76,7 +76,7 @@ class Cell:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """Of its probes."""
+        """The kinds of its probes."""
         rows = self._all_rows
         return rows[rows["kind"] != BENCHMARK].drop(columns=[name for name in OF_MEASURES if name in rows])
 

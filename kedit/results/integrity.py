@@ -27,7 +27,7 @@ class DamagedFile(InputError):
 
 
 def fingerprint(path: Path, size: int | None = None) -> Fingerprint:
-    """Of a whole file, or of its first `size` bytes."""
+    """Size and hash of a whole file, or of its first `size` bytes."""
     left = path.stat().st_size if size is None else size
     known, hashed = left, hashlib.sha256()
     with open(path, "rb") as file:

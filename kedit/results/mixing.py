@@ -9,7 +9,7 @@ from kedit.results.abilities import described
 from kedit.results.cells import Cell
 from kedit.results.samples import asked_T
 
-# of eval: these ask for more rows, and change none that two cells share
+# options of eval: these ask for more rows, and change none that two cells share
 MORE_ROWS = ("scoring", "each_edit", "each_step", "measures")
 STRICT = ("strict", "judges")  # these too, but two profiles do not make the same rows
 

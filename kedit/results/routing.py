@@ -61,7 +61,7 @@ def questions(cell: Cell) -> pd.DataFrame:
 
 
 def edit_numbers(steps: pd.DataFrame) -> pd.DataFrame:
-    """Of each edit that was kept: its `step`, `case`, `memory` (which one: an emptied memory is a new one) and `edit`,
+    """For each edit that was kept, its `step`, `case`, `memory` (which one: an emptied memory is a new one) and `edit`,
     its number in that memory. Every case has one edit."""
     made = steps.assign(memory=_memories(steps)).rename(columns={"cases": "case"})
     kept = made[made["failed"] != 1] if "failed" in made else made

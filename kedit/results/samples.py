@@ -45,18 +45,18 @@ class Sample:
 
     @cached_property
     def values(self) -> np.ndarray:
-        """Of each metric: the mean over seeds of the score of each."""
+        """For each metric, the mean over seeds of each seed's score."""
         return np.mean(list(self.of_seeds.values()), axis=0)
 
     @cached_property
     def of_seeds(self) -> dict[int, np.ndarray]:
-        """Of each seed: its score of each metric."""
+        """Each seed's score of each metric."""
         with np.errstate(all="ignore"):
             return {seed: self._scores(values.mean().to_numpy()[None])[0] for seed, values in self.seeds.items()}
 
     @cached_property
     def replicates(self) -> np.ndarray:
-        """Of each metric, in each resampling of seeds and cases."""
+        """Each metric in each resampling of seeds and cases."""
         return over_seeds({seed: self._scores(resampled_means(values)) for seed, values in self.seeds.items()})
 
     @property
@@ -79,7 +79,7 @@ class Test(NamedTuple):
     """One cell's test at one T."""
 
     cell: Cell
-    T: int  # as the rows have it
+    T: int  # the rows'
     last: bool  # the T that the cell was run for, not a checkpoint before it
 
 
@@ -114,13 +114,13 @@ def grouped_tests(cells: Iterable[Cell], same_as: Mapping[str, str] | None = Non
 
 
 def asked_T(cell: Cell) -> int:
-    """The T that the cell was asked for; the effective one where it was asked for all."""
+    """The T that the command asks for; the effective one if it asks for all."""
     T = cell.meta["T"]
     return T if isinstance(T, int) else cell.meta["effective_T"]
 
 
 def tested_T(sample: "Sample") -> int:
-    """The T of a sample's rows: the effective one where a dataset is shorter than the T that was asked for."""
+    """The T of a sample's rows: the effective one where a dataset is shorter than the T of the command."""
     cell = sample.cells[0]
     return cell.meta["effective_T"] if asked_T(cell) == sample.key.T else int(sample.key.T or 0)
 

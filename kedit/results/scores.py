@@ -25,7 +25,7 @@ Score = str  # the name of a metric (kedit/evaluation/metrics)
 Merge = Literal["case_macro", "group_macro", "prompt_micro"]
 
 UNEDITED_ROW = "(unedited)"
-FOLDS = {"mean": "mean", "any": "max", "all": "min"}  # of a case's probes of one kind and group
+FOLDS = {"mean": "mean", "any": "max", "all": "min"}  # how a case's probes of one kind and group become one number
 _ONE: Mapping[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "any": max, "all": min}
 
 
@@ -56,7 +56,7 @@ def summary(
 
 
 def _line(T: int, n: int, values: Mapping[str, Sequence[float]], score: Score) -> dict[str, Any]:
-    """Of the values of each kind; T 0: of the unedited model."""
+    """A table's line from the values of each kind; T 0: the unedited model's."""
     means = {kind: fmean(found) if found else math.nan for kind, found in values.items()}
     line: dict[str, Any] = {"model": "edited" if T else UNEDITED_ROW, "T": T}
     line |= {COLUMNS[kind]: mean for kind, mean in means.items()}
@@ -118,7 +118,7 @@ def _folded(table: pa.Table, keys: Sequence[str]) -> pa.Table:
 
 
 def _of_texts() -> list[Metric]:
-    """Of fluency and consistency: the same whatever the answers are scored by."""
+    """Fluency and consistency: the same however the answers are scored."""
     return [metric for metric in metrics().values() if metric.of_texts]
 
 
@@ -201,7 +201,7 @@ class PaperMetrics:
     combined: str | None = None
     parts: tuple[str, ...] = ()
     combine: Callable[[Sequence[float]], float] = harmonic_mean
-    partial: bool = True  # of the parts that the dataset has; else only of all
+    partial: bool = True  # combined from the parts that the dataset has; else only from all
     scale: Mapping[str, float] = field(default_factory=dict)
     said: str = ""  # in a caption
     costs: bool = False  # its tables print hours and memory
@@ -270,7 +270,7 @@ def profiles(paper: str) -> list[str]:
     return [name for name in PAPER if name == paper or name.startswith(f"{paper}_")]
 
 
-# of no paper: every kind by its own name
+# no paper's: every kind by its own name
 PLAIN = PaperMetrics({name.replace(" ", "_"): kind for kind, name in COLUMNS.items()}, "hm", ("edit_success", *HM[1:]))
 
 

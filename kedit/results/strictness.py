@@ -41,7 +41,7 @@ def kappa(one: Sequence[int], other: Sequence[int]) -> float:
 
 
 def agreement(rows: pd.DataFrame) -> list[tuple[str, str, int, float, float]]:
-    """Of each pair of judges: names, number of texts that both gave a verdict on, share of equal verdicts, kappa."""
+    """For each pair of judges: names, number of texts that both gave a verdict on, share of equal verdicts, kappa."""
     found = []
     for one, other in combinations(judges_of(rows), 2):
         columns = [f"{JUDGE}{one}", f"{JUDGE}{other}"]

@@ -267,14 +267,14 @@ def message(error: Exception) -> str:
 @contextmanager
 def error_file(cell: Path) -> Iterator[None]:
     """In a cell that this process holds: an error's message becomes the last line of the file `error`."""
-    (cell / ERROR).unlink(missing_ok=True)  # of an attempt before
+    (cell / ERROR).unlink(missing_ok=True)  # an earlier attempt's
     try:
         with one_sentence():
             yield
     except Exception as error:
         expected = isinstance(error, HydraException | InputError)
         trace = "" if expected else "".join(traceback.format_tb(error.__traceback__))
-        with suppress(OSError):  # of a full disk
+        with suppress(OSError):  # the disk may be full
             write_text(cell / ERROR, f"{trace}{message(error)}\n")
         raise
 

@@ -210,7 +210,7 @@ def _lacking(key: str, part: str, config: DictConfig) -> str:
 
 
 def _names(config: DictConfig) -> list[str]:
-    """Of all options, and of what they are in."""
+    """Values of all options, and of what they are in."""
     own = {name: node for name, node in OmegaConf.to_container(config, resolve=False).items() if name != "hydra"}  # type: ignore[union-attr]
     return [name for name, _ in dotted(own)]
 

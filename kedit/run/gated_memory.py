@@ -30,7 +30,7 @@ class SavedEntries:
 
     cell: Cell
     step: int
-    cases: Mapping[int, str]  # of each edit in it, by its number
+    cases: Mapping[int, str]  # number of an edit in it -> its case
     learnt: Mapping[str, Any]  # what the editor's `fit` reported
 
     @cached_property

@@ -53,7 +53,7 @@ class SavedMemory:
 
     @cached_property
     def cases(self) -> dict[int, str]:
-        """Of each stored edit, by its number."""
+        """The case of each stored edit, by its number."""
         numbers = edit_numbers(pd.DataFrame(self.steps))
         last = numbers[numbers["memory"] == numbers["memory"].max()]
         return dict(zip(last["edit"], last["case"], strict=True))
@@ -83,7 +83,7 @@ class SavedMemory:
 
     @property
     def _filter(self) -> Mapping[str, Any] | None:
-        """As it was trained in the run."""
+        """The filter as it was trained in the run."""
         config = self.config.get("filter")
         if not config or config["trained"]:
             return config

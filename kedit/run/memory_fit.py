@@ -34,14 +34,14 @@ class Needs:
 
 
 class Shapes(LM):
-    """Of a model without weights: which parameters there are, and where."""
+    """The parameters of a model without weights: which parameters there are, and where."""
 
     def __init__(self, model: PreTrainedModel):
         self.model, self.anatomy = model, inspect_anatomy(model)
 
 
 def needs(config: Any, dtype: str, editor: Any) -> Needs:
-    """Of a model of this transformers config in this precision, edited by this editor."""
+    """The estimate for a model of this transformers config in this precision, edited by this editor."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
     weights = sum(p.numel() * p.element_size() for p in model.parameters())

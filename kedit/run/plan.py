@@ -12,7 +12,7 @@ from kedit.run.sweep import cells_of, planned, record
 
 
 def plan(sweep: str) -> None:
-    """Look for what the cells of a sweep need: of those that were asked for before, or of its whole grid; cells.json
+    """Look for what the cells of a sweep need: those that were run before, or its whole grid; cells.json
     keeps what is missing. Raises InputError if there is no such sweep."""
     if not (ROOT / "sweeps" / f"{sweep}.yaml").is_file():
         raise InputError(f"{sweep}: no sweep of this name in {ROOT / 'sweeps'}")

@@ -1,7 +1,7 @@
 """A sweep: the cells that its grid has, what went wrong in them, and the table at its end.
 
 A sweep's yaml gives the axes of a grid (hydra.sweeper.params); an axis on the command line replaces the yaml's.
-`cells.json` in the sweep's folder lists every cell that was ever asked for.
+`cells.json` in the sweep's folder lists every cell that was ever requested.
 """
 
 import json
@@ -91,8 +91,8 @@ def jobs(config: DictConfig) -> list[list[str]]:
 class Planned:
     """A cell that a multirun's grid has."""
 
-    entry: Mapping[str, Any]  # as cells.json has it
-    config: str  # of this command
+    entry: Mapping[str, Any]  # the cell's entry in cells.json
+    config: str  # the config that this command gives
 
     def directory(self, sweep: Path) -> Path:
         return sweep / self.entry["directory"]
@@ -132,7 +132,7 @@ def _planned(cfg: DictConfig, home: Path | None, preflight: Preflight) -> Planne
 
 
 def _identity(cfg: DictConfig) -> str:
-    """Of the cell; empty if its config cannot be resolved, and so the cell cannot run."""
+    """What the cell needs; empty if its config cannot be resolved, and so the cell cannot run."""
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     try:
         return identity(resolved(own, names_of(cfg.hydra)))

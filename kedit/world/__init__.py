@@ -17,7 +17,7 @@ from kedit.world.recipe import Recipe, key, train
 
 Width = Annotated[int, Ge(8), Le(4096), MultipleOf(8), Rule("a multiple of 8 from 8 to 4096")]
 Depth = Annotated[int, Ge(1), Le(64)]
-WEIGHTS = Path(__file__).parent / "weights"  # of Recipe() on World(): float16, read as float32
+WEIGHTS = Path(__file__).parent / "weights"  # what Recipe() on World() makes: float16, read as float32
 
 __all__ = ["Recipe", "World", "ability", "cases", "documents", "load", "more_training", "running_text"]
 

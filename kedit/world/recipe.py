@@ -27,7 +27,7 @@ class Recipe:
     heads: int = 4
     vocabulary: int = 1024
     steps: int = 1200
-    rows: int = 32  # of `length` tokens, a step
+    rows: int = 32  # rows of `length` tokens in a step
     length: int = 64
     first_people: int = 130  # the curriculum: in the first share of the steps only these, and much copying
     first_share: float = 0.25

@@ -10,7 +10,7 @@ from kedit.lm import LM
 
 
 class Composed(Sequence[Edit]):
-    """Every edit followed by its examples; composed when asked for."""
+    """Every edit followed by its examples; composed on demand."""
 
     def __init__(self, tuner: Tuner, edits: Sequence[Edit]):
         self.tuner, self.edits = tuner, edits

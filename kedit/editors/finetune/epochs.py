@@ -152,7 +152,7 @@ class TrainingRun:
         self.tuner, self.data, self.trained = tuner, data, trained
         self.seed = torch.initial_seed() % 2**31
         self.start = StartWeights(trained, keep=tuner.loss.uses_reference)
-        AcceleratorState._reset_state()  # the editor of an earlier cell may have asked for another precision
+        AcceleratorState._reset_state()  # the editor of an earlier cell may have had another precision
         self.accelerator = Accelerator(cpu=lm.device.type == "cpu", mixed_precision=tuner.mixed_precision)
         self.batches = ceil(ceil(len(data) / tuner.batch_size) / self.accelerator.num_processes)  # an epoch, a process
         self.steps = min(self.batches * tuner.epochs, tuner.max_steps or sys.maxsize)
@@ -253,7 +253,7 @@ class TrainingRun:
         return self._over_processes(self._mean(losses)) < self.tuner.stop_loss
 
     def _mean(self, losses: list[float]) -> float:
-        """Of an epoch; over examples, the last batch, which may be a short one, weighs less."""
+        """The mean loss of an epoch; over examples, the last batch, which may be a short one, weighs less."""
         if self.tuner.mean_over == "batches":
             return mean(losses)
         size, rest = self.tuner.batch_size, len(self.data) % self.tuner.batch_size

@@ -29,14 +29,14 @@ class Part:
     """One edit's part in a training: what it trains, and how far it is."""
 
     editor: "FineTune"
-    batches: Sequence[Sequence[Edit]]  # of facts
+    batches: Sequence[Sequence[Edit]]  # each a list of facts
     n_edits: int
     trained: Trained
     start: StartWeights
-    variant: int | None = None  # of the model that it trains; None: the model
-    draws: Draws | None = None  # of its dropout
+    variant: int | None = None  # number of the edited model that it trains; None: the model itself
+    draws: Draws | None = None  # its dropout's
     taken: list[float] = field(default_factory=list)  # the loss before each of its steps
-    losses: list[float] = field(default_factory=list)  # of its batches, in this pass over them
+    losses: list[float] = field(default_factory=list)  # one for each batch of this pass
     in_cycle: bool = True
     ended: bool = False
     failure: FloatingPointError | None = None

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-EntryRow = dict[str, Any]  # of one entry, by column; "edit": the number of the edit that taught it
+EntryRow = dict[str, Any]  # one entry's values, by column; "edit": the number of the edit that taught it
 
 
 class HasEntries(ABC):

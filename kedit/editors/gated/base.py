@@ -29,7 +29,7 @@ class Gated(Editor, HasEntries):
     `part` of `layer` is where the gate reads; if `layer` is null, the layer at relative `depth`.
     """
 
-    name: ClassVar[str]  # of its tensors in a saved state
+    name: ClassVar[str]  # prefix of its tensors in a saved state
     lost: ClassVar[str]  # what a saved model lacks
 
     part: MatrixPart = "mlp_out"

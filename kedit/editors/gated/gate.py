@@ -13,7 +13,7 @@ from kedit.lm import Pass
 
 Key = Literal["prompt", "prompt_and_answer"]  # whose last token the key is read at
 LabelMatch = Literal["tokens", "mean", "sum"]
-SAME = 1e-3  # of the initial radius: a key this near is the same prompt, edited again
+SAME = 1e-3  # share of the initial radius: a key this near is the same prompt, edited again
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,7 +205,7 @@ class BlockGate:
     """Adds to each row what its block, if it has one, makes of what enters the matrix."""
 
     store: Store
-    index: int  # of the matrix among those that are adapted
+    index: int  # number of the matrix among those that are adapted
     scale: float
 
     def __call__(self, this: Pass, entered: Float[Tensor, "n t i"], output: Float[Tensor, "n t o"]) -> Tensor:

@@ -30,7 +30,7 @@ from kedit.lm.sentence_encoder import MINILM, UNUSED, source
 REPORT = "report.json"
 LIBRARIES = ("torch", "transformers", "tokenizers")  # those that can change what is learnt
 TOGETHER = 64  # texts that are embedded at a time
-LEAST = 1e-6  # of a squared distance, so that log(1 - exp(-d²)) is finite
+LEAST = 1e-6  # least squared distance, so that log(1 - exp(-d²)) is finite
 
 Pooling = Literal["cls", "mean"]
 
@@ -131,7 +131,7 @@ def scope_loss(encoder: Encoder, pairs: Sequence[FilterPair]) -> Float[Tensor, "
 
 
 def cross_entropy(squared: Float[Tensor, " n"], relevant: Bool[Tensor, " n"]) -> Float[Tensor, ""]:
-    """Of the probability exp(-d²), from d²."""
+    """The logit of the probability exp(-d²), from d²."""
     outside = -torch.log(-torch.expm1(-squared.clamp(min=LEAST)))
     return torch.where(relevant, squared, outside).mean()
 

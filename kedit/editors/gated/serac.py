@@ -20,7 +20,7 @@ from kedit.editors.gated.scope import ScopeClassifier
 from kedit.lm import LM, Route
 from kedit.lm.route import Reader
 
-NAME = "counterfactual"  # of the second model, in routes
+NAME = "counterfactual"  # the second model's, in routes
 
 
 @dataclass(kw_only=True, eq=False)
@@ -99,7 +99,7 @@ class SERAC(Editor, HasEntries):
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def judged(self, queries: Sequence[str]) -> list[tuple[int, float]]:
-        """Of each query, the nearest stored edit and the probability that it is in its scope."""
+        """For each query, the nearest stored edit and the probability that it is in its scope."""
         if self._keys is None or not queries:
             return []
         distance, place = nearest(self._keys, self.scope(queries))

@@ -133,7 +133,7 @@ class Moved:
         self.matrix, self.function, self.largest_from = matrix, function, largest_from
         self.counted, self.entered, self.output = counted, entered, output
         self.at_counted, self.before = entered[counted], function(output[counted].float())
-        self.known: list[Float[Tensor, "k d"]] = []  # of each memory, at the tokens that count
+        self.known: list[Float[Tensor, "k d"]] = []  # a part for each memory, at the tokens that count
 
     def distance(self, weight: Tensor) -> Float[Tensor, " m"]:
         """How far weights, of the next memory, move each row."""

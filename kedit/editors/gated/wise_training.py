@@ -44,7 +44,7 @@ class Scope:
             self.before = function(product(matrix, matrix.weight, self.entered).float())  # type: ignore[arg-type]
 
     def distances(self, put_out: Float[Tensor, "k d"]) -> Float[Tensor, " n"]:
-        """Of each row, the mean over its tokens of ‖a(before) - a(now)‖."""
+        """For each row, the mean over its tokens of ‖a(before) - a(now)‖."""
         row = self.counted.nonzero()[:, 0]
         apart = (self.before - self.function(put_out.float())).norm(dim=-1)
         return apart.new_zeros(len(self.counted)).index_add(0, row, apart) / self.counted.sum(-1)

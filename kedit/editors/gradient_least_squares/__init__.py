@@ -22,7 +22,7 @@ from kedit.lm.capture import Factors
 from kedit.lm.matrices import add_to_matrices, widths
 from kedit.lm.text import Batch
 
-Rows = dict[str, Factors]  # of each matrix: what enters it, and the loss's gradients, a row for each answer token
+Rows = dict[str, Factors]  # matrix -> what enters it, and the loss's gradients, a row for each answer token
 
 
 @dataclass(kw_only=True, eq=False)
@@ -63,7 +63,7 @@ class GradientLeastSquares(Editor):
         self._statistics = {}
 
     def state(self) -> dict[str, Tensor | str]:
-        """Of each shape of matrix: three tensors, whatever the number of edits."""
+        """For each shape of matrix three tensors, whatever the number of edits."""
         found: dict[str, Tensor | str] = {}
         for shape, statistics in self._statistics.items():
             found |= statistics.state(shape)
@@ -145,5 +145,5 @@ def ridge_solution(inputs: Float[Tensor, "r i"], targets: Float[Tensor, "r o"], 
 
 
 def _shape(lm: LM, module: str) -> str:
-    """Of a matrix, as its statistic is called."""
+    """The name of a matrix's statistic."""
     return "x".join(map(str, widths(lm, module)))

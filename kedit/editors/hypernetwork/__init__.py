@@ -24,7 +24,7 @@ from kedit.lm import LM
 from kedit.lm.capture import Positions
 from kedit.lm.matrices import Part, add_to_matrices, matrices_of
 
-KIND = "hypernetwork"  # of artefact
+KIND = "hypernetwork"  # the artefact's name in the cache
 
 
 @dataclass(kw_only=True, eq=False)

@@ -38,7 +38,7 @@ class KnowledgeEditor(NetworkOptions):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of a matrix: how many numbers enter and leave it, and whether its weight is stored [i o]."""
+    """A matrix's shape: how many numbers enter and leave it, and whether its weight is stored [i o]."""
 
     inputs: int
     outputs: int
@@ -76,7 +76,7 @@ class KnowledgeEditorNetwork(UpdateNetwork):
         return self.condition(torch.cat([last[0], last[1]], -1))
 
     def _change(self, gradient: OuterProducts, says: Float[Tensor, "n m"], shape: Shape) -> OuterProducts:
-        """Of one matrix, for all edits of the batch: the gradient's rows, scaled, and behind them a row for each b."""
+        """For one matrix and all edits of the batch: the gradient's rows, scaled, and behind them a row for each b."""
         i, o = shape.inputs, shape.outputs
         first, second = (i, o) if shape.by_input else (o, i)
         free_a, share_a, free_b, share_b, gate = says.split([second, first, second, first, 1], -1)

@@ -124,7 +124,7 @@ class MendNetwork(UpdateNetwork):
 
 
 class _SharedNetwork(nn.Module):
-    """Of all matrices of one shape: normaliser and residual blocks."""
+    """Normaliser and residual blocks of all matrices of one shape."""
 
     def __init__(self, options: Mend, n_matrices: int, i: int, o: int):
         super().__init__()

@@ -104,7 +104,7 @@ class HypernetworkObjective(Objective):
         return edit.draw(random.Random(f"{self.training.seed}/{draw}"), self.loss.own_wording)
 
     def _values(self, examples: Sequence[Example], gradients: Gradients) -> Mapping[str, Float[Tensor, " n"]]:
-        """Of each edit: the loss and its two parts, and whether every token of the answer is the likeliest."""
+        """For each edit: the loss and its two parts, and whether every token of the answer is the likeliest."""
         lm, names = self.editing.lm, [f"{name}.weight" for name in self.editing.modules]
         mask: Mask = "none" if self.loss.locality_at == "all" else "positional"
         decided = lm.encode([x.decided.prompt for x in examples], [x.decided.target_new for x in examples])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OuterProducts:
-    """Of a matrix [o i], for each of several edits: Σ_r outputs_r inputs_rᵀ over the rows r whose `edit` it is."""
+    """A matrix's gradient [o i] for each of the edits: Σ_r outputs_r inputs_rᵀ over the rows r whose `edit` it is."""
 
     inputs: Float[Tensor, "r i"]
     outputs: Float[Tensor, "r o"]
@@ -40,7 +40,7 @@ class OuterProducts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gradients:
-    """Of a batch of edits, each of its own loss: the mean over its answer's tokens of -log p."""
+    """Gradients of a batch of edits, each of its own loss: the mean over its answer's tokens of -log p."""
 
     batch: Batch
     factors: Mapping[str, OuterProducts]  # by module; edits by their rows in the batch

@@ -41,7 +41,7 @@ SAFE: list[Any] = [
     list,
     numpy.dtype,
     *(type(numpy.dtype(name)) for name in ("float64", "float32", "int64")),
-    *((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # as versions of numpy have it
+    *((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # numpy's versions differ
 ]
 IN_BLOCK = {"u": "up", "v": "down", "bias": "bias", "mode_scale.weight": "scale", "mode_shift.weight": "shift"}
 

@@ -188,7 +188,7 @@ def routed_by(retrieved: Sequence[Candidate], in_context: Sequence[str], adapter
 
 
 def _told(candidate: Candidate) -> dict[str, Any]:
-    """As it is kept in the rows."""
+    """The form in which rows keep it."""
     entry, cosine = candidate.hit.entry, round(candidate.hit.cosine, 6)
     judged = {} if candidate.probability is None else {"probability": round(candidate.probability, 6)}
     return {"edit": entry.edit, "form": entry.form, "cosine": cosine, **judged, "accepted": int(candidate.accepted)}

@@ -32,7 +32,7 @@ from kedit.losses import Loss
 
 log = logging.getLogger(__name__)
 
-KIND = "alignment"  # of artefact
+KIND = "alignment"  # the artefact's name in the cache
 FULL, ABOUT = "model.safetensors", "about.json"
 NOT_LEARNT = ("checkpoint_s", "gradient_checkpointing")  # settings that change no weight
 
@@ -141,7 +141,7 @@ class Alignment:
     # --- what is learnt ----------------------------------------------------------------------------------------------
 
     def _fitting(self, lm: LM, spoken: Mapping[str, Sequence[Edit]]) -> tuple[dict[str, list[Edit]], dict[str, int]]:
-        """As the model will read them; those that are too long are left out and counted."""
+        """The examples in the form that the model reads; those that are too long are left out and counted."""
         most, kept, dropped = min(self.max_tokens, lm.context), {}, {}
         for kind, conversations in spoken.items():
             ready = [self._closed(lm, conversation) for conversation in conversations]

@@ -243,13 +243,13 @@ def _asked(case: Case, kinds: Sequence[str]) -> list[Edit]:
 
 
 def _wordings(train: Sequence[Case], augmentation: Augmentation | None) -> list[list[list[str]]]:
-    """Of each case, of each of its edits: the texts that may stand for it."""
+    """For each edit of each case, the texts that may stand for it."""
     forms = iter(with_augmentations([edit for case in train for edit in case.edits], augmentation))
     return [[[form.text for form in next(forms)] for _ in case.edits] for case in train]
 
 
 def _others(train: Sequence[Case], near: int, encoder: str | None) -> list[list[int]]:
-    """Of each case: the others that may stand beside it, the nearest `near` where an encoder says which."""
+    """For each case, the others that may stand beside it: the `near` nearest, if there is an encoder."""
     if encoder is None:
         return [[j for j in range(len(train)) if _apart(case, train[j])] for case in train]
     index = Index()

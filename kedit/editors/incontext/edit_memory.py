@@ -46,7 +46,7 @@ class EditMemory:
     def __post_init__(self) -> None:
         self.index = Index(self.approximate_from)
         self._known: dict[str, Float[Tensor, " d"]] = {}
-        self._qa: dict[int, MemoryEntry] = {}  # of each edit
+        self._qa: dict[int, MemoryEntry] = {}  # the entry of each edit's QA form, by the edit's number
 
     def missing_inputs(self) -> Iterator[str]:
         """A sentence if the encoder cannot be had."""
@@ -90,7 +90,7 @@ class EditMemory:
         return self.entries[-1].edit + 1 if self.entries else 0
 
     def nearest(self, queries: Sequence[str]) -> list[list[Hit]]:
-        """Of each query, the best first; none where nothing is stored."""
+        """The entries found for each query, the best first; none if nothing is stored."""
         if not self.entries or not queries:
             return [[] for _ in queries]
         cosines, places = self.index.nearest(self.represent_queries(queries), self.k)

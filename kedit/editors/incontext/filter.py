@@ -102,7 +102,7 @@ class Filter:
         return told | report | {"validation": agreement(held)}
 
     def _held_out(self) -> list[tuple[bool, float]]:
-        """Of each pair that was not trained on whether it is relevant, and the probability that it is."""
+        """For each pair that was not trained on, whether it is relevant, and the probability that it is."""
         report = json.loads((Path(str(self._home)) / REPORT).read_text(encoding="utf-8"))
         return [(bool(relevant), p) for _, relevant, p in report["validation"]]
 
@@ -135,7 +135,7 @@ def threshold_of(recall: float, judged: Sequence[tuple[bool, float]]) -> float:
 
 
 def agreement(judged: Sequence[tuple[bool, bool]]) -> dict[str, float | int]:
-    """Of (relevant, accepted): accuracy, precision and recall in per cent, each where it has a denominator."""
+    """Accuracy, precision and recall (in per cent) of pairs (relevant, accepted), each if it has a denominator."""
     right = sum(relevant and accepted for relevant, accepted in judged)
     parts = {
         "accuracy": (sum(relevant == accepted for relevant, accepted in judged), len(judged)),

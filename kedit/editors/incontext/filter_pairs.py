@@ -26,7 +26,7 @@ class FilterPair:
     query: str
     stored: str
     relevant: bool
-    kind: str  # of query: edit, portability, locality, general; mined: any query with another case's edit
+    kind: str  # the query's: edit, portability, locality, general; mined: any query with another case's edit
     case: str  # whose query it is
 
 
@@ -87,7 +87,7 @@ class FilterPairs:
         return pairs + (self._mined(train, stored, asked) if self.mined else [])
 
     def _stored(self, train: Sequence[Case]) -> list[list[str]]:
-        """Of each case."""
+        """Pairs of each case."""
         forms = with_augmentations([edit for case in train for edit in case.edits], self.augmentation)
         texts = iter([list(dict.fromkeys(form.text for form in mine)) for mine in forms])
         return [[text for _ in case.edits for text in next(texts)] for case in train]
@@ -156,7 +156,7 @@ def as_question(prompt: str) -> str | None:
 
 
 def _nearest(queries: Sequence[str], texts: Sequence[str], k: int) -> dict[str, list[int]]:
-    """Of each distinct query the places of the `k` nearest texts, by TF-IDF of their characters, the nearest first."""
+    """For each distinct query the places of the `k` nearest texts, by TF-IDF of their characters, the nearest first."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectoriser = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, dtype=np.float32)

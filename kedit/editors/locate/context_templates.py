@@ -50,7 +50,7 @@ def given(templates: Sequence[str]) -> list[str]:
     for template in templates:
         if template.count(BARE) != 1:
             raise InputError(
-                f"editor.context_templates: {template!r} must hold {{}} once, where the prompt stands; mend it"
+                f"editor.context_templates: {template!r} must hold {{}} once, where the prompt stands; fix it"
             )
     if BARE not in templates:
         raise InputError(

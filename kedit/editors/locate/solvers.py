@@ -25,7 +25,7 @@ NOTHING: Mapping[int, int] = MappingProxyType({})
 
 @dataclass(frozen=True, eq=False)
 class Keys:
-    """Of a batch of facts in one layer, as columns."""
+    """Keys and residuals of a batch of facts in one layer, as columns."""
 
     average: Float[Tensor, "f n"]  # over the context templates
     prompt_key: Float[Tensor, "f n"]  # where the new value must come out: in the bare prompt, or the average itself

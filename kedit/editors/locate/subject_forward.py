@@ -34,7 +34,7 @@ class SuffixBatch:
     """Rows of tokens as a pass reads them: what stands before the first changed column is in `cache`."""
 
     ids: Int[Tensor, "n t"]
-    kwargs: dict[str, Any]  # of the model's body: mask, positions, cache
+    kwargs: dict[str, Any]  # for the model's body: mask, positions, cache
     edit_row: Int[Tensor, " p"]  # rows of the changed places
     at: Int[Tensor, " p"]  # their columns
     read_row: Int[Tensor, " k"]  # rows of the places that are read
@@ -215,7 +215,7 @@ def _prefixed(lm: "LM", prefixes: Sequence[list[int]], before: int, length: int)
 
 
 def _some(block: SuffixBatch, rows: Int[Tensor, " m"]) -> SuffixBatch:
-    """Of some of the rows."""
+    """The same for some of the rows."""
     kwargs = {
         name: value.of(rows) if isinstance(value, _Kept) else value[rows] if isinstance(value, Tensor) else value
         for name, value in block.kwargs.items()

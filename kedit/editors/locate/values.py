@@ -16,9 +16,9 @@ from kedit.lm import LM
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """Of one fact."""
+    """The optimised value of one fact."""
 
-    value: Float[Tensor, " d"]  # of the first site
+    value: Float[Tensor, " d"]  # at the first site
     delta: Float[Tensor, " d"]  # what it is above what the bare prompt gave
     steps: int
     loss: float
@@ -64,11 +64,11 @@ class Places:
     facts: Sequence[int]
     alive: Int[Tensor, " m"]  # the same on the device
     edit_row: Int[Tensor, " r"]  # the fact of each row
-    asked: Int[Tensor, " k"]  # of answers
-    subject: Int[Tensor, " m"]  # of the kl_prompts' subjects
+    asked: Int[Tensor, " k"]  # rows of answers
+    subject: Int[Tensor, " m"]  # rows of the kl_prompts' subjects
     gold: Int[Tensor, " k"]
     row: Int[Tensor, " k"]
-    tokens: Float[Tensor, " r"]  # of each row's answer, at least 1
+    tokens: Float[Tensor, " r"]  # number of tokens of each row's answer, at least 1
 
     @staticmethod
     def of(facts: Sequence[int], columns: SubjectForward, per: int) -> "Places":
@@ -128,7 +128,7 @@ class Search:
     def _losses(
         self, columns: SubjectForward, places: Places, deltas: Sequence[Float[Tensor, "n d"]]
     ) -> tuple[Float[Tensor, " m"], Tensor]:
-        """Of each fact that is not done, and whether PMET's rule says that it is."""
+        """The loss of each fact that is not done, and whether PMET's rule says that it is."""
         alive = places.alive
         logits = single(columns.logits([delta[places.edit_row] for delta in deltas])).log_softmax(-1).to(alive.device)
         if self.before is None:
@@ -171,7 +171,7 @@ class Search:
         return summed / torch.bincount(fact, minlength=n)[:, None]
 
     def _rows(self, facts: Sequence[int], device: torch.device) -> Int[Tensor, " m"]:
-        """Of those of the facts that are still there."""
+        """The part that belongs to the facts that are still trained."""
         per = self.asked + 1
         return torch.tensor([fact * per + row for fact in facts for row in range(per)], device=device)
 

@@ -1,6 +1,6 @@
 """SWEA⊕OS (Li et al. 2024, arXiv 2401.17809): a subject's input embeddings are altered wherever a prompt names it.
 
-What is added is optimised until the new answer follows ("O"), and loses the dimensions that the old answer is owed to
+What is added is optimised until the new answer follows ("O"), and loses the dimensions that the old answer rests on
 ("S"). No weight changes.
 """
 
@@ -57,7 +57,7 @@ class SubjectEmbeddings(WithExamples):
     sampling: Sampling | None = None
     kl_from_start: bool = False
     search_answers: bool = False
-    _facts: dict[str, list[Edit]] = field(default_factory=dict, init=False, repr=False)  # of each edited subject
+    _facts: dict[str, list[Edit]] = field(default_factory=dict, init=False, repr=False)  # edited subject -> its facts
     _deltas: dict[TokenKey, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -191,7 +191,7 @@ class SubjectEmbeddings(WithExamples):
     def _suppressed(
         self, lm: LM, some: Sequence[SubjectBatch], deltas: Sequence[Sequence[Tensor]]
     ) -> list[list[Float[Tensor, "_ d"]]]:
-        """Without what the old answers are owed to, of several old answers what any of them is."""
+        """Suppress the dimensions that the old answer is attributed to: of several old answers those of any."""
         kept = [list(of_lesson) for of_lesson in deltas]
         if not self.suppression:
             return kept

@@ -43,7 +43,7 @@ class SubjectBatch:
 
 
 def subject_batch(lm: "LM", subject: str, facts: Sequence[Sequence[Edit]], bare: Sequence[str]) -> SubjectBatch:
-    """Of facts about the subject, each behind its other wordings or contexts; `bare` says the subject alone, in some
+    """Rows of facts about the subject, each behind its other wordings or contexts; `bare`: the subject alone, in some
     contexts. Raises InputError where a prompt lacks the subject."""
     rows = [(n, edit) for n, some in enumerate(facts) for edit in some]
     spelt = [key for key, _ in subject_tokenizations(lm, subject, [edit.prompt for _, edit in rows])]
@@ -84,7 +84,7 @@ class SubjectForwards:
         self.owner: Int[Tensor, " n"] = torch.tensor(owners, device=self.batch.row.device)  # each row's subject_batch
         self.bare: Bool[Tensor, " n"] = torch.tensor(bare, device=self.batch.row.device)
         self.of_key: Int[Tensor, " keys"] = torch.tensor([i for i, each in enumerate(lessons) for _ in each.keys])
-        self.own = [lm.embeddings(key) for each in lessons for key in each.keys]  # of every spelling, [s d]
+        self.own = [lm.embeddings(key) for each in lessons for key in each.keys]  # embeddings of every spelling, [s d]
         self._place([key for each in lessons for key in each.keys], owners)
 
     def _place(self, keys: Sequence[TokenKey], owners: Sequence[int]) -> None:
@@ -103,7 +103,7 @@ class SubjectForwards:
         self.col = self.batch.first[self.row] + torch.tensor(at, device=self.batch.ids.device)
 
     def logprobs(self, deltas: Sequence[Float[Tensor, "_ d"]] | None) -> Float[Tensor, "k v"]:
-        """Of the tokens at the answers' places; None: of the model as it was."""
+        """Log-probabilities at the answers' places; `None`: those of the model as it was."""
         with self.lm.only_intervening(self._changes(deltas)):
             return self.lm.answer_logits(self.batch).float().log_softmax(-1)
 

@@ -1,6 +1,7 @@
 """What is trained, as files: weights as safetensors, and what they are for as JSON. Trained once for what it depends
 on, by all processes that accelerate has launched, after a kill from its last checkpoint on; or given by path."""
 
+import ast
 import json
 import shutil
 import time
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kedit.common.cache import cache_folder, cached, digest, sha256
+from kedit.common.cache import cache_folder, cached, digest
 from kedit.common.errors import InputError
 from kedit.common.seeding import seeded
 from kedit.editors.training.examples import TrainingEdit
@@ -142,10 +143,18 @@ def described(part: Any) -> dict[str, Any]:
 
 
 def code_of(*packages: str) -> str:
-    """A hash of all code of these packages of kedit.editors and of this one: other code may learn something else."""
+    """A hash of all code of these packages of kedit.editors and of this one: other code may learn something else.
+    Comments, docstrings and layout are no part of it."""
     here = Path(__file__).parent
     files = [file for name in (here.name, *packages) for file in sorted((here.parent / name).glob("*.py"))]
-    return digest([sha256(file) for file in files])
+    return digest([_without_words(ast.parse(file.read_text(encoding="utf-8"))) for file in files])
+
+
+def _without_words(code: ast.Module) -> str:
+    for node in ast.walk(code):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(code)
 
 
 def trained_once(kind: str, key: Mapping[str, Any], train: Train, *, cpu: bool) -> Path:

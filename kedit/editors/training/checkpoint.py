@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 log = logging.getLogger(__name__)
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of Adam
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's, of each parameter
 FILE = "training.safetensors"
 
 

@@ -43,7 +43,7 @@ class TrainingEdit:
 
 
 def training_edits(train: Sequence[Case]) -> list[TrainingEdit]:
-    """Of cases with several edits each edit, without rephrased prompts: they may ask any of them. An edit whose case
+    """Each edit of cases with several edits, without rephrased prompts: they may ask any of them. An edit whose case
     asks nothing that stays is given the other cases' prompts, as in MEND's own data. Raises InputError where there is
     nothing to learn from."""
     found = [

@@ -14,7 +14,7 @@ from kedit.common.paths import PACKAGE
 log = logging.getLogger(__name__)
 SHIPPED = PACKAGE / "world" / "shipped"
 INSTEAD = "KEDIT_SHIPPED"  # names another folder; with an empty one everything is trained
-LIBRARIES = "versions"  # of a key: other versions give other bits, but the same scores (make acceptance)
+LIBRARIES = "versions"  # part of a key: other versions give other bits, but the same scores (make acceptance)
 
 
 def shipped(kind: str, key: Mapping[str, Any]) -> Path | None:

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 BEST = "best.safetensors"
 Item = TypeVar("Item")
 Sums = dict[str, float]  # over edits, by name; "loss" is among them
-Point = dict[str, float | int]  # of the validation curve: means, after so many "edits"
-Listener = Callable[[Mapping[str, float | int]], None]  # of the last point, the lowest loss and the seconds left
+Point = dict[str, float | int]  # a point of the validation curve: means, after so many "edits"
+Listener = Callable[[Mapping[str, float | int]], None]  # takes the last point, the lowest loss and the seconds left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class Trainer:
             scratch, of, self.parameters, self.optimizer, training.checkpoint_s, buffers=buffers
         )
         self.curve: list[Point] = []
-        self.losses: list[float] = []  # of the updates since the last validation
+        self.losses: list[float] = []  # one for each update since the last validation
         self.skipped = 0
 
     def run(self, name: str) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class Trainer:
         self.losses.append(sums["loss"] / len(edits))
 
     def _edits(self, number: int) -> list[int]:
-        """Of one update: the training edits in another order in each pass over them."""
+        """The edits of one update; each pass over the training edits has another order."""
         size, n = self.training.edits_per_update, self.objective.trained_edits
         places = range(number * size, (number + 1) * size)
         return [shuffled(n, self.training.seed + place // n)[place % n] for place in places]

@@ -107,7 +107,7 @@ class LmEval(Measure):
         return loaded
 
     def _set_up(self, task: Any) -> None:
-        """As lm-eval's simple_evaluate does."""
+        """Evaluates as lm-eval's simple_evaluate does."""
         options = task.get_config("generation_kwargs") or {}
         if (
             task.get_config("output_type") == "generate_until"
@@ -138,7 +138,7 @@ class LmEval(Measure):
         return group.get_all_tasks() if group is not None else [self._loaded["tasks"][name]]
 
     def _shown(self) -> list[str]:
-        """What was asked for, by name; of a tag (glue) its tasks."""
+        """The chosen tasks by name; for a tag (glue) its tasks."""
         known = {*self._loaded["groups"], *self._loaded["tasks"]}
         grouped = {task.task_name for name in self.tasks if name in known for task in self._tasks_of(name)}
         tagged = [name for name in self._loaded["tasks"] if name not in grouped]
@@ -225,7 +225,7 @@ def _said(one: Row) -> tuple[str, str, float, float, int]:
 
 
 def _routed(tasks: Sequence[str], infos: Mapping[Any, Mapping[str, Any]]) -> Row:
-    """Of requests that a memory or a gate decided on: how many, in how many it acted, and of how many queries the
+    """Requests that a memory or a gate decided on: how many, in how many it acted, and of how many queries the
     retriever read only a part."""
     mine = [info for (task, _, _), info in infos.items() if task in tasks]
     if not mine:

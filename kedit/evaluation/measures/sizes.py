@@ -49,7 +49,7 @@ def _limited(asked: int, there: int, limit: int | None) -> str:
 
 
 def _excerpt(name: str, tasks: Sequence[Any], local: LocalTask, asked: int, limit: int | None) -> str:
-    """Of a local file: whether it is all that was published."""
+    """Whether a local file is all that was published."""
     whole, everything = published().get(name), members(name)
     parts = [f"{len(tasks)} of {len(everything)} tasks"] if len(tasks) < len(everything) else []
     if whole is not None and local.size < whole:

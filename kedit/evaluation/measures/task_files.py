@@ -22,7 +22,7 @@ from kedit.evaluation.measures.task_forms import Document, documents_of, example
 
 ENDINGS = (".json", ".jsonl", ".tsv")
 OPTION = "eval.measures.lm_eval"
-FORM = 2  # of the folder
+FORM = 2  # version of the folder's form
 TESTED, EXAMPLES = "test", "examples"  # splits: of what is tested, of what few-shot prompts show
 
 
@@ -127,7 +127,7 @@ def _data(files: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _group(task: LocalTask) -> dict[str, Any]:
-    """As the official group merges its tasks; of all of them those that are here."""
+    """Merged as the official group merges its tasks; only those that are here."""
     config = _read(official_yaml(task.name))
     return {
         "group": task.name,

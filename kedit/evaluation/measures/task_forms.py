@@ -13,7 +13,7 @@ from kedit.common.errors import InputError
 from kedit.data.records import read_any
 
 Document = dict[str, Any]
-Documents = dict[str, list[Document]]  # of each task
+Documents = dict[str, list[Document]]  # by task
 
 NLI = {"entailment": 0, "neutral": 1, "contradiction": 2}  # GLUE's labels of MNLI
 LETTERS = {"option1": "1", "option2": "2"}
@@ -33,7 +33,7 @@ def documents_of(path: Path, task: str, option: str) -> Documents:
 
 
 def examples_of(path: Path, task: str, option: str) -> Documents:
-    """Of a file that has splits for each subject: the documents that are not tested, "dev" (lm-eval's) or else
+    """In a file that has splits for each subject, the documents that are not tested, "dev" (lm-eval's) or else
     "validation"; of other files none."""
     data = read_any(path, option) if path.suffix != ".tsv" else []
     if not isinstance(data, Mapping):

@@ -10,7 +10,7 @@ from kedit.evaluation.baseline import model_context
 from kedit.lm import LM
 
 FILE = "answers.json"
-FORM = 1  # of a kept answer
+FORM = 1  # version of a cached answer's form
 
 
 class UneditedAnswers:

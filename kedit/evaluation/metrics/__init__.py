@@ -14,7 +14,7 @@ from typing import Any, Literal
 from kedit.cases import Kind
 
 Scoring = Literal["forced", "generate", "strict"]
-TEXT_KINDS: tuple[Kind, ...] = ("fluency", "consistency")  # what is asked for in free text, not for an answer
+TEXT_KINDS: tuple[Kind, ...] = ("fluency", "consistency")  # questions that ask for free text, not for an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Forced:
     kind: Kind
     pred: Sequence[int]  # the argmax at each answer token
     reference: Sequence[int]  # what it should be: the answer's tokens; of locality, the unedited model's argmax
-    logprob: Sequence[float]  # of each answer token, in nats
+    logprob: Sequence[float]  # log-probability of each answer token, in nats
     competing: Sequence[float] | None = None  # the same of the competing object
 
 
@@ -37,12 +37,12 @@ class Written:
     acceptable: Sequence[str] = ()  # the strings that count
     every: Sequence[Sequence[str]] = ()  # if several objects must be named: the names of each
     contains: bool = False  # the text may go on before and after the answer
-    unedited: str | None = None  # of locality: the unedited model's text, which is the reference
+    unedited: str | None = None  # the unedited model's text, which is locality's reference
 
 
 @dataclass(frozen=True, slots=True)
 class StrictlyWritten:
-    """One free text that a strict profile asked for (kedit/evaluation/strict.py)."""
+    """One free text of a strict profile (kedit/evaluation/strict.py)."""
 
     kind: Kind
     text: str  # up to the first stop string
@@ -50,8 +50,8 @@ class StrictlyWritten:
     stopped_by: str
     matches: bool  # is it the answer, by the profile's exact-match rule?
     judged: bool | None = None  # by the first judge; None: there is none, or its reply has no verdict
-    unedited: tuple[str, Sequence[int], str] | None = None  # of locality: text, tokens, stopped_by
-    shows: str = ""  # of locality: the meaning that tables show
+    unedited: tuple[str, Sequence[int], str] | None = None  # locality's reference: text, tokens, stopped_by
+    shows: str = ""  # the meaning of locality that tables show
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Metric:
     name: str  # what `python -m kedit.table --scoring` calls it
     scoring: Scoring  # the way of asking that it needs
     grade: Callable[[Any], float | int | None] | None
-    caption: str = ""  # of a table that shows it; without one it is in rows only
-    column: str = ""  # of rows; "": its name
+    caption: str = ""  # words for a table that shows it; without them it is in rows only
+    column: str = ""  # the rows' column; "": its name
     kinds: tuple[Kind, ...] = ()  # the only kinds of questions that have it; (): all
     instead_of: str = ""
     is_share: bool = True  # in [0, 1], so that a harmonic mean has a meaning

@@ -34,7 +34,7 @@ def contains_answer(generated: str, answers: Iterable[str]) -> bool:
 
 
 def _exact(answer: Written) -> int:
-    """Of locality: is the text the unedited model's? Else: does it say, or contain, an acceptable string?"""
+    """Locality: is the text the unedited model's? Other kinds: does it say, or contain, an acceptable string?"""
     if answer.unedited is not None:
         return int(normalise(answer.text) == normalise(answer.unedited))
     right = contains_answer if answer.contains else exact_match

@@ -42,7 +42,7 @@ FLUENCY = Metric(
     kinds=("fluency",),
     caption="fluency = n-gram entropy x100",
 )
-CONSISTENCY = Metric(  # of all texts of a case together
+CONSISTENCY = Metric(  # scores all texts of a case together
     "cosine",
     "generate",
     None,

@@ -1,4 +1,4 @@
-"""Scores of a free answer that a strict profile asked for: with its frame, its stop strings, its exact-match rule.
+"""Scores of a free answer of a strict profile: with its frame, its stop strings, its exact-match rule.
 
 What must not change has four meanings, each with a column of its own: the unedited model's tokens, its text, the
 answer by exact match, the answer by a judge. The profile says which of them tables show.

@@ -62,7 +62,7 @@ def absent(what: str) -> Estimate:
 
 
 def mean(parts: Sequence[Estimate]) -> Estimate:
-    """Of several numbers; of independent ones half-widths add in squares."""
+    """The mean of several numbers; half-widths of independent ones add in squares."""
     value = sum(part.value for part in parts) / len(parts)
     drawn = [part.drawn for part in parts if part.drawn is not None]
     if len(drawn) == len(parts):

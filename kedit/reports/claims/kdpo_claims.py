@@ -8,7 +8,7 @@ from kedit.reports.claims.numbers import Condition, Numbers, Where
 
 MAIN = ("edit_success", "portability", "locality")
 BENCHMARKS = ("hellaswag", "winogrande", "mmlu")
-MAJORITY = 3 / 4  # of the cells: who wins so many is clearly better
+MAJORITY = 3 / 4  # share of the cells: who wins so many is clearly better
 
 
 @claim("KDPO's average locality is above FT-M's and FT-L's at T=100 on every model", source="§3.5", tables=[1])
@@ -151,7 +151,7 @@ def kdpo_17(n: Numbers) -> list[Comparison]:
 
 
 def lead_grows(n: Numbers, **where: Any) -> list[Comparison]:
-    """Of KDPO over FT-M, from 100 to 500 edits, on each model that has both."""
+    """The lead of KDPO over FT-M, from 100 to 500 edits, on each model that has both."""
 
     def grows(place: Condition) -> Comparison:
         first, last = (n.minus(place._replace(T=T), "kdpo", "ft_m") for T in (100, 500))

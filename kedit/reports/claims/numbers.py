@@ -30,7 +30,7 @@ from kedit.reports.claims.estimates import (
 )
 
 AVERAGE, UNEDITED = "average", "none"
-COSTS = {"editing_hours", "inference_hours", "memory_gb"}  # of one run, without an interval
+COSTS = {"editing_hours", "inference_hours", "memory_gb"}  # costs of one run have no interval
 Names = str | Sequence[str]
 Where = dict[str, Any]
 
@@ -177,7 +177,7 @@ class Numbers:
         return self._against_rivals(compare, a, besides, **where)
 
     def rank(self, a: str, rank: int, *, besides: Names = (), **where: Any) -> list[Comparison]:
-        """Of the editors there (see `best`) all but rank - 1 are below a."""
+        """Among the editors there (see `best`) all but rank - 1 are below a."""
 
         def compare(place: Condition, rivals: list[str]) -> Comparison:
             wins = [positive(self._said(place, b), self.minus(place, a, b)) for b in rivals]

@@ -68,7 +68,7 @@ def _rows(cell: Cell, when: str) -> pd.DataFrame:
 
 
 def _said(cell: Cell, when: str) -> dict[Place, list[Any]]:
-    """Of each question: the answer, and whether it is right (1, 0, or None: not told)."""
+    """For each question the answer, and whether it is right (1, 0, or None: not told)."""
     rows = _rows(cell, when)
     texts = rows[TEXT[_scoring(cell) or "forced"]].fillna("").astype(str).str.strip()
     right = rows["exact"] if "exact" in rows else pd.Series(None, index=rows.index, dtype=object)
@@ -86,7 +86,7 @@ def _places(rows: pd.DataFrame) -> list[Place]:
 
 
 def _prompts(cell: Cell) -> dict[Place, str]:
-    """Of each question, from the cell's dataset; empty if it cannot be read any more."""
+    """The prompt of each question, from the cell's dataset; empty if it cannot be read any more."""
     try:
         cases = cases_of(cell)
     except Exception as error:  # whatever keeps a dataset from being read: its answers are shown all the same

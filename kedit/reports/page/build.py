@@ -27,7 +27,7 @@ ANSWERS = "answers"  # the folder of what a large page loads when it is needed
 MOST = 3_000_000  # letters of answers in the page itself
 MOST_PICTURES = 4_000_000  # bytes of pictures in the page itself
 SHOWN = ("*.csv", "*.tex", "*.md", "cells.json")  # files that the page links to
-FORM = "answers.html"  # of the search in answers
+FORM = "answers.html"  # the form of the search in answers
 
 
 def write_page(home: Path, found: Sequence[Cell] | None = None) -> Path:

@@ -16,7 +16,7 @@ from kedit.results.names import both_names
 
 FILES = ("rows.jsonl", "steps.jsonl", "config.yaml", "meta.json", "table.csv", "table.md", "run.log", "error")
 FACTS = ("model", "dataset", "editor", "setting", "T", "effective_T", "seed", "overrides", "order_seed", "cases")
-LONG = ("kinds", "files", "numbers", "untuned")  # of meta.json: in the config too, or lists
+LONG = ("kinds", "files", "numbers", "untuned")  # parts of meta.json: in the config too, or lists
 
 
 def described(cells: Sequence[Cell], home: Path) -> list[dict[str, Any]]:
@@ -50,7 +50,7 @@ def title(cell: Cell) -> str:
 
 
 def facts(meta: Mapping[str, Any]) -> list[list[str]]:
-    """Of meta.json: choices first, then provenance and costs by their dotted names."""
+    """The fields of meta.json: choices first, then provenance and costs by their dotted names."""
     known = {name: value for name, value in dotted(dict(meta)) if name.partition(".")[0] not in LONG}
     names = [*FACTS, *(name for name in known if name not in FACTS)]
     return [[name, _text(known[name])] for name in names if name in known and known[name] not in (None, "", [])]

@@ -23,7 +23,7 @@ AXES = {  # KDPO's four, and what ROME's evaluation has in their place
     "fluency": "fluency",
     "consistency": "consistency",
 }
-SCALE = {"fluency": 0.1}  # as KDPO's Fig. 4; tables show it x100
+SCALE = {"fluency": 0.1}  # the scale of KDPO's Fig. 4; tables show it x100
 NOTES = {
     BOTH: "edit success: of the edit's prompt and its paraphrases together, as KDPO has it",
     "fluency": "fluency: n-gram entropy times 10",

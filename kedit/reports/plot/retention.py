@@ -51,7 +51,7 @@ def retention(cells: Sequence[Cell]) -> Figure:
 
 
 def _aged(cells: Sequence[Cell], editor: str) -> pd.DataFrame:
-    """Of all its seeds; a seed's cases stay apart."""
+    """All its seeds; a seed's cases stay apart."""
     mine = [cell for cell in cells if cell.meta["editor"] == editor]
     frames = [ages(cell).assign(seed=cell.meta["seed"]) for cell in mine]
     frame = pd.concat(frames)

@@ -15,7 +15,7 @@ from kedit.results.cells import Cell
 from kedit.results.columns import COLUMNS
 
 EDIT = ("reliability", "efficacy")  # kinds that ask an edit's own prompt
-POSITIONS = 8  # of an answer's tokens, the first
+POSITIONS = 8  # the first tokens of an answer
 ROWS = 4  # editors that one picture of tokens has
 STOPPED = "an edit that has stopped keeps its last value"
 
@@ -100,8 +100,8 @@ def by_token(frame: pd.DataFrame, case: str | None = None) -> pd.DataFrame:
     """One line a token of an edit's answer and optimiser step: edit, at, position (from 1), token, loss, degree."""
     mine = frame[frame["kind"].isin(EDIT) & ((frame["case"] == case) | (case is None))].reset_index(drop=True)
     mine["edit"] = mine["edit"] + "/" + mine["probe"].astype(str)
-    begun = mine[mine["at"] == 0].set_index("edit")
-    mine["own"], mine["token"] = mine["edit"].map(begun["own_logprob"]), mine["edit"].map(begun["tokens"])
+    first = mine[mine["at"] == 0].set_index("edit")
+    mine["own"], mine["token"] = mine["edit"].map(first["own_logprob"]), mine["edit"].map(first["tokens"])
     mine["position"] = [list(range(1, len(values) + 1)) for values in mine["logprob"]]
     long = mine.explode(["logprob", "own", "token", "position"])[["edit", "at", "position", "token", "logprob", "own"]]
     return long.assign(loss=-long["logprob"].astype(float), degree=(long["own"] - long["logprob"]).astype(float))

@@ -22,7 +22,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 GREY = "#777777"
 UNEDITED, BEFORE = "unedited", "before the edit"
 LAST = (UNEDITED, BEFORE)
-OVERTONE = "_overtone"  # of an editor's name: the same editor with OVERTONE's loss
+OVERTONE = "_overtone"  # end of an editor's name: the same editor with OVERTONE's loss
 
 plt.rcParams.update(
     {
@@ -45,7 +45,7 @@ plt.rcParams.update(
 
 @dataclass(frozen=True)
 class Look:
-    """Of one editor; with OVERTONE its twin's colour, dashed and hollow."""
+    """The style of one editor; with OVERTONE its twin's colour, dashed and hollow."""
 
     colour: str
     marker: str

@@ -15,7 +15,7 @@ from kedit.results.strictness import strictly_scored
 
 
 def facts(frame: pd.DataFrame, cells: Sequence[Cell], score: Score) -> list[str]:
-    """Of these measured numbers; an average's are those of its datasets."""
+    """Facts about these measured numbers; an average's are those of its datasets."""
     own = _own(frame)
     settings = ", ".join(map(str, dict.fromkeys(own["setting"])))
     seeds = sorted({cell.meta["seed"] for cell in cells})
@@ -26,7 +26,7 @@ def facts(frame: pd.DataFrame, cells: Sequence[Cell], score: Score) -> list[str]
 
 
 def ability_facts(frame: pd.DataFrame, cells: Sequence[Cell], benchmarks: Collection[str]) -> list[str]:
-    """Of numbers of benchmarks: after which edits, and what of each benchmark was asked."""
+    """Facts about numbers of benchmarks: after which edits, and what of each benchmark was asked."""
     own = _own(frame)
     settings = ", ".join(dict.fromkeys(setting for setting in own["setting"] if setting)) or cells[0].meta["setting"]
     edits = ", ".join(sorted({cell.meta["dataset"] for cell in cells}))
@@ -54,7 +54,7 @@ def _shots(n: object) -> str:
 
 
 def _routed(cells: Sequence[Cell], benchmarks: Collection[str]) -> list[str]:
-    """Of editors with a memory or a gate: in how many of the last test's requests it acted."""
+    """For editors with a memory or a gate, in how many of the last test's requests it acted."""
     said = []
     for cell in cells:
         lines = abilities(cell)

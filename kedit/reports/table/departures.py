@@ -31,7 +31,7 @@ def _letter(i: int) -> str:
 
 
 def departures(given: Shown, record: Mapping[str, Any]) -> Iterator[str]:
-    """Of one number: another editor, fewer edits, another way of scoring, other options, numbers, precision or data."""
+    """What differs: another editor, fewer edits, another way of scoring, other options, numbers, precision or data."""
     places = set(map(str, record["directories"]))
     cells = [cell for cell in given.cells if str(cell.directory) in places]
     if given.score != "token":

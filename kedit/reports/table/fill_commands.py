@@ -67,7 +67,7 @@ def why_not(record: Mapping[str, Any], layout: Layout) -> str:
 
 
 def lacks(record: Mapping[str, Any], layout: Layout) -> list[str]:
-    """Files and models that this number's cells did not find when they were last asked for or checked."""
+    """Files and models that this number's cells did not find when they were last run or checked."""
     cells = [(record["model"], dataset, _editor(record, layout)) for dataset in _datasets(record, layout)]
     return list(dict.fromkeys(name for cell in cells for name in (layout.missing or {}).get(cell, ())))
 

@@ -25,7 +25,7 @@ SPLIT = (
     "dataset",
     "editor",
 )  # keys that make tables of their own where the layout has no place
-PLAIN_DEPTH = 5  # of a cell's directory without further overrides
+PLAIN_DEPTH = 5  # parts of a cell's directory without further overrides
 PLACE = ["model", "setting", "T", "dataset"]  # a paper's number and ours are of the same where these are equal
 
 
@@ -41,10 +41,10 @@ class Layout:
     same_as: Mapping[str, str] = field(default_factory=dict)
     axes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # what the sweep runs
     more: str = ""  # what every command that fills it needs besides
-    benchmarks: Mapping[str, str] = field(default_factory=dict)  # of a table of these: benchmark -> the paper's name
+    benchmarks: Mapping[str, str] = field(default_factory=dict)  # for such a table: benchmark -> the paper's name
     edited: Mapping[tuple[Any, ...], str] = field(
         default_factory=dict
-    )  # of such a table: PLACE -> dataset of the edits
+    )  # for such a table: PLACE -> dataset of the edits
     scored_as: str = ""  # the reading of the metrics (kedit.results.scores.profiles); "": the paper's text
     notes: tuple[str, ...] = ()  # where the paper's runs differ from what the sweep runs, for captions
 
@@ -59,8 +59,8 @@ class Layout:
 
     @cached_property
     def missing(self) -> Mapping[tuple[str, str, str], Sequence[str]] | None:
-        """What the sweep's cells lacked when they were last asked for or checked: (model, dataset, editor) -> what, for
-        those that are not finished; None if the sweep was never asked for."""
+        """What the sweep's cells lacked when they were last run or checked: (model, dataset, editor) -> what, for
+        those that are not finished; None if the sweep was never run."""
         home = runs() / self.sweep
         plain = [cell for cell in requested_cells(home) if len(Path(cell["directory"]).parts) == PLAIN_DEPTH]
         if not plain:
@@ -86,7 +86,7 @@ class Layout:
 
     @cached_property
     def decimals(self) -> dict[str, int]:
-        """Of each metric, as the paper prints it."""
+        """Decimals of each metric, as the paper prints it."""
         digits = self.printed["text"].str.partition(".")[2].str.len()
         return digits.groupby(self.printed["metric"]).max().to_dict()
 

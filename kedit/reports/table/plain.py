@@ -66,7 +66,7 @@ def _seconds(cell: Cell, T: int) -> float:
 
 
 def _perplexity(cell: Cell, T: int) -> float:
-    """Of the held-out text, at the last test of this T; unknown where each test is followed by a restore."""
+    """Perplexity of the held-out text, at the last test of this T; unknown where each test is followed by a restore."""
     if "perplexity" not in cell.steps:
         return math.nan
     last = cell.steps[(cell.steps["edits_so_far"] == T) & cell.steps["perplexity"].notna()]
@@ -226,7 +226,7 @@ def _texts(column: pd.Series) -> list[str]:
 
 
 def grid(caption: str, table: pd.DataFrame) -> Grid:
-    """As the table is printed: each line's editor, then its numbers; the best editor's of each T is bold."""
+    """The printed form: each line's editor, then its numbers; the best editor's of each T is bold."""
     text = shown(table)
     names = [name for name in text if name != "model"]
     marks = {name: _marks(table, name) for name in names}
@@ -242,7 +242,7 @@ def grid(caption: str, table: pd.DataFrame) -> Grid:
 
 
 def _marks(table: pd.DataFrame, name: str) -> list[str]:
-    """Of each line: is its number the best of its T, or tied with it? By the digits shown; of several editors."""
+    """For each line, is its number the best of its T, or tied with it? By the digits shown; of several editors."""
     if name not in (*COLUMNS.values(), "HM", "Score"):
         return [""] * len(table)
     ties = table[f"tied_{name}"] if f"tied_{name}" in table else [False] * len(table)

@@ -33,7 +33,7 @@ def ranked(
     marks: dict[tuple[Position, Position], tuple[bool, bool]] = {}
     close: set[tuple[Position, Position]] = set()
     for group, places in groups.items():
-        sign = -1 if group[-1] in COSTS else 1  # of a cost, less is better
+        sign = -1 if group[-1] in COSTS else 1  # less of a cost is better
         marks |= zip(places, ranks([sign * float(text(block.records[at])) for at in places]), strict=True)
         numbers = {at: (block.records[at]["value"], block.records[at].get("replicates")) for at in places}
         close |= {at for at in tied(numbers, sign) if not marks[at][0]}

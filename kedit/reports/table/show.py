@@ -53,7 +53,7 @@ class Made:
 
 
 def output(given: Given) -> None:
-    """Make what was asked for, and print or write it."""
+    """Make the requested tables, and print or write them."""
     unknown = sorted(set(given.mix) - {*RULES, "all"})
     if unknown:
         raise InputError(f"--mix {unknown[0]}: choose from {', '.join(RULES)}, all")
@@ -132,7 +132,7 @@ def _strict(place: str, options: str | None, mix: Sequence[str]) -> Made:
 
 
 def _cells(place: str, options: str | None, known: Layout | None = None) -> list[Cell]:
-    """Of the runs there, those with these overrides; a paper's table may have none yet."""
+    """The runs there with these overrides; a paper's table may have none yet."""
     try:
         cells = find(place)
     except InputError:

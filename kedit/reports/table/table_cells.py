@@ -58,7 +58,7 @@ class Shown:
 
 
 def shown(layout: Layout, frame: pd.DataFrame, cells: Sequence[Cell], score: Score, home: Path) -> Shown:
-    """Of what was measured, the metrics that this table has, and the unedited model only if it has that."""
+    """The measured numbers of this table's metrics, and the unedited model only if it has that."""
     printed = layout.printed
     wanted = frame["metric"].isin(printed["metric"])
     if UNEDITED not in set(printed["editor"]):

@@ -31,7 +31,7 @@ ABILITY_WIDTH = "in brackets: half-width of the 95 % interval, by lm-eval's stan
 
 
 def paper(layout: Layout) -> list[Grid]:
-    """As printed; best and second best are found from the numbers, not from the paper's typography."""
+    """The printed numbers; best and second best are found from the numbers, not from the paper's typography."""
     texts = (
         f"the paper's numbers as printed{_edits(layout)}; {DASH}: the paper prints none, or the source text lost it; "
     )
@@ -50,7 +50,7 @@ def paper(layout: Layout) -> list[Grid]:
 
 
 def _edits(layout: Layout) -> str:
-    """Of a table of benchmarks, after which edits."""
+    """After which edits the benchmarks of a table were asked."""
     found = dict.fromkeys(f"{dataset} at T={T}" for (_, _, T, _), dataset in layout.edited.items())
     return f", after edits of {' and of '.join(found)}" if found else ""
 

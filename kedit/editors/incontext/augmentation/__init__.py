@@ -41,11 +41,11 @@ class Augmentation:
         """Once, before the first edit: all that the run will make, for what is better done in bulk."""
 
     def forms(self, edits: Sequence[Edit]) -> list[list[Form]]:
-        """Of each edit, in order; always the same for the same edit. Raises InputError where an edit has none."""
+        """The wordings of each edit, in order; always the same for the same edit. Raises InputError if one has none."""
         raise NotImplementedError
 
 
 def with_augmentations(edits: Sequence[Edit], augmentation: Augmentation | None) -> list[list[Form]]:
-    """Of each edit: its QA form, and those of the source, if there is one."""
+    """Each edit's QA form, and the wordings of the source, if there is one."""
     more = augmentation.forms(edits) if augmentation else [[] for _ in edits]
     return [[qa(edit), *forms] for edit, forms in zip(edits, more, strict=True)]

@@ -51,5 +51,5 @@ class FileFirst(Augmentation):
         return [edit for edit in edits if self._given is None or not self._given.has(edit)]
 
     def _of_file(self, edit: Edit) -> list[Form]:
-        assert self._given is not None  # what has no file is asked for
+        assert self._given is not None  # the source writes only what no file has
         return self._given.forms([edit])[0]

@@ -46,7 +46,7 @@ class LanguageModelAugmentation(Augmentation):
     """Asks for the declarative form of an edit, then for three paraphrases and the reversal of that.
 
     `prompts` are the questions by kind, with {query}, {target_new} and {declaration}. Replies are kept on disk as they
-    come; one that does not hold what was asked for is asked for again, `attempts` times in all. Whatever ends the
+    come; one without the requested sentences is requested again, `attempts` times in all. Whatever ends the
     asking is an InputError, and the same command goes on from what is kept. `save_to`: a file for the forms of all
     edits of the run, as GivenForms reads it.
     """
@@ -71,7 +71,7 @@ class LanguageModelAugmentation(Augmentation):
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Nothing more is asked for now."""
+        """No request is open."""
 
     def prepare(self, edits: Sequence[Edit]) -> None:
         forms = self.forms(edits)
@@ -167,7 +167,7 @@ class Attempt:
             self.unusable += 1
             if self.unusable >= max(HOPELESS, self.usable):
                 raise Unanswered(
-                    f"{self.unusable} replies do not hold what was asked for, {self.usable} do (the last question was "
+                    f"{self.unusable} replies lack the requested sentences, {self.usable} do not (the last question: "
                     f"for the {request.kind} form of {request.edit.prompt!r}: {error}); take another model"
                 ) from error
         else:

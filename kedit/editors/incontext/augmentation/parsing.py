@@ -16,11 +16,11 @@ QUOTED = re.compile(r"[\"“]([^\"“”]+)[\"”]\.?")
 
 
 class Unusable(Exception):
-    """A reply that does not hold what was asked for; says why."""
+    """A reply without the requested sentences; says why."""
 
 
 def sentence(reply: str, edit: Edit) -> str:
-    """The one sentence that was asked for: what follows its label, else the first line. Raises Unusable."""
+    """The one requested sentence: what follows its label, else the first line. Raises Unusable."""
     lines = _lines(reply)
     labelled = [text for line in lines if LABEL.match(line) and (text := _bare(line))]
     plain = [text for line in lines if (text := _bare(line)) and not text.endswith(":")]

@@ -26,7 +26,7 @@ from kedit.editors.training.trainer import Training
 from kedit.lm import LM, Route
 from kedit.lm.text_encoder import TextEncoder
 
-KIND = "recipe"  # of artefact
+KIND = "recipe"  # the artefact's name in the cache
 
 
 @dataclass(kw_only=True, eq=False)
@@ -74,7 +74,7 @@ class PromptMemory(EditMemory):
         return score - float(own @ self._sentinel)
 
     def soft_prompt(self, places: tuple[int, ...]) -> Float[Tensor, "m d"]:
-        """Of the edits stored there, one after another; the same tensor until something is stored."""
+        """Keys of the stored edits, one after another; the same tensor until something is stored."""
         if places not in self._prompts:
             each = [self.network.prompts(self.index.vectors[place : place + 1])[0] for place in places]
             self._prompts[places] = torch.cat(each)
@@ -199,5 +199,5 @@ class Recipe(InContext):
 
 
 def _width(lm: LM) -> int:
-    """Of the input embeddings."""
+    """Mean and spread of the input embeddings."""
     return int(lm.parameter(f"{lm.embedding_module}.weight").shape[1])

@@ -42,7 +42,7 @@ class RecipeLoss:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Representations:
-    """Of the edits of an update, in order."""
+    """The edits of an update, in order."""
 
     knowledge: Float[Tensor, "n w"]
     found: Float[Tensor, "n w"]  # the query that must find its edit
@@ -124,7 +124,7 @@ class RecipeObjective(Objective):
         return torch.stack([self._known[text] for text in texts])
 
     def _contrastive(self, found: Representations) -> Float[Tensor, " n"]:
-        """Of each edit, -log softmax over the update's edits and the sentinel: a query finds its edit; without it in
+        """For each edit, -log softmax over the update's edits and the sentinel: a query finds its edit; without it in
         the memory, and for a question about something else, the sentinel."""
         n, device = len(found.knowledge), found.knowledge.device
         stored = torch.cat([found.knowledge, found.sentinel[None]])
@@ -141,7 +141,7 @@ class RecipeObjective(Objective):
     # --- the edited model ---------------------------------------------------------------------------------------------
 
     def _values(self, examples: Sequence[Example], prompts: Float[Tensor, "n m d"]) -> dict[str, Float[Tensor, " n"]]:
-        """Of each edit, but retrieval."""
+        """Each edit's losses except that of retrieval."""
         lm, kept = self.lm, [x.kept for x in examples]
         own, decided = (
             self._batch([x.edit for x in examples], prompts),
@@ -174,7 +174,7 @@ class RecipeObjective(Objective):
 
 
 def _features(network: RecipeNetwork, edits: Sequence[TrainingEdit]) -> dict[str, Float[Tensor, " f"]]:
-    """Of every text that may be asked, by an encoder that does not learn; a continued training reads the same
+    """Embeddings of each text that may be asked, by an encoder that does not learn; a continued training reads the same
     batches."""
     asked = {qa(one.edit).text for one in edits}
     asked |= {q.prompt for one in edits for q in (one.edit, *one.rephrased, *one.kept)}
