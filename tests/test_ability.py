@@ -482,13 +482,13 @@ def numbers_of(known: str, cells: Sequence[Cell]) -> dict[tuple[str, str], str]:
 def test_benchmarks_stand_in_the_papers_places_of_their_edits(tmp_path: Path) -> None:
     cell = benchmark_cell(tmp_path, THREE, "kdpo", model="llama2-7b", dataset="zsre", T=100)
     found = numbers_of("kdpo_table3", [cell])
-    assert found["kdpo", "HellaSwag"] == "-6.38 (3.92)"  # 70 - 76.38; 1.96 standard errors
+    assert found["KDPO", "HellaSwag"] == "-6.38 (3.92)"  # 70 - 76.38; 1.96 standard errors
     assert found["(unedited)", "HellaSwag"] == "+0.01 (3.92)"
-    assert found["kdpo", "Average"] == f"{60 - 62.79:+.2f} (2.26)"
+    assert found["KDPO", "Average"] == f"{60 - 62.79:+.2f} (2.26)"
     grid = paper_table(layout("kdpo_table3"), [cell], "ours").grids[0]  # type: ignore[arg-type]
     assert "hellaswag: N=400" in grid.caption
     assert "zero-shot" in grid.caption
-    dpo = next(line for line in grid.lines if line.head[0] == "dpo")
+    dpo = next(line for line in grid.lines if line.head[0] == "DPO")
     assert dpo.entries[0].hint == "kedit sweeps=kdpo_table3 model=llama2-7b dataset=zsre editor=dpo T=100"
 
 
@@ -499,8 +499,8 @@ def test_models_without_edits_stand_where_the_paper_prints_them_without_setting(
     other = benchmark_cell(tmp_path, aligned, "post_alignment", model="llama2-7b-chat", dataset="zsre", T=1304)
     found = numbers_of("kedas_table8", [cell, other])
     assert found["(unedited)", "CSQA"] == "+0.01 (3.92)"
-    assert found["post_alignment", "CSQA"] == "+0.05 (3.92)"  # 55 - 54.95
-    assert found["kedas", "SST-2"] == "-1.19 (3.92)"
+    assert found["Alignment, no edits", "CSQA"] == "+0.05 (3.92)"  # 55 - 54.95
+    assert found["KEDAS", "SST-2"] == "-1.19 (3.92)"
 
 
 def test_the_papers_table_of_benchmarks_says_what_was_edited() -> None:

@@ -74,7 +74,7 @@ def test_retrieval_is_counted_by_kind_of_query(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path))
     data = Path(FILE).parent
     options = OmegaConf.create({"model": MINILM, "training": {"max_steps": 1, "max_length": 16}})
-    kinds, costs = routing(FILE, [str(data / "zsre_mend.json")], str(data / "counterfact_flat.json"), options)
+    kinds, costs, _ = routing(FILE, [str(data / "zsre_mend.json")], str(data / "counterfact_flat.json"), options)
     queries = {kind: int(n) for kind, n, *_ in kinds}
     assert (queries["reliability"], queries["generality"]) == (20, 20)
     assert queries["locality Relation_Specificity"] == 40

@@ -344,7 +344,7 @@ def test_kdpos_edit_success_is_compared_as_its_scripts_score_it(tmp_path: Path) 
     assert known is not None
     place = {"model": "llama2-7b", "dataset": "zsre", "T": 100, "editor": "kdpo"}
     cells = [make_cell(tmp_path, {"reliability": [1.0, 1.0], "generality": [0.0, 0.5]}, **place)]
-    at = ("zsre", "Edit Succ."), ("llama2-7b", "kdpo")
+    at = ("zsre", "Edit Succ."), ("llama2-7b", "KDPO")
     for scored_as, ours, said in (
         ("kdpo_released", "100.0", "edit success = the edit's prompt alone"),
         ("kdpo", "62.5", "edit success = the edit's prompt and its paraphrases together"),

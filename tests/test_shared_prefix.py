@@ -45,11 +45,11 @@ def test_continuations_are_those_of_whole_prompts(shaped: LM, monkeypatch: pytes
     assert [shaped.generate(PROMPTS, limits), shaped.generate(PROMPTS, limits, **sampled)] == shared
 
 
-def test_what_is_shared_is_read_once(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = [lambda: lm.answer(PROMPTS, ANSWERS), lambda: lm.generate(PROMPTS, 1)]
-    shared = [tokens_read(lm, run) for run in runs]
+def test_what_is_shared_is_read_once(shaped: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [lambda: shaped.answer(PROMPTS, ANSWERS), lambda: shaped.generate(PROMPTS, 1)]
+    shared = [tokens_read(shaped, run) for run in runs]
     monkeypatch.setattr(shared_prefix, "LEAST", 10_000)
-    assert [tokens_read(lm, run) / few for run, few in zip(runs, shared, strict=True)] > [2.0, 2.0]
+    assert [tokens_read(shaped, run) / few for run, few in zip(runs, shared, strict=True)] > [2.0, 2.0]
 
 
 def test_interventions_see_whole_prompts(lm: LM) -> None:

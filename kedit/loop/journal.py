@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from kedit.common.dotted import dotted
 from kedit.common.errors import InputError
 from kedit.common.text_files import read_text, write_text
+from kedit.lm.peak_memory import peak_memory_mb
 from kedit.loop.appended_file import AppendedFile
 from kedit.loop.checkpoint import intact_commit, load_checkpoint, save_checkpoint
 from kedit.loop.in_memory_journal import InMemoryJournal
@@ -199,6 +200,7 @@ class Journal(InMemoryJournal):
         shutil.rmtree(home / str(step), ignore_errors=True)
         files |= save_checkpoint(self.directory, step, lm, editor)
         record = {"step": step, "config": _hash(self.config), "same": self._same, "files": files}
+        record["peak_memory_mb"] = peak_memory_mb()  # for `python -m kedit.status`
         write_record(self.directory, COMMIT, record)
         for old in home.iterdir():
             if old.is_dir() and old.name != str(step):

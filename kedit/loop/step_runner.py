@@ -20,7 +20,6 @@ from kedit.evaluation.evaluator import Evaluator, Row
 from kedit.evaluation.measures import Measurement
 from kedit.evaluation.step_trace import StepTrace
 from kedit.lm import LM
-from kedit.lm.peak_memory import peak_memory_mb
 from kedit.loop.settings import Step
 
 log = logging.getLogger(__name__)
@@ -114,7 +113,6 @@ class StepRunner:
         for turn, cost, own, trace in zip(turns, costs, rows, traces, strict=True):
             measured = self._after_test(turn)
             record = _record(turn) | cost | measured.numbers | _seconds(started, measured, len(turns))
-            record["peak_mb"] = round(peak_memory_mb())
             results.append(StepResult(record, own + measured.rows, trace.records, measured.items))
         return results
 

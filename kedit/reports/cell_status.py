@@ -14,6 +14,7 @@ from kedit.common.paths import ROOT
 from kedit.common.slurm import Queued, queued_cells
 from kedit.common.text_files import read_text
 from kedit.results.cell_files import (
+    COMMIT,
     ERROR,
     META,
     ROWS,
@@ -24,7 +25,7 @@ from kedit.results.cell_files import (
     is_running,
     requested_cells,
 )
-from kedit.results.integrity import DamagedFile, read_json, read_records
+from kedit.results.integrity import DamagedFile, read_json, read_record, read_records
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,16 @@ class Seen:
         return self._read[2]
 
     @cached_property
-    def _read(self) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
+    def _read(self) -> tuple[dict[str, Any], list[dict[str, Any]], str, dict[str, Any]]:
+        """meta.json, the steps, which file is damaged, the record of the last commit."""
         meta: dict[str, Any] = {}
+        commit: dict[str, Any] = {}
         try:
             meta = read_json(self.place, META) if (self.place / META).exists() else {}
-            return meta, read_records(self.place, STEPS), ""
+            commit = read_record(self.place, COMMIT)
+            return meta, read_records(self.place, STEPS), "", commit
         except DamagedFile as damaged:
-            return meta, [], str(damaged)
+            return meta, [], str(damaged), commit
 
     @property
     def edits(self) -> int:
@@ -122,7 +126,7 @@ class Seen:
     @property
     def peak_mb(self) -> float:
         """Largest memory of its process, or of its GPUs; 0 if it is not known."""
-        return max((step.get("peak_mb", 0) for step in self.steps), default=0)
+        return float(self.meta.get("peak_memory_mb") or self._read[3].get("peak_memory_mb", 0))
 
     @property
     def whereabouts(self) -> str:
