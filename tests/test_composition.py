@@ -17,7 +17,7 @@ SAID = {
     # choices
     "editor=rnome": "editor=rnome: no such choice; nearest is rome or r_rome; kedit --help lists all",
     "editor=": "editor=: no such choice; kedit --help lists all",
-    "eval=rnome": "eval=rnome: no such choice; choose default, easyedit",
+    "eval=rnome": "eval=rnome: no such choice; choose crispedit, default, easyedit",
     "sweeps=kdpo_table0": "sweeps=kdpo_table0: no such choice; nearest is kdpo_table",
     "editor/loss=nope": "editor/loss=nope: no such choice; choose cross_entropy, dpo, kdpo",
     "hydra/launcher=nope": "hydra/launcher=nope: no such choice; choose",

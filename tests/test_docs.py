@@ -22,7 +22,7 @@ from kedit.run.options import check
 from kedit.run.references import resolved
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-READERS = {"table", "plot", "status", "sync", "examples", "memory", "data", "stats", "convert"}
+READERS = {*(path.stem for path in (ROOT / "kedit").glob("*.py")), "data", "reports.page", "reports.compare"}
 PLACEHOLDER = re.compile(r"\.\.\.|\bNAME\b|\bMODEL\b")  # of a command that the reader completes
 
 
@@ -70,7 +70,8 @@ def first_of(override: str) -> str:
 def test_a_printed_reader_exists(command: str) -> None:
     module = command.split()[2].removeprefix("kedit.")
     assert module in READERS
-    assert (ROOT / "kedit" / f"{module}.py").is_file() or (ROOT / "kedit" / module / "__main__.py").is_file()
+    place = ROOT / "kedit" / module.replace(".", "/")
+    assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file()
 
 
 # --- an editor in a folder of one's own ------------------------------------------------------------------------------

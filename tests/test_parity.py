@@ -35,9 +35,9 @@ class Recording(Evaluator):
         super().__init__(easyedit_padding="left", fluency_tokens=0, each_edit=[])
         self.pred: dict[Question, list[list[int]]] = {}
 
-    def grade(self, question: Question, after: Answer, before: Answer) -> list[Row]:
+    def grade(self, question: Question, after: Answer, before: Answer, *verdicts: Any) -> list[Row]:
         self.pred.setdefault(question, []).append(after.forced[0].pred)
-        return super().grade(question, after, before)
+        return super().grade(question, after, before, *verdicts)
 
 
 def asked(request: dict[str, Any], kind: Kind) -> list[Probe]:

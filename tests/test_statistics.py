@@ -117,7 +117,7 @@ def test_the_budget_is_kept_to_the_token(lm: LM) -> None:
 
 def test_a_corpus_that_ends_before_the_budget_is_said(lm: LM, caplog: pytest.LogCaptureFixture) -> None:
     second_moments(lm, [1], stream_of(TEXTS[:1]), 10_000, 64)
-    assert "10000 were asked for" in caplog.text
+    assert "10000 are wanted" in caplog.text
     with pytest.raises(InputError, match="no text"):
         second_moments(lm, [1], stream_of([]), 10_000, 64)
 

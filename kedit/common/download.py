@@ -148,8 +148,10 @@ class _Download:
             raise _Short(f"the connection ended after {self._size():,} of {total:,} bytes")
 
     def _write(self, answer: HTTPResponse, there: int, total: int | None) -> None:
+        if not there:
+            self._data.write_bytes(b"")
         with (
-            open(self._data, "ab" if there else "wb") as file,
+            open(self._data, "ab") as file,
             progress(total=total, initial=there, desc=self.name, unit="B", unit_scale=True) as bar,
         ):
             for chunk in _chunks(answer):
