@@ -22,7 +22,7 @@ from kedit.run.options import check
 from kedit.run.references import resolved
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-READERS = {*(path.stem for path in (ROOT / "kedit").glob("*.py")), "data", "reports.page", "reports.compare"}
+READERS = {path.stem for path in (ROOT / "kedit").glob("*.py")} | {"data", "reports.page", "reports.compare"}
 PLACEHOLDER = re.compile(r"\.\.\.|\bNAME\b|\bMODEL\b")  # of a command that the reader completes
 
 
