@@ -536,7 +536,8 @@ def test_the_command_line_of_any_runs(tmp_path: Path) -> None:
     wrong = run_table(tmp_path / "runs", "mine", "--mix", "everything")
     assert (wrong.returncode, wrong.stderr.strip()) == (
         1,
-        "--mix everything: choose from settings, scoring, strictness, benchmarks, orders, versions, options, data, models, all",
+        "--mix everything: choose from settings, scoring, strictness, benchmarks, orders, versions, options, data, "
+        "models, all",
     )
     nowhere = run_table(tmp_path / "runs", "elsewhere")
     assert "no run there" in nowhere.stderr
