@@ -11,14 +11,11 @@ from typing import Annotated, Any, NamedTuple
 
 from kedit.cases import Question
 from kedit.common.cache import digest
-from kedit.common.chat_endpoint import ChatEndpoint, Unanswered
+from kedit.common.chat_endpoint import CHARACTERS, ChatEndpoint, Unanswered
 from kedit.common.errors import InputError
-from kedit.common.hub import why_no_model
-from kedit.common.options import Count, DeviceMap, Dtype, Name, PathText, Rule, Share, has_fields
-from kedit.common.progress import progress
+from kedit.common.options import Rule, Share, has_fields
 from kedit.common.reply_cache import Replies
-from kedit.lm import LM, load
-from kedit.lm.loading import identity_of
+from kedit.lm.local_chat import LocalChat
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +25,6 @@ JudgePrompt = Annotated[
 FIELD = re.compile(r"\{(question|gold|answer)\}")
 VERDICT = re.compile(r"^\W*([AB])\b")  # A: right, B: wrong
 MOST = 2000  # characters of an answer, in an estimate before there are any
-SAVED = 64  # replies of a local judge that are written together
-CHARACTERS = 4  # in a token, about
 
 
 class Judged(NamedTuple):
@@ -137,47 +132,19 @@ class EndpointJudge(ChatEndpoint, Judge):
 
 
 @dataclass(kw_only=True, eq=False)
-class LocalJudge(Judge):
-    """A transformers model on this machine, in `path` (a folder or hub id): greedily, in its tokenizer's chat template
-    if it has one. It is loaded when the first text has no reply yet, and stays for the run."""
-
-    path: PathText
-    revision: Name
-    dtype: Dtype
-    device_map: DeviceMap | dict[str, Any]
-    trust_remote_code: bool
-    token_budget: Count | None
-    max_new_tokens: Count
-    _lm: LM | None = field(default=None, init=False, repr=False)
-
-    def asked(self) -> Mapping[str, Any]:
-        identity = identity_of(self.path, revision=self.revision, trust_remote_code=self.trust_remote_code)
-        return {"model": identity, "dtype": self.dtype, "max_new_tokens": self.max_new_tokens}
+class LocalJudge(LocalChat, Judge):
+    """A transformers model on this machine; it stays for the run. Options: those of LocalChat, and `prompt`."""
 
     def check(self) -> None:
-        if why := why_no_model(self.path, self.revision):
-            raise InputError(f"{self.option}.path={self.path}: this model cannot be had ({why}); give another one")
+        if sentence := self.missing_model(self.option):
+            raise InputError(sentence)
 
     def cost_of(self, texts: int, characters_in: int) -> str:
         return f"the judge {self.path} grades at most {texts:,} texts, about {characters_in // CHARACTERS:,} tokens"
 
     def send(self, prompts: Sequence[str], keep: Callable[[int, str], None]) -> None:
-        lm = self._lm = self._lm or self._load()
-        read = [lm.text.chat(prompt) if lm.text.chats else prompt for prompt in prompts]
-        lm.check_length(max(map(len, lm.text.prompts(read))) + self.max_new_tokens)
-        for begin in progress(range(0, len(read), SAVED), desc=f"asking {self.path}"):
-            for i, said in enumerate(lm.generate(read[begin : begin + SAVED], self.max_new_tokens), begin):
-                keep(i, said.text)
-
-    def _load(self) -> LM:
-        return load(
-            self.path,
-            revision=self.revision,
-            dtype=self.dtype,
-            device_map=self.device_map,
-            trust_remote_code=self.trust_remote_code,
-            token_budget=self.token_budget,
-        )
+        for i, reply in enumerate(self.replies_to(prompts)):
+            keep(i, reply)
 
 
 class Judges:
