@@ -192,13 +192,31 @@ class RankOne(Solver):
 
 
 @dataclass(kw_only=True, eq=False)
-class LeastSquares(Solver):
+class KeepsKeys(Solver):
+    """Holds the keys of earlier edits, of each layer as at most 2f columns."""
+
+    _earlier: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def _keep(self, layer: int, ours: Float[Tensor, "f n"]) -> None:
+        self._earlier[layer] = with_columns(self._earlier.get(layer, ours[:, :0]), ours, most=2 * len(ours))
+
+    def reset(self) -> None:
+        self._earlier = {}
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"earlier.{layer}": keys.contiguous() for layer, keys in self._earlier.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self._earlier = {int(name.partition(".")[2]): keys for name, keys in state.items()}
+
+
+@dataclass(kw_only=True, eq=False)
+class LeastSquares(KeepsKeys):
     """MEMIT and PMET; `weight` is λ: how many ordinary keys stand against the edits. `previous_keys`: so do the keys of
     earlier edits, which keeps long sequences alive."""
 
     weight: Positive
     previous_keys: bool = False
-    _earlier: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def stateful(self) -> bool:  # type: ignore[override]
@@ -211,17 +229,7 @@ class LeastSquares(Solver):
         return least_squares_after(residual, both, self.inverses[layer].times(both) / self.weight)
 
     def accumulate(self, layer: int, keys: Keys) -> None:
-        ours = keys.average
-        self._earlier[layer] = with_columns(self._earlier.get(layer, ours[:, :0]), ours, most=2 * len(ours))
-
-    def reset(self) -> None:
-        self._earlier = {}
-
-    def state(self) -> dict[str, Tensor]:
-        return {f"earlier.{layer}": keys.contiguous() for layer, keys in self._earlier.items()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self._earlier = {int(name.partition(".")[2]): keys for name, keys in state.items()}
+        self._keep(layer, keys.average)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -237,7 +245,7 @@ class Equality(Solver):
 
 
 @dataclass(kw_only=True, eq=False)
-class NullSpace(Solver):
+class NullSpace(KeepsKeys):
     """AlphaEdit: only in directions that ordinary keys hardly use, and beside the keys of earlier edits.
 
     Directions whose singular value of C is below `threshold` (`relative`: to the largest one); or those that the
@@ -249,7 +257,6 @@ class NullSpace(Solver):
     threshold: Amount
     relative: bool = False
     files: Mapping[Layer, PathText] | None = None
-    _earlier: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def fit(self, moments: Mapping[int, Float[Tensor, "f f"]], tokens: Mapping[int, int] = NOTHING) -> None:
         found = {layer: null_space(moment, self.threshold, self.relative) for layer, moment in moments.items()}
@@ -275,20 +282,10 @@ class NullSpace(Solver):
         return projected(residual, ours, earlier, self.l2)
 
     def accumulate(self, layer: int, keys: Keys) -> None:
-        ours = self._projected(layer, keys.average).float()
-        self._earlier[layer] = with_columns(self._earlier.get(layer, ours[:, :0]), ours, most=2 * len(ours))
+        self._keep(layer, self._projected(layer, keys.average).float())
 
     def _projected(self, layer: int, keys: Float[Tensor, "f n"]) -> Float[Tensor, "f n"]:
         projector = self.projectors[layer]
         if projector.matrix.device != keys.device:  # uploaded once
             self.projectors[layer] = projector = replace(projector, matrix=projector.matrix.to(keys.device))
         return projector.matrix.to(keys) @ keys
-
-    def reset(self) -> None:
-        self._earlier = {}
-
-    def state(self) -> dict[str, Tensor]:
-        return {f"earlier.{layer}": keys.contiguous() for layer, keys in self._earlier.items()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self._earlier = {int(name.partition(".")[2]): keys for name, keys in state.items()}
