@@ -19,16 +19,16 @@ import pandas as pd
 
 from kedit.common.errors import InputError
 from kedit.common.terminal import use_safe_output
-from kedit.evaluation.metrics import metrics
+from kedit.evaluation.metrics import captions
 from kedit.reports.differences import CHOICES, Row, differing, provenance, rows_of
 from kedit.reports.table import formats
 from kedit.reports.table.formats import DASH, Grid, Line, TableCell
 from kedit.reports.table.significance import MARK, tied
 from kedit.reports.table.significance import SAID as SIGNIFICANCE
 from kedit.reports.table.table_cells import counted, of_each_seed
-from kedit.results.bootstrap import interval
 from kedit.results.cells import Cell, find, tested
 from kedit.results.columns import COLUMNS, meanings
+from kedit.results.measured import numbers_of
 from kedit.results.names import both_names
 from kedit.results.samples import UNEDITED, Sample, samples, tested_T
 from kedit.results.scores import UNEDITED_ROW, Score
@@ -68,15 +68,8 @@ class Scored:
     @cached_property
     def numbers(self) -> dict[str, dict[str, Any]]:
         """For each metric that it has: value, interval, cases, seeds, bootstrap replicates."""
-        sample, found = self.sample, {}
-        for i, metric in enumerate(sample.metrics):
-            if math.isfinite(sample.values[i]):
-                drawn = sample.replicates[:, i] if sample.n[i] > 1 else None
-                low, high = (math.nan, math.nan) if drawn is None else interval(drawn)
-                by_seed = {seed: float(values[i]) for seed, values in sample.of_seeds.items()}
-                known = {"value": float(sample.values[i]), "low": low, "high": high, "replicates": drawn}
-                found[metric] = known | {"n": sample.n[i], "seeds": len(sample.seeds), "by_seed": by_seed}
-        return found
+        seeds = len(self.sample.seeds)
+        return {number["metric"]: number | {"seeds": seeds} for number in numbers_of(self.sample)}
 
 
 def side_by_side(cells: Sequence[Cell], score: Score = "token", *, checkpoints: bool = False) -> list[Scored]:
@@ -199,7 +192,7 @@ def _caption(lines: Sequence[Scored], names: Sequence[str], shown: Sequence[str]
     seeds = sorted({seed for line in lines for seed in line.sample.seeds})
     said = [
         ", ".join([*same, f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"]),
-        f"{metrics()[score].caption} x100, N cases{' in each seed' if len(seeds) > 1 else ''}",
+        f"{captions()[score]} x100, N cases{' in each seed' if len(seeds) > 1 else ''}",
         *(text for name, text in meanings().items() if name.lower().replace(" ", "_") in shown),
         "seconds = editing",
         *([WIDTH] if intervals else []),
@@ -242,8 +235,7 @@ def main() -> None:
     use_safe_output()
     parser = argparse.ArgumentParser(prog="python -m kedit.reports.compare", description=str(__doc__))
     parser.add_argument("places", nargs="+", metavar="PLACE", help="a sweep's name, or a directory of runs")
-    scores = [metric.name for metric in metrics().values() if metric.caption and not metric.of_texts]
-    parser.add_argument("--scoring", choices=scores, default="token", help="as of python -m kedit.table")
+    parser.add_argument("--scoring", choices=tuple(captions()), default="token", help="as of python -m kedit.table")
     parser.add_argument("--checkpoints", action="store_true", help="a line for each test, not only for the last")
     parser.add_argument("--intervals", action="store_true", help="half-widths of 95 %% intervals in brackets")
     parser.add_argument("--format", choices=("terminal", *FORMATS.values()), help="default: by the ending of --out")

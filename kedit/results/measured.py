@@ -50,14 +50,19 @@ def frame_of(found: Sequence[Sample], paper: str, table: int | None = None) -> p
 
 def _lines(sample: Sample) -> Iterator[dict[str, Any]]:
     known = {"seeds": len(sample.seeds), "failed": sample.failed, "directories": [c.directory for c in sample.cells]}
+    for found in numbers_of(sample):
+        yield sample.key._asdict() | known | found
+    for metric, value in sample.costs.items():
+        yield sample.key._asdict() | known | number(metric, value, None, max(sample.n))
+
+
+def numbers_of(sample: Sample) -> Iterator[dict[str, Any]]:
+    """Each score of a sample that has a value: with its interval, and of each seed."""
     for i, metric in enumerate(sample.metrics):
         if math.isfinite(sample.values[i]):
             drawn = sample.replicates[:, i] if sample.n[i] > 1 else None
             by_seed = {seed: float(values[i]) for seed, values in sample.of_seeds.items()}
-            found = number(metric, sample.values[i], drawn, sample.n[i])
-            yield sample.key._asdict() | known | {"by_seed": by_seed} | found
-    for metric, value in sample.costs.items():
-        yield sample.key._asdict() | known | number(metric, value, None, max(sample.n))
+            yield {"by_seed": by_seed} | number(metric, sample.values[i], drawn, sample.n[i])
 
 
 def number(metric: str, value: float, replicates: np.ndarray | None, n: int) -> dict[str, Any]:

@@ -117,18 +117,17 @@ def _folded(table: pa.Table, keys: Sequence[str]) -> pa.Table:
     return found.append_column("value", value)
 
 
-def _of_texts() -> list[Metric]:
-    """Fluency and consistency: the same however the answers are scored."""
-    return [metric for metric in metrics().values() if metric.of_texts]
-
-
-def _instead_of(score: Score) -> list[Metric]:
-    return [metric for metric in metrics().values() if metric.instead_of == score]
+def _sources(score: Score) -> list[Metric]:
+    """Where a row's value is found, the first that it has: what the score's tables show instead of it for some kinds;
+    fluency and consistency, the same however answers are scored; the score itself."""
+    instead = [metric for metric in metrics().values() if metric.instead_of == score]
+    texts = [metric for metric in metrics().values() if metric.of_texts]
+    return [*instead, *texts, metrics()[score]]
 
 
 def _columns(score: Score) -> list[str]:
     """The rows' columns that hold a score."""
-    return [metric.row_column for metric in (metrics()[score], *_of_texts(), *_instead_of(score))]
+    return [metric.row_column for metric in _sources(score)]
 
 
 def _value_of(table: pa.Table, score: Score) -> pa.ChunkedArray:
@@ -136,16 +135,13 @@ def _value_of(table: pa.Table, score: Score) -> pa.ChunkedArray:
     kind, scoring, names = table["kind"], table["scoring"], table.column_names
     none = pa.chunked_array([pa.nulls(len(table), pa.float64())])
 
-    def taken(metric: Metric, of_kinds: pa.ChunkedArray) -> pa.ChunkedArray:
-        where = pc.and_(pc.equal(scoring, metric.scoring), of_kinds)
+    def taken(metric: Metric) -> pa.ChunkedArray:
+        among = pc.is_in(kind, pa.array([*(metric.kinds or TEXT_KINDS)], pa.string()))
+        where = pc.and_(pc.equal(scoring, metric.scoring), among if metric.kinds else pc.invert(among))
         column = metric.row_column
         return pc.if_else(where, table[column].cast(pa.float64()), none) if column in names else none
 
-    def among(kinds: Sequence[str]) -> pa.ChunkedArray:
-        return pc.is_in(kind, pa.array([*kinds], pa.string()))
-
-    sources = [taken(metric, among(metric.kinds)) for metric in (*_instead_of(score), *_of_texts())]
-    return pc.coalesce(*sources, taken(metrics()[score], pc.invert(among(TEXT_KINDS))))
+    return pc.coalesce(*map(taken, _sources(score)))
 
 
 def mean_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -155,9 +151,10 @@ def mean_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """
     groups: dict[str, dict[tuple[Any, ...], list[float]]] = {}
     folds: dict[tuple[Any, ...], str] = {}
+    sources = _sources("token")
     for row in rows:
         kind = row["kind"]
-        if (value := _token_value(row)) is None:
+        if (value := _value(row, sources)) is None:
             continue
         groups.setdefault(kind, {}).setdefault((row["step"], row["case"], row["group"]), []).append(value)
         folds[kind, row["step"], row["case"], row["group"]] = row.get("fold", "mean")
@@ -167,10 +164,9 @@ def mean_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {kind: 100 * fmean(_cases(of_kind).values()) for kind, of_kind in sorted(groups.items(), key=_column)}
 
 
-def _token_value(row: Mapping[str, Any]) -> float | None:
-    """One row's value of `score="token"`; None if it has none."""
-    token = metrics()["token"]
-    for metric in (*_instead_of("token"), *_of_texts(), token):
+def _value(row: Mapping[str, Any], sources: Sequence[Metric]) -> float | None:
+    """One row's value, of the first of these metrics that it has; None if it has none."""
+    for metric in sources:
         asks = row["kind"] in metric.kinds if metric.kinds else metric.asks(row["kind"])
         value = row.get(metric.row_column) if asks and row["scoring"] == metric.scoring else None
         if value is not None and not math.isnan(value):

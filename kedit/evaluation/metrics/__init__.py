@@ -94,6 +94,11 @@ def metrics() -> dict[str, Metric]:
     return {metric.name: metric for metric in declared}
 
 
+def captions() -> dict[str, str]:
+    """The metrics that a table can show, and what its caption says."""
+    return {metric.name: metric.caption for metric in metrics().values() if metric.caption and not metric.of_texts}
+
+
 def grades(scoring: Scoring, answer: Forced | Written | StrictlyWritten) -> dict[str, float | int]:
     """Row columns and scores of one answer; what it has no score of is absent."""
     found = {}

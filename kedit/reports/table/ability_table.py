@@ -62,8 +62,4 @@ def _text(value: float, stderr: float | None) -> str:
 
 def write(cells: Sequence[Cell], directory: Path) -> None:
     """ability.md and ability.csv in `directory`, if benchmarks were asked."""
-    made = list(tables(cells))
-    if made:
-        text = "\n".join(formats.markdown(grid(*one)) for one in made)
-        (directory / "ability.md").write_text(text, encoding="utf-8")
-        plain.as_csv(made).to_csv(directory / "ability.csv", index=False)
+    plain.write_as("ability", list(tables(cells)), grid, directory)

@@ -7,7 +7,7 @@ from typing import get_args
 
 from kedit.common.errors import InputError
 from kedit.common.terminal import use_safe_output
-from kedit.evaluation.metrics import metrics
+from kedit.evaluation.metrics import captions
 from kedit.reports.table.show import output
 from kedit.results.scores import Merge
 
@@ -32,9 +32,9 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("place", nargs="?", help="a sweep's name, or a directory of runs (default: quickstart); of claims a paper")
     add("--view", choices=VIEWS, default="all", help="of a paper's table")
-    captions = {metric.name: metric.caption for metric in metrics().values() if metric.caption and not metric.of_texts}
-    help_scoring = "of the answers: " + "; ".join(f"{name}: {said}" for name, said in captions.items())
-    add("--scoring", choices=tuple(captions), default="token", help=help_scoring)
+    scorings = captions()
+    help_scoring = "of the answers: " + "; ".join(f"{name}: {said}" for name, said in scorings.items())
+    add("--scoring", choices=tuple(scorings), default="token", help=help_scoring)
     add("--scored-as", metavar="NAME", help="of a paper's table: a reading of its metrics, e.g. kdpo or kdpo_released")
     add("--merge", choices=get_args(Merge), help="how probes become one number, of a table without a paper")
     add("--versus", nargs=2, metavar=("EDITOR", "EDITOR"), help="the difference of two, on the same cases")

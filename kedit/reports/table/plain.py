@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +241,15 @@ def grid(caption: str, table: pd.DataFrame) -> Grid:
     return Grid("", ("editor",), tuple((name,) for name in names), tuple(lines), "; ".join([caption, *said]) + ".")
 
 
+def stubbed(caption: str, table: pd.DataFrame, stubs: Sequence[str]) -> Grid:
+    """A table whose lines are told apart by these columns, in its printed form."""
+    text = shown(table)
+    columns = [name for name in text if name not in stubs]
+    heads, entries = text[[*stubs]].to_numpy().tolist(), text[columns].to_numpy().tolist()
+    lines = [Line(tuple(head), tuple(map(TableCell, line))) for head, line in zip(heads, entries, strict=True)]
+    return Grid("", tuple(stubs), tuple((name,) for name in columns), tuple(lines), f"{caption}.")
+
+
 def _marks(table: pd.DataFrame, name: str) -> list[str]:
     """For each line, is its number the best of its T, or tied with it? By the digits shown; of several editors."""
     if name not in (*COLUMNS.values(), "HM", "Score"):
@@ -261,11 +270,21 @@ def markdown(caption: str, table: pd.DataFrame) -> str:
 def write(cells: Sequence[Cell], directory: Path) -> list[tuple[str, pd.DataFrame]]:
     """table.md and table.csv in `directory`; returns what was written."""
     made = list(tables(cells))
-    (directory / "table.md").write_text(
-        "\n".join(markdown(caption, table) for caption, table in made), encoding="utf-8"
-    )
-    as_csv(made).to_csv(directory / "table.csv", index=False)
+    write_as("table", made, grid, directory)
     return made
+
+
+def write_as(
+    name: str,
+    made: Sequence[tuple[str, pd.DataFrame]],
+    form: Callable[[str, pd.DataFrame], Grid],
+    directory: Path,
+) -> None:
+    """NAME.md, in the form that `form` gives each (caption, table), and NAME.csv; nothing if there is no table."""
+    if made:
+        text = "\n".join(formats.markdown(form(*one)) for one in made)
+        (directory / f"{name}.md").write_text(text, encoding="utf-8")
+        as_csv(made).to_csv(directory / f"{name}.csv", index=False)
 
 
 def as_csv(made: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:

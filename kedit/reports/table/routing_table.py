@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from kedit.reports.table import formats, plain
-from kedit.reports.table.formats import Grid, Line, TableCell
+from kedit.reports.table import plain
+from kedit.reports.table.formats import Grid
 from kedit.results.cells import Cell
 from kedit.results.routing import MEASURES, routing
 
@@ -46,16 +46,9 @@ def _caption(cells: Sequence[Cell]) -> str:
 
 
 def grid(caption: str, table: pd.DataFrame) -> Grid:
-    text = plain.shown(table)
-    stubs, columns = _HEAD, [name for name in text if name not in _HEAD]
-    heads, entries = text[stubs].to_numpy().tolist(), text[columns].to_numpy().tolist()
-    lines = [Line(tuple(head), tuple(map(TableCell, line))) for head, line in zip(heads, entries, strict=True)]
-    return Grid("", tuple(stubs), tuple((name,) for name in columns), tuple(lines), f"{caption}.")
+    return plain.stubbed(caption, table, _HEAD)
 
 
 def write(cells: Sequence[Cell], directory: Path) -> None:
     """routing.md and routing.csv in `directory`, where something was recalled."""
-    made = list(tables(cells))
-    if made:
-        (directory / "routing.md").write_text("\n".join(formats.markdown(grid(*one)) for one in made), encoding="utf-8")
-        plain.as_csv(made).to_csv(directory / "routing.csv", index=False)
+    plain.write_as("routing", list(tables(cells)), grid, directory)

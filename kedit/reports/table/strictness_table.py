@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from kedit.reports.table import formats, plain
+from kedit.reports.table import plain
 from kedit.reports.table.captions import closings
-from kedit.reports.table.formats import Grid, Line, TableCell
+from kedit.reports.table.formats import Grid
 from kedit.results.cells import Cell
 from kedit.results.columns import COLUMNS
 from kedit.results.scores import UNEDITED_ROW, summary
@@ -70,16 +70,9 @@ def _scores(cell: Cell) -> list[str]:
 
 
 def grid(caption: str, table: pd.DataFrame) -> Grid:
-    text = plain.shown(table)
-    columns = [name for name in text if name not in HEAD]
-    heads, entries = text[HEAD].to_numpy().tolist(), text[columns].to_numpy().tolist()
-    lines = [Line(tuple(head), tuple(map(TableCell, line))) for head, line in zip(heads, entries, strict=True)]
-    return Grid("", tuple(HEAD), tuple((name,) for name in columns), tuple(lines), f"{caption}.")
+    return plain.stubbed(caption, table, HEAD)
 
 
 def write(cells: Sequence[Cell], directory: Path) -> None:
     """strict.md and strict.csv in `directory`, if something was scored strictly."""
-    made = list(tables(cells))
-    if made:
-        (directory / "strict.md").write_text("\n".join(formats.markdown(grid(*one)) for one in made), encoding="utf-8")
-        plain.as_csv(made).to_csv(directory / "strict.csv", index=False)
+    plain.write_as("strict", list(tables(cells)), grid, directory)
