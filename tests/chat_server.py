@@ -3,10 +3,12 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from background_server import running
 
 Reply = str | int | None  # a text; an HTTP status; None: the connection is cut
 
@@ -33,12 +35,10 @@ class Server(ThreadingHTTPServer):
         """The client has gone: it waits no longer."""
 
 
-@contextmanager
-def serving(behave: Callable[[int, str], Reply] | None = None, raw: bytes | None = None) -> Iterator[Server]:
-    with Server(behave, raw) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield server
-        server.shutdown()
+def serving(
+    behave: Callable[[int, str], Reply] | None = None, raw: bytes | None = None
+) -> AbstractContextManager[Server]:
+    return running(Server(behave, raw))
 
 
 class Handler(BaseHTTPRequestHandler):

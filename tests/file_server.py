@@ -1,10 +1,10 @@
 """A web server of one file that misbehaves as it is told."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from background_server import running
 
 
 class FileServer(ThreadingHTTPServer):
@@ -28,12 +28,8 @@ class FileServer(ThreadingHTTPServer):
         """The client has gone."""
 
 
-@contextmanager
-def serving(content: bytes) -> Iterator[FileServer]:
-    with FileServer(content) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield server
-        server.shutdown()
+def serving(content: bytes) -> AbstractContextManager[FileServer]:
+    return running(FileServer(content))
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from background_server import running
 
 COMMIT = "1234567890abcdef1234567890abcdef12345678"
 
@@ -27,12 +28,8 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
-@contextmanager
-def serving(repositories: Mapping[str, Path]) -> Iterator[Server]:
-    with Server(repositories) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield server
-        server.shutdown()
+def serving(repositories: Mapping[str, Path]) -> AbstractContextManager[Server]:
+    return running(Server(repositories))
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -45,19 +45,21 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+SWEEP = [
+    "sweeps=quickstart",
+    "editor=kdpo,ft_m",
+    "T=4",
+    "setting.checkpoints=[2]",
+    "eval.fluency_tokens=20",
+    "tracker=wandb",
+]
+
+
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small named sweep, tracked offline."""
     folder = tmp_path_factory.mktemp("tracked")
-    given = [
-        "sweeps=quickstart",
-        "editor=kdpo,ft_m",
-        "T=4",
-        "setting.checkpoints=[2]",
-        "eval.fluency_tokens=20",
-        "tracker=wandb",
-    ]
-    done = run_kedit(folder, *given)
+    done = run_kedit(folder, *SWEEP)
     assert done.returncode == 0, done.stderr
     return folder / "runs/quickstart"
 
@@ -218,15 +220,7 @@ def test_wandb_has_the_rows_and_the_pictures(tracked: Path, cell: Path, records:
 
 
 def test_a_sweep_that_is_shown_again_is_not_tracked_again(tracked: Path) -> None:
-    given = [
-        "sweeps=quickstart",
-        "editor=kdpo,ft_m",
-        "T=4",
-        "setting.checkpoints=[2]",
-        "eval.fluency_tokens=20",
-        "tracker=wandb",
-    ]
-    assert run_kedit(tracked.parents[1], *given).returncode == 0
+    assert run_kedit(tracked.parents[1], *SWEEP).returncode == 0
     assert len(list(tracked.rglob("*.wandb"))) == 3
 
 
